@@ -1,0 +1,51 @@
+"""From a task's name, a mask, a kernel or a user's own map to the linear physics ``y = A x_0 + n``.
+
+Every function here returns a ``deepinv.physics.LinearPhysics`` that carries its noise level, ``noise_std``, in units of
+an image in [0, 1]. Whatever else is a ``LinearPhysics`` (MRI, tomography, ...) is equally good: nothing below is
+required of it.
+"""
+
+from cmidiff.physics.check import adjoint_error
+from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs
+from cmidiff.physics.measure import known_entries, measure, measured_count
+from cmidiff.physics.operators import BicubicResize, Luminance, from_callable, from_kernel, from_mask, from_signs
+from cmidiff.physics.tasks import (
+    TASKS,
+    Task,
+    colorize,
+    compressed_sensing,
+    deblur_gaussian,
+    deblur_motion,
+    denoise,
+    inpaint_box,
+    inpaint_random,
+    super_resolution,
+)
+
+__all__ = [
+    "TASKS",
+    "BicubicResize",
+    "Luminance",
+    "Task",
+    "adjoint_error",
+    "box_mask",
+    "colorize",
+    "compressed_sensing",
+    "deblur_gaussian",
+    "deblur_motion",
+    "denoise",
+    "from_callable",
+    "from_kernel",
+    "from_mask",
+    "from_signs",
+    "gaussian_kernel",
+    "inpaint_box",
+    "inpaint_random",
+    "known_entries",
+    "measure",
+    "measured_count",
+    "motion_kernel",
+    "random_mask",
+    "random_signs",
+    "super_resolution",
+]

@@ -1,0 +1,127 @@
+"""What is asked of arguments at the door of this package, once, and the dot test of an operator and its adjoint.
+
+Each message says what was wrong, what was received and what to do.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+Shape = Sequence[int]
+
+
+def checked_shape(shape: Shape) -> tuple[int, int, int]:
+    """``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension.
+
+    Raises:
+        ValueError: unless it is three positive integers.
+    """
+    sizes = tuple(shape)
+    if len(sizes) != 3 or not all(isinstance(n, Integral) and n > 0 for n in sizes):
+        raise ValueError(
+            f"The image shape must be three positive integers (channels, height, width); got {sizes}. "
+            "Of a batch x, pass x.shape[1:]."
+        )
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+def checked_noise_std(noise_std: float) -> float:
+    """``noise_std`` as a float, in units of an image in [0, 1].
+
+    Raises:
+        ValueError: if it is negative, NaN, infinite or no number.
+    """
+    if not isinstance(noise_std, Real) or not math.isfinite(noise_std) or noise_std < 0:
+        raise ValueError(
+            f"noise_std must be a finite number of at least 0, in units of an image in [0, 1]; got {noise_std!r}. "
+            "For noise given in 0..255 units, divide by 255; in [-1, 1] units, by 2."
+        )
+    return float(noise_std)
+
+
+def checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, which must be ``torch.float32`` or ``torch.float64``.
+
+    Raises:
+        ValueError: for any other; Fourier transforms and factorisations know no shorter one on every device.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"A physics is built in torch.float32 or torch.float64; got {dtype}. Cast its outputs instead."
+        )
+    return dtype
+
+
+def checked_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
+    """``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``.
+
+    Raises:
+        ValueError: outside of it, NaN included.
+    """
+    inside = isinstance(value, Real) and least <= value <= most and not (open_end and value == most)
+    if not inside:
+        bracket = ")" if open_end else "]"
+        raise ValueError(f"{name} must lie in [{least}, {most}{bracket}; got {value!r}. Choose a value in that range.")
+    return float(value)
+
+
+def checked_odd(name: str, size: int) -> int:
+    """``size`` as an odd integer of at least 3, so that a kernel has a centre.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(size, Integral) or size < 3 or size % 2 == 0:
+        raise ValueError(f"{name} must be an odd integer of at least 3; got {size!r}. For 60, say, use 61.")
+    return int(size)
+
+
+def checked_seed(seed: int) -> int:
+    """``seed`` as an int; 0 is a seed.
+
+    Raises:
+        ValueError: if it is no integer.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer; got {seed!r}. Any integer will do, 0 included.")
+    return int(seed)
+
+
+def inner(u: Tensor, v: Tensor) -> Tensor:
+    """The real inner product of each row of a batch, ``Re <u_b, v_b>``, shape ``(B,)``."""
+    return (u.conj() * v).real.flatten(1).sum(1)
+
+
+def adjoint_error(
+    physics: LinearPhysics,
+    shape: Shape,
+    *,
+    batch: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device = "cpu",
+) -> float:
+    r"""The dot test ``|<A u, v> - <u, A^T v>| / (|A u| |v|)`` at random ``u`` and ``v``, the largest over a batch.
+
+    Args:
+        physics: any linear physics.
+        shape: of one image, ``(C, H, W)`` or whatever the physics takes after the batch dimension.
+        batch: number of independent pairs, passed through the physics together.
+        seed: of the draws.
+        dtype: of the draws; the physics must be built in the same.
+        device: of the physics; the draws are made on the CPU.
+
+    Returns:
+        A dimensionless number, of the order of the precision of ``dtype`` for a true adjoint.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn((batch, *shape), generator=generator, dtype=dtype).to(device)
+    a_u = physics.A(u)
+    v = torch.randn(a_u.shape, generator=generator, dtype=a_u.dtype).to(device)
+    gap = (inner(a_u, v) - inner(u, physics.A_adjoint(v))).abs()
+    scale = (inner(a_u, a_u) * inner(v, v)).sqrt()
+    return float((gap / scale.clamp_min(torch.finfo(dtype).tiny)).max())

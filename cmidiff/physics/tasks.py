@@ -1,0 +1,277 @@
+"""The named tasks, and ``Task``: one of them with everything that was drawn for it, as data that can be stored.
+
+Paper presets. ``cmi-paper`` (https://arxiv.org/abs/2501.02880): 256x256, noise_std 0.05, box 128, random mask 90%,
+bicubic x4, Gaussian 61x61 std 5, motion 61x61 intensity 0.5. The DPS code
+(https://github.com/DPS2022/diffusion-posterior-sampling): Gaussian std 3 with ``padding="reflect"``, random mask 92%,
+and noise 0.05 of images in [-1, 1], which is noise_std 0.025 here.
+
+Everywhere: ``shape`` is ``(C, H, W)`` of the images, ``noise_std`` the standard deviation of the noise in units of an
+image in [0, 1], ``seed`` any integer, ``dtype`` ``torch.float32`` or ``torch.float64``; a bad value raises
+``ValueError``.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import torch
+from deepinv.physics import Denoising, LinearPhysics
+from torch import Tensor
+
+from cmidiff.physics.check import Shape, checked_shape
+from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs
+from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
+
+Device = str | torch.device
+
+
+def denoise(
+    shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> LinearPhysics:
+    """Noise only: ``A`` is the identity."""
+    return Denoising(gaussian_noise(noise_std, dtype), img_size=checked_shape(shape)).to(device=device, dtype=dtype)
+
+
+def inpaint_box(
+    shape: Shape,
+    *,
+    size: int | Sequence[int] | None = None,
+    position: Sequence[int] | None = None,
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """One hidden rectangle of ``size`` pixels (``None``: half of each side) at ``position``; see ``box_mask``."""
+    mask = box_mask(shape, size=size, position=position, seed=seed)
+    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+
+
+def inpaint_random(
+    shape: Shape,
+    *,
+    hidden: float = 0.9,
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """The fraction ``hidden`` of the pixels is not measured, all channels together; see ``random_mask``."""
+    mask = random_mask(shape, hidden=hidden, seed=seed)
+    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+
+
+def deblur_gaussian(
+    shape: Shape,
+    *,
+    kernel_size: int = 61,
+    std: float = 3.0,
+    padding: str = "circular",
+    noise_std: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """Blur by a Gaussian of ``std`` pixels; see ``gaussian_kernel``, and ``from_kernel`` for ``padding``."""
+    kernel = gaussian_kernel(kernel_size=kernel_size, std=std)
+    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+
+
+def deblur_motion(
+    shape: Shape,
+    *,
+    kernel_size: int = 61,
+    intensity: float = 0.5,
+    padding: str = "circular",
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """Blur by a shaken camera; see ``motion_kernel``, and ``from_kernel`` for ``padding``."""
+    kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
+    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+
+
+def super_resolution(
+    shape: Shape,
+    *,
+    factor: int = 4,
+    noise_std: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """Bicubic reduction by a whole ``factor`` with antialiasing; ``shape`` is that of the large image.
+
+    Equal to the resizer of the DPS code (https://github.com/assafshocher/ResizeRight) and MATLAB's ``imresize``.
+
+    Raises:
+        ValueError: also if ``factor`` does not divide height and width, or leaves fewer than two pixels a side.
+    """
+    image = checked_shape(shape)
+    if not isinstance(factor, Integral) or factor < 1:
+        raise ValueError(f"factor must be a whole number of at least 1; got {factor!r}. Use 2, 4, 8, ...")
+    if any(side % factor or side < 2 * factor for side in image[1:]):
+        fitting = [max(2, round(side / factor)) * factor for side in image[1:]]
+        raise ValueError(
+            "factor must divide the height and width of the large image and leave two pixels a side; got factor "
+            f"{factor} and {image[1]}x{image[2]}. Crop or pad the image to {fitting[0]}x{fitting[1]}, or choose "
+            "another factor."
+        )
+    return BicubicResize(image, int(factor), gaussian_noise(noise_std, dtype), dtype).to(device)
+
+
+def colorize(
+    shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> LinearPhysics:
+    """Only the grey image is measured (weights 0.299, 0.587, 0.114); ``y`` is ``(B, 1, H, W)``.
+
+    Raises:
+        ValueError: also for an image without three channels.
+    """
+    image = checked_shape(shape)
+    if image[0] != 3:
+        raise ValueError(f"colorize needs images of 3 channels; got {image[0]}. Pass a colour image.")
+    return Luminance(image, gaussian_noise(noise_std, dtype), dtype).to(device)
+
+
+def compressed_sensing(
+    shape: Shape,
+    *,
+    ratio: float = 0.25,
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """About ``ratio H W`` random projections of each channel; see ``from_signs``."""
+    signs = random_signs(shape, seed=seed)
+    return from_signs(signs, ratio=ratio, noise_std=noise_std, dtype=dtype, device=device)
+
+
+TASKS: dict[str, Callable[..., LinearPhysics]] = {
+    "denoise": denoise,
+    "inpaint-box": inpaint_box,
+    "inpaint-random": inpaint_random,
+    "deblur-gaussian": deblur_gaussian,
+    "deblur-motion": deblur_motion,
+    "super-resolution": super_resolution,
+    "colorize": colorize,
+    "compressed-sensing": compressed_sensing,
+}
+"""The one table of names, for the command line."""
+
+_DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "inpaint-box": ("mask", box_mask),
+    "inpaint-random": ("mask", random_mask),
+    "deblur-gaussian": ("kernel", gaussian_kernel),
+    "deblur-motion": ("kernel", motion_kernel),
+    "compressed-sensing": ("signs", random_signs),
+}
+_GIVEN: dict[str, tuple[str, Callable[..., LinearPhysics]]] = {
+    "mask": ("mask", from_mask),
+    "kernel": ("kernel", from_kernel),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A physics as data: what a measurement file must store to restore the exact physics, whatever the machine.
+
+    ``Task.draw("inpaint-random", (3, 64, 64), {"seed": 1})`` for a named task;
+    ``Task("mask", {"noise_std": 0.05}, {"mask": mask})`` and
+    ``Task("kernel", {"noise_std": 0.05, "padding": "reflect"}, {"kernel": kernel})`` for a user's own.
+
+    Args:
+        name: one of ``TASKS``, or ``"mask"`` or ``"kernel"``.
+        parameters: the task's keyword arguments, JSON values; those left out have their defaults.
+        tensors: what was drawn or given, under ``"mask"``, ``"kernel"`` or ``"signs"``; it is used and the seed is not.
+
+    Raises:
+        ValueError: for an unknown name or parameter (the nearest names are suggested), or a missing tensor.
+    """
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = _parameters(self.name)
+        for parameter in self.parameters:
+            if parameter not in known:
+                raise ValueError(f"Task {self.name!r} has no parameter {parameter!r}. {_nearest(parameter, known)}")
+        needed = (_GIVEN | _DRAWS).get(self.name)
+        if needed and needed[0] not in self.tensors:
+            raise ValueError(
+                f"Task {self.name!r} needs the tensor {needed[0]!r}; got {sorted(self.tensors) or 'none'}. "
+                "Add it, or let Task.draw draw it."
+            )
+
+    @classmethod
+    def draw(cls, name: str, shape: Shape, parameters: Mapping[str, Any] | None = None) -> "Task":
+        """The named task for images of ``shape``, with every default written out and everything random drawn.
+
+        Raises:
+            ValueError: for what ``Task`` or the named function refuses.
+        """
+        if name not in TASKS:
+            raise ValueError(f"There is no task {name!r}. {_nearest(name, TASKS)}")
+        chosen = {**_parameters(name), **(parameters or {})}
+        tensors: dict[str, Tensor] = {}
+        if name in _DRAWS:
+            key, function = _DRAWS[name]
+            wanted = inspect.signature(function).parameters
+            arguments = {k: v for k, v in chosen.items() if k in wanted} | (
+                {"shape": shape} if "shape" in wanted else {}
+            )
+            tensors[key] = function(**arguments)
+        task = cls(name, chosen, tensors)
+        task.build(shape)
+        return task
+
+    def build(self, shape: Shape, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> LinearPhysics:
+        """The physics for images of ``shape`` ``(C, H, W)``.
+
+        Raises:
+            ValueError: if a stored tensor belongs to images of another size, or for what the named function refuses.
+        """
+        image = checked_shape(shape)
+        options: dict[str, Any] = {
+            "noise_std": self.parameters.get("noise_std", 0.05),
+            "dtype": dtype,
+            "device": device,
+        }
+        if "mask" in self.tensors:
+            return from_mask(self.tensors["mask"], image, **options)
+        if "kernel" in self.tensors:
+            padding = self.parameters.get("padding", "circular")
+            return from_kernel(self.tensors["kernel"], image, padding=padding, **options)
+        if "signs" in self.tensors:
+            signs = self.tensors["signs"]
+            if tuple(signs.shape) != image:
+                raise ValueError(
+                    f"The signs were drawn for images of {tuple(signs.shape)}; got {image}. Use that shape."
+                )
+            return from_signs(signs, ratio=self.parameters.get("ratio", 0.25), **options)
+        return TASKS[self.name](image, **{**self.parameters, "dtype": dtype, "device": device})
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """The parameters of a task that a file stores, with their defaults."""
+    functions = {**TASKS, **{given: function for given, (_, function) in _GIVEN.items()}}
+    if name not in functions:
+        raise ValueError(f"There is no task {name!r}. {_nearest(name, functions)}")
+    signature = inspect.signature(functions[name]).parameters
+    return {
+        key: parameter.default
+        for key, parameter in signature.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("dtype", "device")
+    }
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    choices = list(words)
+    near = difflib.get_close_matches(word, choices, n=2, cutoff=0.5)
+    return (f"Did you mean {' or '.join(near)}? " if near else "") + f"Choose from: {', '.join(choices)}."
