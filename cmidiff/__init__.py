@@ -1,0 +1,51 @@
+"""cmidiff: posterior sampling with diffusion priors and conditional mutual information.
+
+A measurement ``y`` of a physics is explained by a prior; a guidance pulls each step of the one sampling loop towards
+``y``, information (CMI) corrects it, and a
+restoration comes out. The names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cmidiff.guidance import CADPS as CADPS
+    from cmidiff.guidance import DPS as DPS
+    from cmidiff.guidance import DSG as DSG
+    from cmidiff.guidance import MCG as MCG
+    from cmidiff.guidance import PiGDM as PiGDM
+    from cmidiff.guidance import Unconditional as Unconditional
+    from cmidiff.information import CMI as CMI
+    from cmidiff.physics import measure as measure
+    from cmidiff.prior import GaussianMixture as GaussianMixture
+    from cmidiff.prior import NetworkPrior as NetworkPrior
+    from cmidiff.prior import load_prior as load_prior
+    from cmidiff.restore import Restoration as Restoration
+    from cmidiff.restore import restore as restore
+    from cmidiff.sampler import DDIM as DDIM
+    from cmidiff.sampler import Ancestral as Ancestral
+    from cmidiff.sampler import ProbabilityFlow as ProbabilityFlow
+
+_HOME = {
+    **dict.fromkeys(("CADPS", "DPS", "DSG", "MCG", "PiGDM", "Unconditional"), "cmidiff.guidance"),
+    **dict.fromkeys(("GaussianMixture", "NetworkPrior", "load_prior"), "cmidiff.prior"),
+    **dict.fromkeys(("Restoration", "restore"), "cmidiff.restore"),
+    **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.sampler"),
+    "CMI": "cmidiff.information",
+    "measure": "cmidiff.physics",
+}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cmidiff' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

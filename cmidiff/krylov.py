@@ -1,0 +1,109 @@
+"""Batched Krylov methods: every sample is a linear system of its own.
+
+An operator maps (B, ...) to (B, ...) and acts on each sample alone; scalars of the iteration are kept per sample, and a
+sample that has
+converged or broken down is frozen, so that no sample's result depends on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample, shape (B,); the real part for complex tensors."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).real
+
+
+def per_sample(scalar: Tensor, like: Tensor) -> Tensor:
+    """Shape a (B,) tensor so that it multiplies ``like`` of shape (B, ...)."""
+    return scalar.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def conjugate_gradient(
+    operator: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6, curvature: float = 0.0
+) -> Tensor:
+    """Solve ``S x = b`` from ``x = 0`` for a symmetric positive ``S``, one system a sample.
+
+    Args:
+        operator: ``v -> S v``, shape (B, ...).
+        b: right-hand sides, shape (B, ...).
+        iterations: at most this many products.
+        tolerance: a sample stops when ``|b - S x| <= tolerance |b|``.
+        curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``: the operator is
+            not the positive
+            matrix it should be in that direction (a network's Jacobian need be neither symmetric nor positive).
+
+    Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
+    """
+    x, r, p = torch.zeros_like(b), b, b
+    rr = dot(r, r)
+    enough = tolerance**2 * rr
+    active = rr > enough
+    for _ in range(iterations):
+        if not bool(active.any()):
+            break
+        sp = operator(p)
+        psp = dot(p, sp)
+        active = active & (psp > curvature * dot(p, p)) & (psp > 0)
+        step = torch.where(active, rr / psp, 0.0)
+        x = x + per_sample(step, x) * p
+        r_new = torch.where(per_sample(active, r), r - per_sample(step, r) * sp, r)
+        rr_new = dot(r_new, r_new)
+        p = torch.where(per_sample(active, p), r_new + per_sample(rr_new / rr, p) * p, p)
+        r, rr = r_new, rr_new
+        active = active & (rr > enough)
+    return x
+
+
+def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lanczos tridiagonalisation started at ``z``, with full reorthogonalisation.
+
+    Returns:
+        Basis ``Q`` (k, B, ...), Ritz values (B, k) and Ritz vectors (B, k, k) of ``T = Q^T S Q``; ``Q e_1 = z / |z|``.
+        A sample whose Krylov
+        space is exhausted (an invariant subspace) has zero basis vectors from there on, decoupled from the rest by
+        zeros in ``T``.
+
+    Source: Golub, Meurant, "Matrices, Moments and Quadrature", 1994.
+    """
+    norm = dot(z, z).sqrt()
+    q = z / per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), z)
+    basis, diagonal, off = [q], [], []
+    alive = norm > 0
+    for k in range(iterations):
+        w = operator(basis[-1])
+        entry = dot(basis[-1], w)
+        diagonal.append(torch.where(alive, entry, diagonal[0] if diagonal else 1.0))
+        if k + 1 == iterations:
+            break
+        for _ in range(2):  # twice is enough
+            for v in basis:
+                w = w - per_sample(dot(v, w), w) * v
+        beta = dot(w, w).sqrt()
+        scale = torch.stack([d.abs() for d in diagonal]).amax(0)
+        alive = alive & (beta > 1e2 * torch.finfo(beta.dtype).eps * scale)
+        beta = torch.where(alive, beta, 0.0)
+        off.append(beta)
+        basis.append(torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0))
+    t = torch.diag_embed(torch.stack(diagonal, -1))
+    if off:
+        t = t + torch.diag_embed(torch.stack(off, -1), offset=1) + torch.diag_embed(torch.stack(off, -1), offset=-1)
+    values, vectors = torch.linalg.eigh(t)
+    return torch.stack(basis), values, vectors
+
+
+def lanczos_apply(operator: Operator, z: Tensor, f: Callable[[Tensor], Tensor], iterations: int) -> Tensor:
+    """``f(S) z`` for a symmetric ``S``, per sample; ``f`` acts on eigenvalues, which are kept positive."""
+    m = z[0].numel()
+    basis, values, vectors = lanczos(operator, z, min(iterations, m))
+    first = vectors[:, 0, :]
+    weight = f(values.clamp_min(torch.finfo(values.dtype).tiny)) * first
+    weight = torch.where(first.abs() > torch.finfo(values.dtype).eps, weight, 0.0)
+    coefficients = torch.einsum("bij,bj->ib", vectors, weight) * dot(z, z).sqrt()
+    return torch.einsum("kb,kb...->b...", coefficients.to(z.dtype), basis)

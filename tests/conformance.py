@@ -1,0 +1,373 @@
+"""Replays trajectories of the official codes through this library's solvers: ``python -m tests.conformance FILE...``
+
+A reference file holds recorded random draws and the states that an official implementation went through. Fed with the
+same draws, our solvers must
+reproduce them; the largest relative error of each run is printed, and the exit status is 1 if one is beyond tolerance
+(float64: 1e-7; where a file
+holds float32 results only, 1e-3).
+
+Our defaults are the rules of the papers. What the official codes do differently is set here, by options
+(``through_clip``) or by the small replacements
+below, which exist for this comparison alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from deepinv.physics import Blur, DecomposablePhysics, Inpainting, LinearPhysics
+from torch import Tensor
+
+from cmidiff.guidance import CADPS, DPS, DSG, MCG, PiGDM
+from cmidiff.guidance.base import Guidance
+from cmidiff.measurement import Measurement
+from cmidiff.prior import NetworkPrior, Prediction
+from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, sample
+from cmidiff.schedule import DDPM, VE
+from cmidiff.step import Kernel, Step
+
+TOLERANCE = 1e-7
+TOLERANCE_FLOAT32 = 1e-3
+F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The official code's own draws, one a step."""
+
+    z: Tensor
+
+    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+        if stream != "kernel":
+            raise KeyError(f"the reference files hold no draws for {stream!r}")
+        return self.z[index : index + 1].to(like)
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(array)).to(F64)
+
+
+def dense_physics(matrix: Tensor, image: tuple[int, ...], out: tuple[int, ...]) -> DecomposablePhysics:
+    """The same matrix (m, n) on each channel, with its singular value decomposition declared."""
+    u, w, vt = torch.linalg.svd(matrix, full_matrices=False)
+
+    def shaped(v: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return v.reshape(*v.shape[:2], *shape)
+
+    return DecomposablePhysics(
+        U=lambda v: shaped(v @ u.mT, out),
+        U_adjoint=lambda v: v.flatten(2) @ u,
+        V=lambda v: shaped(v @ vt, image),
+        V_adjoint=lambda v: v.flatten(2) @ vt.mT,
+        mask=w,
+    )
+
+
+class CircularDecimated(LinearPhysics):
+    """k-diffusion's Fourier operator: circular convolution with a centred kernel, then each ``factor``-th pixel."""
+
+    def __init__(self, kernel: Tensor, size: tuple[int, ...], factor: int) -> None:
+        super().__init__()
+        padded = torch.zeros(size, dtype=F64)
+        padded[: kernel.shape[0], : kernel.shape[1]] = kernel
+        shift = [-(n // 2) for n in kernel.shape]
+        self.transfer, self.factor, self.size = torch.fft.fft2(padded.roll(shift, (0, 1))), factor, size
+
+    def A(self, x: Tensor, **_: Any) -> Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(x) * self.transfer).real[..., :: self.factor, :: self.factor]
+
+    def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+        up = y.new_zeros(*y.shape[:2], *self.size)
+        up[..., :: self.factor, :: self.factor] = y
+        return torch.fft.ifft2(torch.fft.fft2(up) * self.transfer.conj()).real
+
+
+def operator(data: Any, meta: dict[str, Any], shape: tuple[int, ...]) -> LinearPhysics:
+    """The measurement operator of a file."""
+    if "mask" in data:
+        return Inpainting(img_size=cast(Any, shape), mask=tensor(data["mask"]))
+    if "A" in data:
+        return dense_physics(tensor(data["A"]), shape[1:], data["y"].shape[2:])
+    if "H1d" in data:
+        row = tensor(data["H1d"])
+        return dense_physics(torch.kron(row, row), shape[1:], (len(row), len(row)))
+    kernel = tensor(data["kernel"])
+    if meta["repo"] == "KDIP":
+        return CircularDecimated(kernel, shape[1:], shape[-1] // data["y"].shape[-1])
+    # the official code correlates, deepinv convolves
+    return Blur(filter=kernel.flip(0, 1)[None, None], padding="reflect")
+
+
+def measurement(data: Any, meta: dict[str, Any], shape: tuple[int, ...]) -> Measurement:
+    physics = operator(data, meta, shape)
+    y = tensor(data["y"])
+    if meta["repo"] == "RED":  # the code's own layouts: kept pixels, or flattened
+        y = physics.A(tensor(data["pinv_y"]))
+    noise = float(meta.get("sigma", meta.get("sigma_s", meta.get("sigma_y", 0.0))))
+    return Measurement(y, physics, noise, shape, shape)
+
+
+def models(folder: Path, size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The toy denoisers that the references were made with."""
+    spec = importlib.util.spec_from_file_location("refmodels", folder / "refmodels.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(folder / f"models_{size}.npz")[0]
+
+
+# What the official codes do differently, for the comparison alone
+
+
+def mcg_at_level_t(step: Step, x: Tensor) -> Tensor:
+    """MCG's inpainting code: known pixels are replaced at the level of ``t`` instead of ``s``."""
+    recorded, m = cast(Any, step.draws), step.measurement
+    alpha_t, sigma_t = step.level_t
+    y_t = alpha_t * m.y + sigma_t * recorded.noise_y[step.index : step.index + 1]
+    return x - m.At(m.A(x)) + m.At(y_t)
+
+
+def mcg_upsampled(step: Step, x: Tensor) -> Tensor:
+    """The DPS repository's projection: nearest up-sampling in place of the pseudoinverse, at the level of ``t``."""
+    recorded, m = cast(Any, step.draws), step.measurement
+    alpha_t, sigma_t = step.level_t
+    y_t = alpha_t * m.y + sigma_t * recorded.noise_y[step.index : step.index + 1]
+    factor = x.shape[-1] // m.y.shape[-1]
+    return x + (y_t - m.A(x)).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def mcg_base_class(step: Step, x: Tensor) -> Tensor:
+    """The DPS repository's projection for masks and blurs, which discards the measurement: ``(y_t - A y_t) - A x``."""
+    recorded, m = cast(Any, step.draws), step.measurement
+    alpha_t, sigma_t = step.level_t
+    y_t = alpha_t * m.y + sigma_t * recorded.noise_y[step.index : step.index + 1]
+    return (y_t - m.A(y_t)) - m.A(x)
+
+
+@dataclass(frozen=True)
+class RecordedBoth(Recorded):
+    """With the draws of the code's noisy measurement."""
+
+    noise_y: Tensor
+
+
+class OnePixelDSG(DSG):
+    """DSG's code with the ancestral kernel: the radius from one pixel's learned deviation, and a pure gradient step at
+    the end."""
+
+    def radius(self, step: Step) -> Tensor:
+        fraction = step.variance_fraction
+        assert fraction is not None
+        beta = step.transition[1]
+        at = (
+            step if not step.last else replace(step, t=self.second, s=step.t)
+        )  # the code takes the second level's bound
+        small = at.transition[1] * at.level_s[1] / at.level_t[1]
+        std = (fraction * math.log(beta) + (1 - fraction) * math.log(small)).exp()
+        return std[0, 0, 0, 0] * math.sqrt(step.x_t[0].numel())
+
+    second: float
+
+
+class ReplacedPiGDM(PiGDM):
+    """RED-diff's ``in2`` operators: known pixels of ``x_hat`` are replaced by ``y``, and the guidance is kept off
+    them."""
+
+    def __call__(self, step: Step) -> Tensor:
+        m = step.measurement
+        (alpha_t, sigma_t), (alpha_s, _) = step.level_t, step.level_s
+        known = m.At(m.A(torch.ones_like(step.x_t)))
+        a, _ = step.coefficients
+        eps = (step.x_t.detach() - alpha_t * step.x_hat.detach()) / sigma_t
+        x_0 = step.x_hat.detach() * (1 - known) + m.At(m.y)
+        x_s = alpha_s * x_0 + a * sigma_t * eps + step.std * step.z
+        return x_s + alpha_t * alpha_s * self._r2(step) * self.pull(step) * (1 - known)
+
+
+class FlooredVE:
+    """k-diffusion's wrapping of a DDPM network: ``x_0`` from the level below ``t(sigma)``, clipped."""
+
+    value_range = (-1.0, 1.0)
+    channels: int | None = 3
+    multiple = 1
+
+    def __init__(self, network: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.schedule = VE()
+        ddpm = DDPM.linear()
+        self.ddpm = NetworkPrior(network, "eps", ddpm, learned_variance=True)
+        sigmas = np.sqrt((1 - ddpm.alphas_cumprod) / ddpm.alphas_cumprod)
+        self.log_sigmas = np.log(sigmas)
+        self.inputs: list[Tensor] = []
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        self.inputs.append(x_t.detach())
+        level = float(math.floor(np.interp(math.log(t), self.log_sigmas, np.arange(1000.0))))
+        x = x_t / math.sqrt(1 + t**2)
+        alpha, sigma = self.ddpm.schedule(level)
+        eps = self.ddpm.network(x, torch.full((len(x),), level, dtype=x.dtype)).chunk(2, dim=1)[0]
+        return Prediction((x - sigma * eps) / alpha)
+
+
+def solver(data: Any, meta: dict[str, Any], run: dict[str, Any]) -> tuple[Guidance, Kernel]:
+    """The guidance and the kernel of a run."""
+    repo, scale = meta["repo"], float(meta.get("scale", 1.0)) if not isinstance(meta.get("scale"), dict) else 0.0
+    match repo:
+        case "DPS" if meta["method"] == "mcg":
+            project = mcg_upsampled if meta["task"].startswith("sr") else mcg_base_class
+            return MCG(scale, project, through_clip=True), Ancestral()
+        case "DPS":
+            return DPS(scale, through_clip=True), Ancestral()
+        case "CADPS":
+            return CADPS("released", scale, through_clip=True), Ancestral()
+        case "MCG":
+            return MCG(scale, mcg_at_level_t, through_clip=True), Ancestral()
+        case "RED":
+            guidance = ReplacedPiGDM if run["degname"].startswith("in2") else PiGDM
+            return guidance(weight="additive" if run.get("awd", True) else "flow"), DDIM(float(run["eta"]))
+        case "KDIP":
+            order = 1 if run.get("sampler") == "euler" else 2
+            weight = "adaptive" if run["guidance"] == "pgdm" else "likelihood"
+            return PiGDM(weight=weight, through_clip=True), ProbabilityFlow(
+                order, float(run.get("churn", 0.0)), churn_noise=1.003
+            )
+    options = run["cond"]
+    if run["sampler"]["sampler"] == "ddim":
+        return DSG(float(options["guidance_scale"]), int(options["interval"]), through_clip=True), DDIM(1.0)
+    dsg = OnePixelDSG(float(options["guidance_scale"]), int(options["interval"]), through_clip=True)
+    object.__setattr__(dsg, "second", float(sorted(data["timesteps"])[1]))
+    return dsg, Ancestral()
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def replay(path: Path) -> dict[str, tuple[float, float]]:
+    """``run -> (largest relative error, tolerance)`` for each run of a file."""
+    data = np.load(path)
+    meta = json.loads(str(data["meta"]))
+    if meta.get("n_steps") == 1000:
+        return full(data, meta, path.parent)
+    size = data["x_true"].shape[-1]
+    networks = models(path.parent, size)
+    runs = meta.get("runs") or {name: {"model": name} for name in ("gmm", "conv")}
+    errors = {}
+    for name, run in runs.items():
+        network = networks[run["mname"] if "mname" in run else run["model"]]
+        replayer = replay_kdip if meta["repo"] == "KDIP" else replay_grid
+        errors[name] = replayer(data, meta, run, name, network)
+    return errors
+
+
+def replay_grid(
+    data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[float, float]:
+    guidance, kernel = solver(data, meta, run)
+    own = {key: data[f"{name}/{key}"] if f"{name}/{key}" in data else data[key] for key in ("z", "y")}
+    theirs = tensor(data[f"{name}/x"])
+    shape = tuple(theirs.shape[1:])
+    prior = NetworkPrior(network, "eps", DDPM.linear(), learned_variance=True)
+    z = tensor(own["z"]).reshape(-1, *shape)
+    draws = RecordedBoth(z, tensor(data["noise_meas"])) if "noise_meas" in data else Recorded(z)
+    times = sorted((float(t) for t in data["timesteps"]), reverse=True)
+    clip = None if meta["repo"] == "RED" else (-1.0, 1.0)
+    steps = sample(
+        prior,
+        measurement(data, meta, shape),
+        theirs[:1],
+        times,
+        guidance=guidance,
+        kernel=kernel,
+        draws=draws,
+        clip=clip,
+    )
+    return max(relative(trace.x_s[0], theirs[trace.index + 1]) for trace in steps), TOLERANCE
+
+
+def replay_kdip(
+    data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[float, float]:
+    guidance, kernel = solver(data, meta, run)
+    shape = tuple(data["x_true"].shape[1:])
+    prior = FlooredVE(network)
+    given = measurement(data, meta, shape)
+    x_T = float(data["sigmas"][0]) * tensor(data["noise_xT"])
+    times = [float(sigma) for sigma in data["sigmas"] if sigma > 0]
+    draws = Recorded(tensor(data["z"]))
+    *_, last = sample(prior, given, x_T, times, guidance=guidance, kernel=kernel, draws=draws, clip=(-1.0, 1.0))
+    return relative(last.x_s, tensor(data[f"{name}/x_final"])), TOLERANCE
+
+
+def full(data: Any, meta: dict[str, Any], folder: Path) -> dict[str, tuple[float, float]]:
+    """The 1000-step file: draws come from a seeded generator, states are kept every 50 steps."""
+    errors = {}
+    for task in sorted({key.split("/")[0] for key in data.files if "/" in key}):
+        y, x_T = tensor(data[f"{task}/y"]), tensor(data[f"{task}/noise_xT"])
+        rng = np.random.Generator(np.random.PCG64(int(data[f"{task}/seed"])))
+        for like in (y, x_T):
+            rng.standard_normal(like.shape, np.float32)
+        z = []
+        for _ in range(1000):
+            z.append(rng.standard_normal(x_T.shape, np.float32)[0])
+            rng.standard_normal(y.shape, np.float32)
+        part = {key.removeprefix(f"{task}/"): data[key] for key in data.files if key.startswith(f"{task}/")}
+        if "mask" not in part and "A" not in part:
+            part |= operator_beside(folder, task)
+        shape = tuple(x_T.shape[1:])
+        given = measurement(part, {**meta, "task": task}, shape)
+        prior = NetworkPrior(models(folder, shape[-1])[meta["model"]], "eps", DDPM.linear(), learned_variance=True)
+        guidance = DPS(float(meta["scale"][task]), through_clip=True)
+        theirs = tensor(data[f"{task}/x_every50"])
+        steps = sample(
+            prior,
+            given,
+            x_T,
+            prior.schedule.grid(1000),
+            guidance=guidance,
+            kernel=Ancestral(),
+            draws=Recorded(tensor(np.stack(z))),
+            clip=(-1.0, 1.0),
+        )
+        kept = {trace.index + 1: trace.x_s[0] for trace in steps if (trace.index + 1) % 50 == 0}
+        errors[task] = (max(relative(x, theirs[i // 50].reshape(shape)) for i, x in kept.items()), TOLERANCE)
+    return errors
+
+
+def operator_beside(folder: Path, task: str) -> dict[str, np.ndarray]:
+    """The operator of a task from the short file of the same task."""
+    beside = np.load(folder / f"dps_{task}.npz")
+    return {key: beside[key] for key in ("A", "kernel", "mask") if key in beside}
+
+
+def main(paths: list[str]) -> int:
+    failed = False
+    for path in map(Path, paths):
+        if not path.is_file():
+            print(f"{path}: no such file")
+            return 2
+        with np.load(path) as data:
+            if "meta" not in data:
+                print(f"{path.name}: holds no trajectory, passed over")
+                continue
+        for run, (error, tolerance) in replay(path).items():
+            bad = not error <= tolerance
+            failed |= bad
+            print(f"{path.name:22} {run:12} {error:.2e}  {'FAIL' if bad else 'ok'} (tolerance {tolerance:.0e})")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print("usage: python -m tests.conformance FILE...")
+        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))
