@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cmidiff.prior import GaussianMixture as GaussianMixture
     from cmidiff.prior import NetworkPrior as NetworkPrior
     from cmidiff.prior import load_prior as load_prior
-    from cmidiff.restore import Restoration as Restoration
-    from cmidiff.restore import restore as restore
+    from cmidiff.restoration import Restoration as Restoration
+    from cmidiff.restoration import restore as restore
     from cmidiff.sampler import DDIM as DDIM
     from cmidiff.sampler import Ancestral as Ancestral
     from cmidiff.sampler import ProbabilityFlow as ProbabilityFlow
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("CADPS", "DPS", "DSG", "MCG", "PiGDM", "Unconditional"), "cmidiff.guidance"),
     **dict.fromkeys(("GaussianMixture", "NetworkPrior", "load_prior"), "cmidiff.prior"),
-    **dict.fromkeys(("Restoration", "restore"), "cmidiff.restore"),
+    **dict.fromkeys(("Restoration", "restore"), "cmidiff.restoration"),
     **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.sampler"),
     "CMI": "cmidiff.information",
     "measure": "cmidiff.physics",

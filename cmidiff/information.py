@@ -59,8 +59,10 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
             the precision.
     """
     if how == "double-backward":
-        pulled = torch.autograd.grad(step.x_hat, step.x_t, b, create_graph=True)[0]
-        grad = torch.autograd.grad((pulled * a).sum(), step.x_t, retain_graph=True, allow_unused=True)[0]
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(step.x_hat, step.x_t, b, create_graph=True)[0]
+            through = (pulled * a).sum()
+        grad = torch.autograd.grad(through, step.x_t, retain_graph=True, allow_unused=True)[0]
         return torch.zeros_like(a) if grad is None else grad
     x_t = step.x_t.detach()
     if how == "reverse-over-forward":

@@ -134,7 +134,11 @@ class Step:
         return self.coefficients[1] * self.covariance_gain
 
     def clipped(self, x_hat: Tensor) -> Tensor:
-        return x_hat if self.clip is None else x_hat.clamp(*self.clip)
+        """``x_hat`` in the clip range; a graph is kept, with zero gradient where it clips."""
+        if self.clip is None:
+            return x_hat
+        with torch.enable_grad():
+            return x_hat.clamp(*self.clip)
 
     def mean(self, x_hat: Tensor) -> Tensor:
         """The kernel's mean for a given denoised image, which is clipped; CMI's shift is included."""
