@@ -1,0 +1,155 @@
+"""A trained network as a folder in diffusers' format, with its card.
+
+unet/config.json, unet/diffusion_pytorch_model.safetensors   half precision
+scheduler/scheduler_config.json                               the DDPM grid, v-prediction
+model_index.json
+card.json, README.md                                          data, licence, training, error by noise level, hash
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from cmidiff.train.config import TrainConfig
+from cmidiff.train.network import PatchUNet
+from cmidiff.train.validate import LevelLoss
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def export(network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss]) -> Path:
+    """Writes the prior to ``config.export_to``; a prior already there is replaced only when the new one is whole.
+
+    Args:
+        network: the averaged network, float32.
+        config: the training configuration.
+        steps: steps trained.
+        seconds: wall time trained.
+        levels: validation by noise level, for the card.
+
+    Returns:
+        The folder.
+    """
+    target = config.export_to
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _write_model(network, made)
+    facts = card(network, config, steps, seconds, levels, made / WEIGHTS)
+    (made / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (made / "README.md").write_text(readme(facts))
+    made.chmod(0o755)
+    _replace(made, target)
+    return target
+
+
+def read(folder: Path) -> PatchUNet:
+    """The network of an exported folder, in float32, ready to evaluate."""
+    unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True)
+    patch_size = json.loads((folder / "model_index.json").read_text())["patch_size"]
+    return PatchUNet(unet, patch_size).eval().requires_grad_(False)
+
+
+def _write_model(network: PatchUNet, folder: Path) -> None:
+    half = copy.deepcopy(network.unet).to(memory_format=torch.contiguous_format).half()
+    half.save_pretrained(folder / "unet")
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "patch_size": network.patch_size,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def card(
+    network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss], weights: Path
+) -> dict[str, Any]:
+    """What a user must know about the weights, as a JSON-ready table."""
+    return {
+        "name": config.name,
+        "source": "trained by `cmidiff train` from cmidiff/train/natural-64.toml"
+        if config.name == "natural-64"
+        else "trained by `cmidiff train`",
+        "data": config.data,
+        "licence": config.licence,
+        "parametrisation": "v",
+        "schedule": "DDPM linear betas 1e-4..0.02, 1000 steps, trained at real t",
+        "value_range": [-1, 1],
+        "channels": 3,
+        "multiple": config.multiple,
+        "patch_size": network.patch_size,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": steps,
+        "batch": config.batch,
+        "images_seen": steps * config.batch,
+        "wall_time_seconds": round(seconds),
+        "machine": config.machine,
+        "average": f"exponential moving average of the weights, decay {config.ema}",
+        "validation_images": config.validation_images if levels else 0,
+        "validation": [{k: float(f"{v:.5g}") for k, v in level._asdict().items()} for level in levels],
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "configuration": {
+            k: v
+            for k, v in config.source.items()
+            if k not in ("out", "export_to", "cache", "images", "photographs", "validation")
+        },
+    }
+
+
+def readme(facts: dict[str, Any]) -> str:
+    """The card for a person, in Markdown."""
+    wide = 3 * facts["patch_size"] ** 2
+    rows = "\n".join(
+        f"| {v['ratio']:g} | {v['noisy_psnr']:.2f} | {v['psnr']:.2f} | {v['mse']:.3g} | {v['v_loss']:.3g} |"
+        for v in facts["validation"]
+    )
+    return f"""# {facts["name"]}
+
+An unconditional diffusion prior, {facts["parameters"] / 1e6:.1f} million parameters, {facts["source"]}.
+
+- **Data**: {facts["data"]}.
+- **Licence**: {facts["licence"]}
+- **Training**: {facts["steps"]} steps of {facts["batch"]} images ({facts["images_seen"]} images seen),
+  {facts["wall_time_seconds"] / 60:.0f} minutes on {facts["machine"]}; {facts["average"]}.
+- **Format**: diffusers' `UNet2DModel` in half precision, v-prediction on {facts["schedule"]}; images in [-1, 1].
+  The network sees {facts["patch_size"]} x {facts["patch_size"]} blocks as {wide} channels:
+  `v = pixel_shuffle(unet(pixel_unshuffle(x_t, {facts["patch_size"]}), t), {facts["patch_size"]})` and
+  `x_hat = alpha_t x_t - sigma_t v`.
+  Sides must be divisible by {facts["multiple"]}.
+- **sha256** of `{WEIGHTS}`: `{facts["sha256"]}`
+
+Denoising error on {facts["validation_images"]} images never trained on ([-1, 1] units, PSNR in dB):
+
+| sigma/alpha | PSNR of x_t/alpha | PSNR of x_hat | mean squared error | v loss |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def _replace(made: Path, target: Path) -> None:
+    old = made.with_name(made.name + "-old")
+    if target.exists():
+        target.replace(old)
+    made.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
