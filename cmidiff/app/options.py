@@ -1,0 +1,210 @@
+"""The options of the command line: what they are called, and from their text to what they mean.
+
+Nothing heavy is imported at the top: help must be instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from cmidiff.app.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from cmidiff.app.problem import Problem, Task
+    from cmidiff.app.run import Settings
+
+MEASUREMENT_SUFFIX = ".safetensors"
+
+# The one table of names: (class, its options).
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dps": ("DPS", {}),
+    "pigdm": ("PiGDM", {}),
+    "mcg": ("MCG", {}),
+    "dsg": ("DSG", {}),
+    "cadps": ("CADPS", {}),
+    "cadps-isotropic": ("CADPS", {"covariance": "isotropic"}),
+    "cadps-exact": ("CADPS", {"covariance": "exact"}),
+    "cadps-released": ("CADPS", {"covariance": "released"}),
+    "unconditional": ("Unconditional", {}),
+}
+
+TASK_HELP = (
+    "How the picture was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
+    "super-resolution, colorize or compressed-sensing."
+)
+
+
+def _option(*names: str, text: str, **settings: Any) -> Any:
+    return Option(*names, help=text, show_default=False, **settings)
+
+
+Picture = Annotated[Path, Argument(help="A picture: PNG, JPEG, TIFF, ...", show_default=False)]
+Measured = Annotated[
+    Path, Argument(help="A file made by cmidiff degrade, or any degraded picture.", show_default=False)
+]
+TaskName = Annotated[str | None, _option("--task", text=TASK_HELP)]
+Factor = Annotated[int | None, _option("--factor", text="super-resolution: by how much sides are divided.")]
+Size = Annotated[int | None, _option("--size", text="inpaint-box: side of the hole in pixels.")]
+Position = Annotated[
+    tuple[int, int] | None, _option("--position", text="inpaint-box: top and left of the hole.", metavar="TOP LEFT")
+]
+Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random: fraction of hidden pixels.")]
+KernelSize = Annotated[int | None, _option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.")]
+Std = Annotated[float | None, _option("--std", text="deblur-gaussian: width of the blur in pixels.")]
+Intensity = Annotated[float | None, _option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.")]
+Padding = Annotated[str | None, _option("--padding", text="deblur-*: what lies beyond the border.")]
+Ratio = Annotated[float | None, _option("--ratio", text="compressed-sensing: measurements per pixel.")]
+MaskFile = Annotated[Path | None, _option("--mask", text="A picture, bright where pixels were seen.")]
+KernelFile = Annotated[Path | None, _option("--kernel", text="A picture of the blur kernel.")]
+Resize = Annotated[
+    str | None, _option("--resize", text="First crop and shrink the picture to N x N, or to WxH pixels.")
+]
+Noise = Annotated[float, Option("--noise-std", help="Noise, for pictures from 0 (black) to 1 (white).")]
+NoiseOrNot = Annotated[
+    float | None,
+    _option("--noise-std", text="Noise of a picture, black to white being 1. Without it, 0.02 is assumed."),
+]
+Output = Annotated[Path, Option("--output", "-o", help="Where to write.")]
+OutputOrNot = Annotated[
+    Path | None, _option("--output", "-o", text="File to write; IMAGE-TASK.safetensors without it.")
+]
+Truth = Annotated[Path | None, _option("--truth", text="The undegraded picture, to measure quality.")]
+Eta = Annotated[float | None, _option("--eta", text="Strength of CMI; its own default without it.")]
+Cmi = Annotated[bool, Option("--cmi/--no-cmi", help="Correct every step with the CMI gradient.")]
+Solver = Annotated[str, Option("--solver", help=f"{', '.join(SOLVERS)}.")]
+Samples = Annotated[int, Option("--samples", help="How many posterior samples to draw.")]
+Steps = Annotated[int, Option("--steps", help="Steps of the sampler.")]
+Batch = Annotated[int, Option("--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.")]
+Seed = Annotated[int, Option("--seed", help="Seed of all that is random.")]
+Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
+Prior = Annotated[str, Option("--prior", help="Name (see cmidiff priors) or folder of the diffusion prior.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace another run in the folder.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check the input, print the resolved options, stop.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def pixel_size(text: str) -> tuple[int, int]:
+    """(width, height) of ``--resize``."""
+    width, _, height = text.lower().partition("x")
+    height = height or width
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise BadInput(f"--resize must be a size as 128 or 160x120 (width x height), received {text!r}")
+    return int(width), int(height)
+
+
+def measurement_path(output: Path | None, image: Path, task: Task) -> Path:
+    """Where a measurement goes: the user may name the file, its PNG, or its folder."""
+    default = f"{image.stem}-{task.name}{MEASUREMENT_SUFFIX}"
+    if output is None:
+        return Path(default)
+    if output.is_dir():
+        return output / default
+    if output.suffix not in ("", ".png", MEASUREMENT_SUFFIX):
+        raise BadInput(f"--output must end in {MEASUREMENT_SUFFIX}, received {output}: rename it")
+    return output.with_suffix(MEASUREMENT_SUFFIX)
+
+
+def problem_of(
+    path: Path,
+    task: str | None,
+    options: dict[str, Any],
+    mask: Path | None,
+    kernel: Path | None,
+    noise_std: float | None,
+) -> Problem:
+    """The problem in a measurement file, or in a picture and the options that say how it was degraded.
+
+    Raises:
+        BadInput: what cannot be used.
+    """
+    from cmidiff.app.pictures import read_picture
+    from cmidiff.app.problem import check_noise_std, from_degraded_picture, load_problem
+
+    if path.suffix == MEASUREMENT_SUFFIX:
+        superfluous = given(task=task, mask=mask, kernel=kernel, noise_std=noise_std) | options
+        if superfluous:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in superfluous)
+            raise BadInput(f"{path} says itself how it was degraded: leave out {names}")
+        return load_problem(path)
+    if noise_std is not None:
+        check_noise_std(noise_std)
+    return from_degraded_picture(read_picture(path), task, options, noise_std, mask, kernel)
+
+
+def settings_of(
+    *,
+    solver: str,
+    cmi: bool,
+    eta: float | None,
+    prior: str,
+    steps: int,
+    samples: int,
+    seed: int,
+    batch: int,
+    device: str,
+) -> Settings:
+    """The resolved options of a run.
+
+    Raises:
+        BadInput: an unknown name, or a number out of its range.
+    """
+    import cmidiff
+    from cmidiff.app.run import Settings
+
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    for name, value in (("--steps", steps), ("--samples", samples), ("--batch", batch)):
+        if value < 1:
+            raise BadInput(f"{name} must be a whole number >= 1, received {value}")
+    if eta is not None and not cmi:
+        raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
+    check_prior(prior)
+    name, fields = SOLVERS[solver]
+    try:
+        correction = cmidiff.CMI(**given(eta=eta)) if cmi else None
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    guidance = getattr(cmidiff, name)(**fields)
+    return Settings(solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device))
+
+
+def check_prior(prior: str) -> None:
+    """Whether a prior can be loaded, without loading it.
+
+    Raises:
+        BadInput: an unknown name, or one whose weights are not here.
+    """
+    from cmidiff.prior import PRIORS
+
+    if prior in PRIORS:
+        if PRIORS[prior].where() is None:
+            raise BadInput(
+                f"the weights of the prior {prior} are not on this machine: choose another in cmidiff priors"
+            )
+    elif not Path(prior).exists():
+        raise unknown("prior", prior, PRIORS)
+
+
+def device_of(name: str) -> str:
+    """The device that a name means here.
+
+    Raises:
+        BadInput: an unknown name, or a device that this machine lacks.
+    """
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, there in present.items() if there)
+    if name not in present:
+        raise unknown("device", name, ("auto", *present))
+    if not present[name]:
+        raise BadInput(f"--device {name} is not available on this machine: use --device auto or --device cpu")
+    return name
