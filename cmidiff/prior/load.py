@@ -82,17 +82,18 @@ def _json(path: Path) -> dict[str, Any]:
 def _from_diffusers(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> NetworkPrior:
     from diffusers.models.attention_processor import AttnProcessor
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = json.loads((folder / "unet" / "config.json").read_text())
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"the weights of prior {name!r} are missing: {weights}")
-    unet = cast(nn.Module, UNet2DModel.from_config(config))  # pyright: ignore[reportCallIssue]
     try:
+        unet = cast(nn.Module, UNet2DModel.from_config(config))  # pyright: ignore[reportCallIssue]
         unet.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{weights} does not fit {folder / 'unet' / 'config.json'}: {error}") from error
+    except (RuntimeError, OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{weights} and {folder / 'unet' / 'config.json'} make no network: {error}") from error
     cast(UNet2DModel, unet).set_attn_processor(AttnProcessor())  # fused attention has no second derivative
     patch = int(_json(folder / "model_index.json").get("patch_size", 1))
     network = PatchUNet(unet, patch).to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -1,0 +1,73 @@
+"""Imports point one way: the folder listing read from left to right."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
+LAYERS = (
+    ("schedule", "krylov", "draws", "physics"),
+    ("metrics", "measurement", "prior"),
+    ("step",),
+    ("covariance",),
+    ("information", "guidance"),
+    ("sampler",),
+    ("restoration",),
+    ("evaluate", "train"),
+    ("app",),
+)
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of this package that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module] if node.module != "cmidiff" else [f"cmidiff.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("cmidiff.")}
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    assert room in RANK, f"{room} has no place in the order of rooms"
+    public = {"__version__": 0, "restore": RANK["restoration"]}  # names of the public door that are no rooms
+    for other in imports(path) - {room}:
+        rank = RANK.get(other, public.get(other))
+        if rank is None:  # a class or function taken from the public door counts as the highest room behind it
+            rank = RANK["restoration"]
+        assert rank < RANK[room], f"{path.relative_to(PACKAGE)} imports {other}, which is not below {room}"
+
+
+def test_import_is_light() -> None:
+    """``import cmidiff`` loads no heavy library: it costs nothing beyond torch, nor torch itself."""
+    heavy = "torch deepinv diffusers numpy typer"
+    code = f"import sys, cmidiff; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_every_public_name_loads() -> None:
+    import cmidiff
+
+    for name in cmidiff.__all__:
+        assert getattr(cmidiff, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        cmidiff.nothing_of_the_kind  # noqa: B018

@@ -1,0 +1,24 @@
+"""The official codes' trajectories, replayed: see tests/conformance.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import conformance
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "conformance"
+FILES = sorted(FOLDER.glob("*_box.npz")) + sorted(FOLDER.glob("*_sr4.npz")) + sorted(FOLDER.glob("dps_full*.npz"))
+
+
+@pytest.mark.skipif(not FILES, reason="the reference trajectories are not part of the project")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_official_trajectory(path: Path) -> None:
+    for run, (error, tolerance) in conformance.replay(path).items():
+        assert error <= tolerance, run
+
+
+def test_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert conformance.main([str(tmp_path / "none.npz")]) == 2
+    assert "no such file" in capsys.readouterr().out
