@@ -79,6 +79,7 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
     for k in range(iterations):
         w = operator(basis[-1])
         entry = dot(basis[-1], w)
+        alive = alive & entry.isfinite()  # eigh refuses the whole batch for one row that is not finite
         diagonal.append(torch.where(alive, entry, diagonal[0] if diagonal else 1.0))
         if k + 1 == iterations:
             break
@@ -87,7 +88,7 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
                 w = w - per_sample(dot(v, w), w) * v
         beta = dot(w, w).sqrt()
         scale = torch.stack([d.abs() for d in diagonal]).amax(0)
-        alive = alive & (beta > 1e2 * torch.finfo(beta.dtype).eps * scale)
+        alive = alive & beta.isfinite() & (beta > 1e2 * torch.finfo(beta.dtype).eps * scale)
         beta = torch.where(alive, beta, 0.0)
         off.append(beta)
         basis.append(torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0))

@@ -31,8 +31,9 @@ from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
+from cmidiff.physics import known_entries, measured_count
 
-SIGMA_FLOOR = 1e-8  # relative to the largest singular value: directions below it were not measured
+SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,14 @@ class Measurement:
         s2 = self.noise_std**2
         if isinstance(self.physics, DecomposablePhysics):
             return self._spectral(z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
-        return self.At(lanczos_apply(lambda v: s2 * v + r2 * self.A(self.At(v)), z, lambda w: w.rsqrt(), iterations=30))
+
+        def inverse_root(w: Tensor) -> Tensor:
+            if s2 > 0:
+                return w.clamp_min(s2).rsqrt()
+            seen = w > 1e2 * torch.finfo(w.dtype).eps * w.amax(-1, keepdim=True)  # the others are rounded zeros
+            return torch.where(seen, w, math.inf).rsqrt()
+
+        return self.At(lanczos_apply(lambda v: s2 * v + r2 * self.A(self.At(v)), z, inverse_root, iterations=30))
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""
@@ -119,15 +127,18 @@ class Measurement:
         assert isinstance(physics, DecomposablePhysics)
         w = cast(Tensor, physics.mask)
         w2 = (w.conj() * w).real
-        seen = w2 > SIGMA_FLOOR**2 * w2.max()
+        seen = w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * w2.max()
         weight = torch.where(seen, f(torch.where(seen, w2, 1.0)), 0.0)
         return self.canvas(physics.V(w.conj() * weight * physics.U_adjoint(e)))
 
     def misfit(self, x_hat: Tensor) -> Tensor:
         """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
-        ``y`` if ``sigma_y = 0``."""
-        r = self.residual(x_hat).flatten(1)
-        return torch.linalg.vector_norm(r, dim=1) / (math.sqrt(r.shape[1]) * (self.noise_std or 1.0))
+        ``y`` if ``sigma_y = 0``. Entries that a mask hides are not counted in ``m``."""
+        r = self.residual(x_hat)
+        physics = cast(LinearPhysics, self.physics)
+        known, m = known_entries(physics, r), measured_count(physics, r).to(r.real)
+        seen = r if known is None else r * known
+        return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
 
 
 def _nonlinear(what: str, physics: Physics) -> str:
