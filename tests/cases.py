@@ -1,0 +1,238 @@
+"""The one table of physics x solvers that feeds the tests, and the exact priors on which formulas are checked.
+
+A solver exported by ``cmidiff.guidance`` or a task named by ``cmidiff.physics`` that is missing here fails the suite
+(`test_guidance`, `test_measurement`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from deepinv.physics import MRI, GaussianNoise, LinearPhysics, Tomography
+from torch import Tensor
+
+import cmidiff.guidance
+from cmidiff import physics as named
+from cmidiff.draws import Draws, SeededDraws
+from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional
+from cmidiff.measurement import Measurement
+from cmidiff.prior import GaussianMixture
+from cmidiff.prior.base import Denoiser
+from cmidiff.sampler import Ancestral
+from cmidiff.schedule import Schedule
+from cmidiff.step import Kernel, Step, evaluate
+
+F64 = torch.float64
+Shape = tuple[int, ...]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=F64)
+
+
+# physics
+
+
+def matrix_physics(matrix: Tensor, shape: Shape | None = None, noise_std: float = 0.1) -> LinearPhysics:
+    """A dense matrix (m, d) as a physics without a declared decomposition."""
+    image = (matrix.shape[1],) if shape is None else shape
+    noise: Any = GaussianNoise(noise_std)
+    return LinearPhysics(
+        A=lambda x: x.flatten(1) @ matrix.mT,
+        A_adjoint=lambda y: (y @ matrix).reshape(len(y), *image),
+        img_size=image,
+        noise_model=noise,
+    )
+
+
+def _mri(noise_std: float) -> LinearPhysics:
+    mask = torch.zeros(1, 1, 8, 8, dtype=F64)
+    mask[..., ::2] = 1
+    return MRI(mask=mask, img_size=(2, 8, 8), noise_model=GaussianNoise(noise_std))
+
+
+def _tomography(noise_std: float) -> LinearPhysics:
+    physics = Tomography(angles=6, img_width=8, normalize=False, dtype=F64)
+    physics.noise_model = GaussianNoise(noise_std)
+    return physics
+
+
+@dataclass(frozen=True)
+class PhysicsCase:
+    """A physics built for small images, float64."""
+
+    build: Callable[[float], LinearPhysics]
+    shape: Shape = (3, 8, 8)
+
+
+def _task(name: str, shape: Shape = (3, 8, 8), **options: Any) -> PhysicsCase:
+    return PhysicsCase(lambda noise: named.TASKS[name](shape, noise_std=noise, dtype=F64, **options), shape)
+
+
+def _own(noise_std: float) -> LinearPhysics:
+    """A user's own map: differences along the rows."""
+    return named.from_callable(lambda x: x[..., 1:] - x[..., :-1], (3, 8, 8), noise_std=noise_std, dtype=F64)
+
+
+PHYSICS: dict[str, PhysicsCase] = {
+    "denoise": _task("denoise"),
+    "inpaint-box": _task("inpaint-box"),
+    "inpaint-random": _task("inpaint-random", hidden=0.7),
+    "deblur-gaussian": _task("deblur-gaussian", kernel_size=5, std=0.8),
+    "deblur-motion": _task("deblur-motion", kernel_size=5),
+    "super-resolution": _task("super-resolution"),
+    "colorize": _task("colorize"),
+    "compressed-sensing": _task("compressed-sensing"),
+    "reflect-blur": _task("deblur-gaussian", kernel_size=5, std=0.6, padding="reflect"),
+    "gray-super-resolution": _task("super-resolution", (1, 8, 8), factor=2),
+    "gray-compressed-sensing": _task("compressed-sensing", (1, 8, 8)),
+    "own": PhysicsCase(_own),
+    "mri": PhysicsCase(_mri, (2, 8, 8)),
+    "tomography": PhysicsCase(_tomography, (1, 8, 8)),
+}
+
+# solvers
+
+SOLVERS: dict[str, Guidance] = {
+    "unconditional": Unconditional(),
+    "dps": DPS(0.3),
+    "pigdm": PiGDM(),
+    "pigdm-adaptive": PiGDM(weight="adaptive"),
+    "pigdm-flow": PiGDM(weight="flow"),
+    "pigdm-additive": PiGDM(weight="additive"),
+    "mcg": MCG(0.3),
+    "dsg": DSG(),
+    "cadps": CADPS(iterations=60),
+    "cadps-isotropic": CADPS("isotropic"),
+    "cadps-exact": CADPS("exact", iterations=8),
+    "cadps-switch": CADPS("exact", iterations=8, switch=1.0),
+    "cadps-released": CADPS("released", 0.3),
+}
+
+
+def exported_solvers() -> set[type]:
+    """Every solver class that ``cmidiff.guidance`` exports."""
+    public = [value for name, value in vars(cmidiff.guidance).items() if not name.startswith("_")]
+    return {v for v in public if inspect.isclass(v) and dataclasses.is_dataclass(v) and hasattr(v, "needs_graph")}
+
+
+# priors
+
+
+def spd(d: int, *, seed: int, low: float = 0.2, high: float = 1.5) -> Tensor:
+    """A symmetric positive matrix with spectrum in [low, high]."""
+    q = torch.linalg.qr(randn(d, d, seed=seed))[0]
+    return (q * torch.linspace(low, high, d, dtype=F64)) @ q.mT
+
+
+def mixture(d: int = 12, k: int = 4, *, seed: int = 0, schedule: Schedule | None = None, spread: float = 1.0):
+    """A mixture of ``k`` Gaussians with full covariances in ``d`` dimensions."""
+    covariances = torch.stack([spd(d, seed=100 * seed + i, low=0.05, high=0.6) for i in range(k)])
+    weights = torch.rand(k, generator=generator(seed), dtype=F64) + 0.5
+    return GaussianMixture(weights, spread * randn(k, d, seed=seed), covariances, schedule)
+
+
+def gaussian(d: int = 6, *, seed: int = 0, schedule: Schedule | None = None) -> GaussianMixture:
+    """One Gaussian with a mean away from zero."""
+    return GaussianMixture(torch.ones(1, dtype=F64), randn(1, d, seed=seed), spd(d, seed=seed + 1)[None], schedule)
+
+
+def pictures(shape: Shape, *, seed: int = 0, schedule: Schedule | None = None) -> GaussianMixture:
+    """Three smooth pictures in [0, 1], each with independent pixels of standard deviation 0.1 around them."""
+    rows = torch.linspace(0, 1, shape[-2], dtype=F64)[:, None]
+    columns = torch.linspace(0, 1, shape[-1], dtype=F64)
+    bases = [rows * columns, 1 - rows + 0 * columns, 0.5 + 0.3 * torch.sin(6 * columns) + 0 * rows]
+    tint = torch.linspace(0.7, 1.0, shape[0], dtype=F64).reshape(-1, 1, 1)
+    means = torch.stack([tint * base for base in bases])
+    return GaussianMixture(torch.full((3,), 1 / 3, dtype=F64), means, torch.full_like(means, 0.01), schedule)
+
+
+# a step, and random numbers
+
+
+@dataclass
+class Bulk:
+    """Independent numbers for large batches: one generator, in the order of the calls."""
+
+    seed: int = 0
+    _generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._generator = generator(self.seed)
+
+    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator, dtype=like.dtype)
+
+
+def rows(count: int, seed: int = 0) -> SeededDraws:
+    return SeededDraws([(seed, k) for k in range(count)])
+
+
+def measured(matrix: Tensor, y: Tensor, noise_std: float, shape: Shape | None = None) -> Measurement:
+    image = (matrix.shape[1],) if shape is None else shape
+    return Measurement(y, matrix_physics(matrix, image, noise_std), noise_std, image, image)
+
+
+def step_at(
+    prior: Denoiser,
+    measurement: Measurement,
+    x_t: Tensor,
+    t: float,
+    s: float,
+    *,
+    kernel: Kernel | None = None,
+    draws: Draws | None = None,
+    graph: bool = True,
+    index: int = 0,
+    steps: int = 10,
+    clip: tuple[float, float] | None = None,
+) -> Step:
+    """A step with the denoiser evaluated."""
+    own = rows(len(x_t)) if draws is None else draws
+    used = Ancestral() if kernel is None else kernel
+    return evaluate(Step(x_t, t, s, index, steps, x_t, None, prior, measurement, used, own, clip), graph)
+
+
+# dense references, written from the formulas alone
+
+
+def dense_denoiser(prior: GaussianMixture, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """``E[x_0 | x_t]`` (B, d) and its Jacobian (B, d, d), by differentiating the log-density written out here."""
+    alpha, sigma = prior.schedule(t)
+    means, weights, eye = prior.means, prior.weights, torch.eye(prior.d, dtype=F64)
+    spectra = [alpha**2 * c + sigma**2 * eye for c in prior.covariance_matrices()]
+
+    def log_p(x: Tensor) -> Tensor:
+        terms = [
+            w.log() - 0.5 * ((x - alpha * m) @ torch.linalg.solve(s, x - alpha * m) + torch.logdet(s))
+            for w, m, s in zip(weights, means, spectra, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(terms), 0) - 0.5 * prior.d * math.log(2 * math.pi)
+
+    flat = x_t.detach().flatten(1)
+    scores = torch.stack([torch.func.grad(log_p)(x) for x in flat])
+    hessians = torch.stack([cast(Tensor, torch.func.hessian(log_p)(x)) for x in flat])
+    return (flat + sigma**2 * scores) / alpha, (eye + sigma**2 * hessians) / alpha
+
+
+def gaussian_posterior(mean: Tensor, cov: Tensor, matrix: Tensor, y: Tensor, noise_std: float) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of ``x | y`` for ``x ~ N(mean, cov)`` in the information form."""
+    precision = torch.linalg.inv(cov) + matrix.mT @ matrix / noise_std**2
+    posterior = torch.linalg.inv(precision)
+    return posterior @ (torch.linalg.solve(cov, mean) + matrix.mT @ y / noise_std**2), posterior
+
+
+def dense_matrix(physics: LinearPhysics, shape: Shape) -> Tensor:
+    """The matrix (m, d) of a physics, one column at a time."""
+    basis = torch.eye(math.prod(shape), dtype=F64).reshape(-1, 1, *shape)
+    return torch.stack([physics.A(column).flatten() for column in basis], 1)

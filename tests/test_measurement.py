@@ -1,0 +1,136 @@
+"""``A^T S^-1 e`` and ``A^T S^-1/2 z`` against dense matrices, for every physics, canvas and noise level."""
+
+import math
+
+import pytest
+import torch
+from deepinv.physics import DecomposablePhysics
+from torch import Tensor
+
+from cmidiff import physics as named
+from cmidiff.measurement import Measurement
+from tests.cases import F64, PHYSICS, Shape, dense_matrix, matrix_physics, randn
+
+R2 = 0.37
+
+
+def canvases(image: Shape) -> list[Shape]:
+    """The image itself, a larger canvas, and three channels around a single one."""
+    larger = (image[0], image[1] + 3, image[2] + 5)
+    return [image, larger, *([(3, *image[1:]), (3, *larger[1:])] if image[0] == 1 else [])]
+
+
+def levels(name: str) -> tuple[float, float]:
+    """Noise-free too, but for tomography, whose singular values fall to 1e-8 without a gap."""
+    return (0.1, 0.2) if name == "tomography" else (0.0, 0.2)
+
+
+CASES = [
+    (name, noise, canvas) for name in PHYSICS for noise in levels(name) for canvas in canvases(PHYSICS[name].shape)
+]
+
+
+def picked(canvas: Shape, image: Shape) -> Tensor:
+    """``P``: crop and, where the image has one channel and the canvas several, the mean of the channels; dense."""
+    inside = torch.arange(math.prod(canvas)).reshape(canvas)[:, : image[1], : image[2]]
+    p = torch.zeros(math.prod(image), math.prod(canvas), dtype=F64)
+    if image[0] == canvas[0]:
+        p[torch.arange(math.prod(image)), inside.flatten()] = 1
+        return p
+    for channel in inside:
+        p[torch.arange(math.prod(image)), channel.flatten()] = 1 / canvas[0]
+    return p
+
+
+def built(name: str, noise: float, canvas: Shape, batch: int = 2) -> tuple[Measurement, Tensor]:
+    """The measurement and its dense matrix on the canvas."""
+    case = PHYSICS[name]
+    physics = case.build(noise)
+    y = physics.A(randn(batch, *case.shape))
+    matrix = dense_matrix(physics, case.shape) @ picked(canvas, case.shape)
+    return Measurement(torch.randn(y.shape, dtype=F64), physics, noise, canvas, case.shape), matrix
+
+
+def power(matrix: Tensor, noise: float, exponent: float) -> Tensor:
+    """``A^T (noise^2 I + R2 A A^T)^exponent``, directions without any signal left out."""
+    u, w, vt = torch.linalg.svd(matrix, full_matrices=False)
+    seen = w > 1e-9 * w[0]
+    spectrum = torch.where(seen, (noise**2 + R2 * w**2) ** exponent * w, 0.0)
+    spectrum = torch.where(seen, spectrum, 0.0)
+    return (vt.mT * spectrum) @ u.mT
+
+
+def test_every_named_task_is_in_the_table():
+    assert set(named.TASKS) <= set(PHYSICS)
+
+
+def test_the_table_holds_both_kinds_of_physics():
+    kinds = {isinstance(case.build(0.1), DecomposablePhysics) for case in PHYSICS.values()}
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
+def test_products(name, noise, canvas):
+    m, matrix = built(name, noise, canvas)
+    x = randn(2, *canvas)
+    torch.testing.assert_close(m.A(x).flatten(1), x.flatten(1) @ matrix.mT, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(m.At(m.y).flatten(1), m.y.flatten(1) @ matrix, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(m.pull(x, m.y), m.At(m.y))
+    torch.testing.assert_close(m.residual(x), m.y - m.A(x))
+
+
+@pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
+def test_solve(name, noise, canvas):
+    m, matrix = built(name, noise, canvas)
+    theirs = m.y.flatten(1) @ power(matrix, noise, -1.0).mT
+    torch.testing.assert_close(m.solve(m.y, R2).flatten(1), theirs, rtol=0, atol=1e-7 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
+def test_whiten(name, noise, canvas):
+    m, matrix = built(name, noise, canvas)
+    theirs = m.y.flatten(1) @ power(matrix, noise, -0.5).mT
+    # thirty Lanczos iterations, where the decomposition is not declared, reach a rough answer if A is ill-conditioned
+    tolerance = {"tomography": 2e-2, "reflect-blur": 1e-4}.get(name, 1e-10)
+    atol = tolerance * float(theirs.abs().max())
+    torch.testing.assert_close(m.whiten(m.y, R2).flatten(1), theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_singular_physics_without_a_declared_decomposition(dtype, noise):
+    matrix = randn(8, 5, seed=1) @ randn(5, 12, seed=2)
+    z = randn(3, 8, seed=5)
+    m = Measurement(z.to(dtype), matrix_physics(matrix.to(dtype), (12,)), noise, (12,), (12,))
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-4
+    for ours, exponent in ((m.solve(m.y, R2), -1.0), (m.whiten(m.y, R2), -0.5)):
+        theirs = z @ power(matrix, noise, exponent).mT
+        torch.testing.assert_close(ours.to(F64), theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_a_noise_free_blur_in_float32_does_not_amplify_rounding():
+    physics = named.deblur_gaussian((3, 64, 64), noise_std=0.0)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    restored = Measurement(physics.A(x), physics, 0.0, (3, 64, 64), (3, 64, 64)).solve(physics.A(x), 1.0)
+    assert float(restored.norm()) <= 1.02 * float(x.norm())  # a projection of x
+
+
+@pytest.mark.parametrize("name", PHYSICS)
+def test_misfit_of_the_truth_is_one(name):
+    """Where a mask hides entries they count neither as residual nor as measurements."""
+    case = PHYSICS[name]
+    physics = case.build(0.1)
+    x = torch.rand(40, *case.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    y = named.measure(x, physics, seed=range(40))
+    m = Measurement(y, physics, 0.1, case.shape, case.shape)
+    count = float(named.measured_count(physics, y[:1]))
+    assert abs(float((m.misfit(x) ** 2).mean()) - 1) < 5 * (2 / (40 * count)) ** 0.5
+
+
+def test_misfit_without_noise_is_the_rms_residual_and_ignores_hidden_entries():
+    physics = PHYSICS["inpaint-box"].build(0.0)
+    x, noise = randn(2, 3, 8, 8), randn(2, 3, 8, 8, seed=1)
+    mask = dense_matrix(physics, (3, 8, 8)).diagonal().reshape(1, 3, 8, 8)
+    m = Measurement(x * mask + noise, physics, 0.0, (3, 8, 8), (3, 8, 8))
+    seen = (noise * mask).square().sum((1, 2, 3)) / mask.sum()
+    torch.testing.assert_close(m.misfit(x), seen.sqrt())
