@@ -105,7 +105,7 @@ def _crop(image: Image.Image, size: int, rng: np.random.Generator) -> Bytes:
     small = image.resize(
         (max(size, round(image.width / factor)), max(size, round(image.height / factor))), Image.Resampling.LANCZOS
     )
-    left, top = rng.integers(small.width - size + 1), rng.integers(small.height - size + 1)
+    left, top = (int(rng.integers(side - size + 1)) for side in small.size)
     return np.asarray(small.crop((left, top, left + size, top + size)))
 
 

@@ -14,12 +14,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import nn
 
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.network import PatchUNet
@@ -61,8 +62,8 @@ def read(folder: Path) -> PatchUNet:
 
 
 def _write_model(network: PatchUNet, folder: Path) -> None:
-    half = copy.deepcopy(network.unet).to(memory_format=torch.contiguous_format).half()
-    half.save_pretrained(folder / "unet")
+    half = nn.Module.half(nn.Module.to(copy.deepcopy(network.unet), memory_format=torch.contiguous_format))
+    cast(UNet2DModel, half).save_pretrained(folder / "unet")
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,

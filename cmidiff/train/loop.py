@@ -33,6 +33,7 @@ from cmidiff.train.noise import draw_times, kernel, time_of
 from cmidiff.train.validate import LevelLoss, clean, denoising, draw
 
 CHECKPOINT = "checkpoint.pt"
+Network = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -163,7 +164,7 @@ def progress(config: TrainConfig, step: int, elapsed: float) -> float:
     return min(1.0, max(by_steps, by_time))
 
 
-def v_loss(network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool) -> Tensor:
+def v_loss(network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool) -> Tensor:
     """``|v_theta(x_t, t) - v|^2`` averaged over the batch: a scalar.
 
     Args:
@@ -184,7 +185,7 @@ class _Trainer:
 
     def __init__(self, config: TrainConfig, data: Dataset, held_out: Tensor | None, state: State) -> None:
         self.config, self.data, self.held_out, self.state = config, data, held_out, state
-        self.compiled = torch.compile(state.network) if config.compile else state.network
+        self.compiled: Network = torch.compile(state.network) if config.compile else state.network
         self.levels: list[LevelLoss] = []
         self.loss = math.nan
         self.stopped = False
@@ -264,8 +265,8 @@ class _Trainer:
     def _average(self) -> None:
         # An early average forgets faster, or it would remember the initial weights.
         decay = min(self.config.ema, (1 + self.state.step) / (10 + self.state.step))
-        averages, weights = list(self.state.average.parameters()), list(self.state.network.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, weight in zip(self.state.average.parameters(), self.state.network.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
 
     def _record(self, losses: list[float]) -> None:
         self.loss = sum(losses) / len(losses)

@@ -7,6 +7,8 @@ attention at its coarsest level only, so it takes any size divisible by ``patch_
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
@@ -52,4 +54,4 @@ def build(config: TrainConfig) -> PatchUNet:
             norm_num_groups=config.groups,
         )
     nn.init.zeros_(unet.conv_out.weight)
-    return PatchUNet(unet.to(memory_format=torch.channels_last), config.patch_size)
+    return PatchUNet(cast(UNet2DModel, nn.Module.to(unet, memory_format=torch.channels_last)), config.patch_size)
