@@ -47,7 +47,7 @@ def read_picture(path: Path) -> Picture:
     try:
         values = _sixteen_bit_png(path) if _is_deep_colour_png(path) else _pillow(path)
     except (UnidentifiedImageError, OSError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"cannot read {path} as a picture ({_brief(error)}): give a PNG, JPEG or TIFF file") from error
+        raise BadInput(f"cannot read {path} as a picture: give a sound PNG, JPEG or TIFF file") from error
     if not torch.isfinite(values).all():
         raise BadInput(f"{path} holds values that are not finite (NaN or infinity): mend or mask them first")
     colours = values[:1] if len(values) <= 2 else values[:3]
@@ -86,10 +86,6 @@ def _single_channel(image: Image.Image) -> Tensor:
     array = np.asarray(image)
     scale = 1.0 if image.mode.startswith("F") else 65535.0
     return torch.from_numpy(array.astype(np.float32) / scale)[None]
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:

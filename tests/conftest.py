@@ -1,0 +1,17 @@
+"""What all tests share: the folder of reference files, which a fresh clone does not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference files and images beside the checkout; a test that asks for it is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference files of ../shared, which are not part of the project")
+    return SHARED

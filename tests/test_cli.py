@@ -1,0 +1,384 @@
+"""The command line, on a prior whose answers are known: each value is N(0, 0.3^2) in the prior's units."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from cmidiff.app import options, problem, run
+from cmidiff.app.cli import app
+from cmidiff.app.pictures import read_picture
+from cmidiff.physics import TASKS
+from cmidiff.prior import NetworkPrior
+from cmidiff.prior.base import Denoiser
+from cmidiff.schedule import DDPM
+
+FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu", "--no-cmi")
+VARIANCE = 0.3**2
+
+
+def gaussian_prior() -> NetworkPrior:
+    """``E[eps | x_t] = sigma_t x_t / (alpha_t^2 v + sigma_t^2)`` for ``x_0 ~ N(0, v I)``."""
+    schedule = DDPM.linear()
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha_t, sigma_t = schedule(float(t[0]))
+        return sigma_t * x_t / (alpha_t**2 * VARIANCE + sigma_t**2)
+
+    return NetworkPrior(network, "eps", schedule, multiple=8)
+
+
+@pytest.fixture(autouse=True)
+def prior(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Denoiser], None]:
+    """Makes the prior named "gaussian" known, and returns what replaces it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gaussian").mkdir()
+
+    def use(denoiser: Denoiser) -> None:
+        monkeypatch.setattr(run, "load_prior", lambda name, device: denoiser)
+
+    use(gaussian_prior())
+    return use
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A colour picture of 20x12 pixels: no side is a multiple of the prior's."""
+    values = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def cmidiff(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The single line with which a command is refused."""
+    result = cmidiff(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_help_names_all_tasks_and_solvers_without_torch() -> None:
+    code = "import sys; from cmidiff.app.cli import app; app(['restore', '--help'], standalone_mode=False)"
+    code += "; sys.exit('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--noise-std" in shown
+    assert all(task in options.TASK_HELP for task in TASKS)
+
+
+def test_every_solver_name_can_be_built() -> None:
+    for name in options.SOLVERS:
+        settings = options.settings_of(
+            solver=name, cmi=True, eta=None, prior="gaussian", steps=1, samples=1, seed=0, batch=1, device="cpu"
+        )
+        json.dumps(settings.describe())
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_measurement_file_restores_the_exact_physics(photograph: Path, task: str) -> None:
+    own = {"deblur-gaussian": ["--kernel-size", 5, "--std", 1], "deblur-motion": ["--kernel-size", 5]}.get(task, [])
+    result = cmidiff("degrade", photograph, "--task", task, "--noise-std", 0.1, "--seed", 3, "-o", "m", *own)
+    assert result.exit_code == 0, result.output
+    loaded = problem.load_problem(Path("m.safetensors"))
+    made = problem.degraded(read_picture(photograph), loaded.task, seed=3)
+    torch.testing.assert_close(loaded.y, made.y, rtol=0, atol=0)
+    x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loaded.physics.A(x), made.physics.A(x), rtol=0, atol=0)
+    assert loaded.noise_std == 0.1
+    assert Image.open("m.png").size[0] > 0
+
+
+def test_noise_has_the_stated_strength() -> None:
+    Image.fromarray(np.full((200, 200), 128, dtype=np.uint8)).save("gray.png")
+    assert cmidiff("degrade", "gray.png", "--task", "denoise", "--noise-std", 0.05, "-o", "m").exit_code == 0
+    noise = problem.load_problem(Path("m.safetensors")).y - 128 / 255
+    assert float(noise.std()) == pytest.approx(0.05, rel=0.02)
+    assert abs(float(noise.mean())) < 0.001
+
+
+def test_restore_writes_what_it_promises(photograph: Path) -> None:
+    assert cmidiff("degrade", photograph, "--task", "inpaint-random", "--hidden", 0.5, "-o", "m").exit_code == 0
+    result = cmidiff("restore", "m.safetensors", "-o", "out", "--samples", 3, "--truth", photograph, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "PSNR" in result.stdout
+    out = Path("out")
+    floats = [load_file(out / f"sample-0{k}.safetensors")["sample"] for k in range(3)]
+    moments = load_file(out / "moments.safetensors")
+    torch.testing.assert_close(moments["mean"], torch.stack(floats).mean(0))
+    torch.testing.assert_close(moments["std"], torch.stack(floats).std(0))
+    for k, values in enumerate(floats):
+        shown = read_picture(out / f"sample-0{k}.png").values
+        torch.testing.assert_close(shown, values.clamp(0, 1), rtol=0, atol=0.51 / 255)
+    assert all((out / name).is_file() for name in ("mean.png", "std.png", "comparison.png"))
+    record = json.loads((out / "run.json").read_text())
+    assert record["options"]["solver"]["name"] == "dps"
+    assert record["results"]["finished"]
+    assert [row["name"] for row in record["results"]["samples"]] == ["sample 0", "sample 1", "sample 2", "mean"]
+    mean = record["results"]["samples"][-1]
+    error = (moments["mean"].clamp(0, 1) - read_picture(photograph).values).square().mean()
+    assert mean["psnr"] == pytest.approx(float(-10 * error.log10()), abs=1e-3)
+
+
+def test_a_solver_that_is_exact_here_finds_the_posterior_mean(photograph: Path) -> None:
+    assert cmidiff("degrade", photograph, "--task", "denoise", "--noise-std", 0.2, "-o", "m").exit_code == 0
+    arguments = ("--samples", 24, "--batch", 24, "--solver", "pigdm", *FAST, "--steps", 60)
+    assert cmidiff("restore", "m.safetensors", "-o", "out", *arguments).exit_code == 0
+    y = problem.load_problem(Path("m.safetensors")).y[0]
+    exact = 0.5 + (y - 0.5) * VARIANCE / (VARIANCE + (2 * 0.2) ** 2)  # noise_std is of [0, 1] images, v of [-1, 1]
+    found = load_file("out/moments.safetensors")["mean"]
+    assert float((found - exact).square().mean().sqrt()) < 0.5 * float((y - exact).square().mean().sqrt())
+
+
+def test_samples_do_not_depend_on_how_they_are_grouped(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    for folder, batch in (("one", 1), ("two", 2)):
+        assert cmidiff("restore", "m.safetensors", "-o", folder, "--samples", 3, "--batch", batch, *FAST).exit_code == 0
+    for k in range(3):
+        one, two = (load_file(f"{folder}/sample-0{k}.safetensors")["sample"] for folder in ("one", "two"))
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+def interrupting(after: int) -> NetworkPrior:
+    """The prior of a user who presses Ctrl-C during evaluation ``after``."""
+    inner, calls = gaussian_prior().network, []
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return inner(x_t, t)
+
+    return NetworkPrior(network, "eps", DDPM.linear(), multiple=8)
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(photograph: Path, prior: Callable[..., None]) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    arguments = ("restore", "m.safetensors", "--samples", 3, *FAST)
+    whole = cmidiff(*arguments, "-o", "whole")
+    assert whole.exit_code == 0
+    prior(interrupting(after=6))
+    stopped = cmidiff(*arguments, "-o", "parts")
+    assert stopped.exit_code == 130
+    assert "stopped: 1 of 3 samples" in stopped.stderr
+    assert sorted(p.name for p in Path("parts").glob("sample-*.png")) == ["sample-00.png"]
+    assert Path("parts/mean.png").is_file()
+    assert not json.loads(Path("parts/run.json").read_text())["results"]["finished"]
+    prior(gaussian_prior())
+    first = Path("parts/sample-00.safetensors").stat().st_mtime_ns
+    again = cmidiff(*arguments, "-o", "parts")
+    assert again.exit_code == 0, again.output
+    assert Path("parts/sample-00.safetensors").stat().st_mtime_ns == first
+    for name in ("sample-01.safetensors", "sample-02.safetensors", "moments.safetensors"):
+        one, two = load_file(Path("whole") / name), load_file(Path("parts") / name)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_diverged_sample_is_reported_and_the_others_are_written(photograph: Path, prior: Callable[..., None]) -> None:
+    inner, calls = gaussian_prior().network, []
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return inner(x_t, t) * (torch.nan if len(calls) == 6 else 1.0)
+
+    prior(NetworkPrior(network, "eps", DDPM.linear(), multiple=8))
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    result = cmidiff("restore", "m.safetensors", "-o", "out", "--samples", 3, *FAST)
+    assert result.exit_code == 3
+    assert "diverged: sample 1;" in result.stderr
+    assert "diverged at step 2 of 4" in json.loads(Path("out/run.json").read_text())["results"]["samples"][1]["status"]
+    written = sorted(p.name for p in Path("out").glob("sample-*.png"))
+    assert written == ["sample-00.png", "sample-02.png"]
+    floats = [load_file(f"out/sample-0{k}.safetensors")["sample"] for k in (0, 2)]
+    torch.testing.assert_close(load_file("out/moments.safetensors")["mean"], torch.stack(floats).mean(0))
+
+
+def test_another_run_is_not_overwritten_unasked(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    assert cmidiff("restore", "m.safetensors", "--samples", 3, *FAST).exit_code == 0
+    other = ("restore", "m.safetensors", "--samples", 1, "--solver", "pigdm", *FAST)
+    assert "holds another run (another solver)" in refused(*other)
+    assert cmidiff(*other, "--overwrite").exit_code == 0
+    assert len(list(Path("restored").glob("sample-*.png"))) == 1
+
+
+def test_an_ordinary_picture_is_enlarged(photograph: Path) -> None:
+    arguments = ("--task", "super-resolution", "--factor", 2, "--noise-std", 0.02, "--samples", 1)
+    result = cmidiff("restore", photograph, *arguments, *FAST)
+    assert result.exit_code == 0, result.output
+    assert read_picture(Path("restored/sample-00.png")).values.shape == (3, 24, 40)
+
+
+def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
+    mask = np.full((12, 20), 255, dtype=np.uint8)
+    mask[3:7, 5:9] = 0
+    Image.fromarray(mask).save("mask.png")
+    made = options.problem_of(photograph, None, {}, Path("mask.png"), None, 0.1)
+    seen = torch.from_numpy(mask > 0)
+    torch.testing.assert_close(made.y[0], read_picture(photograph).values * seen)
+    result = cmidiff("restore", photograph, "--mask", "mask.png", "--samples", 1, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "noise of 0.02 is assumed" in result.stderr
+
+
+def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
+    Image.fromarray(np.diag([0, 0, 200]).astype(np.uint8)).save("kernel.png")
+    made = options.problem_of(photograph, None, {}, None, Path("kernel.png"), 0.1)
+    x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(made.physics.A(x)[..., 1:, 1:], x[..., :-1, :-1], rtol=0, atol=1e-6)
+    result = cmidiff("restore", photograph, "--kernel", "kernel.png", "--samples", 1, *FAST)
+    assert result.exit_code == 0, result.output
+
+
+def test_grayscale_stays_gray_and_transparency_returns() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (10, 9, 4), dtype=np.uint8)
+    Image.fromarray(values[..., 0]).save("gray.png")
+    Image.fromarray(values).save("clear.png")
+    for name, mode in (("gray.png", "L"), ("clear.png", "RGBA")):
+        arguments = ("restore", name, "--task", "denoise", "--samples", 2, "-o", f"{name}-out", *FAST)
+        result = cmidiff(*arguments)
+        assert result.exit_code == 0, result.output
+        with Image.open(f"{name}-out/sample-00.png") as sample:
+            assert (sample.mode, sample.size) == (mode, (9, 10))
+    np.testing.assert_array_equal(np.asarray(Image.open("clear.png-out/mean.png"))[..., 3], values[..., 3])
+
+
+def test_a_dry_run_prints_the_options_and_writes_nothing(photograph: Path) -> None:
+    result = cmidiff("restore", photograph, "--task", "denoise", "--eta", 0.5, "--prior", "gaussian", "--dry-run")
+    assert result.exit_code == 0, result.output
+    resolved = json.loads(result.stdout)
+    assert resolved["measurement"]["parameters"]["noise_std"] == problem.ASSUMED_NOISE_STD
+    assert resolved["cmi"]["eta"] == 0.5
+    assert not Path("restored").exists()
+
+
+def damaged(change: Callable[[dict[str, Tensor]], None]) -> Path:
+    """A copy of m.safetensors with other values."""
+    from safetensors import safe_open
+
+    with safe_open("m.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("y",)}
+    change(tensors)
+    save_file(tensors, "damaged.safetensors", metadata=metadata)
+    return Path("damaged.safetensors")
+
+
+def test_damaged_measurements_are_refused(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+
+    def one_nan(tensors: dict[str, Tensor]) -> None:
+        tensors["y"][0, 0, 0, 0] = torch.nan
+
+    def empty(tensors: dict[str, Tensor]) -> None:
+        tensors["y"] = tensors["y"][:, :, :0]
+
+    def cut(tensors: dict[str, Tensor]) -> None:
+        tensors["y"] = tensors["y"][:, :, 1:].contiguous()
+
+    assert "not finite (NaN or infinity)" in refused("restore", damaged(one_nan), *FAST)
+    assert "is empty" in refused("restore", damaged(empty), *FAST)
+    assert "(1, 3, 11, 20)" in refused("restore", damaged(cut), *FAST)
+    assert "is damaged" in refused("restore", damaged(dict.clear), *FAST)
+    save_file({"y": torch.zeros(1)}, "other.safetensors")
+    assert "no measurement file" in refused("restore", "other.safetensors", *FAST)
+    Path("text.safetensors").write_text("text")
+    assert "cannot read text.safetensors" in refused("restore", "text.safetensors", *FAST)
+
+
+WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
+    "a missing picture": (("degrade", "absent.png", "--task", "denoise"), "no such file: absent.png"),
+    "a missing measurement": (("restore", "absent.safetensors"), "no such file: absent.safetensors"),
+    "a folder": (("restore", ".", "--task", "denoise"), "is a folder"),
+    "no picture": (("degrade", "text.png", "--task", "denoise"), "cannot read text.png"),
+    "an empty file": (("degrade", "empty.png", "--task", "denoise"), "cannot read empty.png"),
+    "a truth of another size": (
+        ("restore", "photo.png", "--task", "denoise", "--truth", "small.png"),
+        "the truth small.png is 2x2 but the restored picture is 20x12",
+    ),
+    "a mask of another size": (("restore", "photo.png", "--mask", "small.png"), "is 2x2 but the picture is 20x12"),
+    "a mask and a kernel": (("restore", "photo.png", "--mask", "a.png", "--kernel", "b.png"), "exclude each other"),
+    "a mask for blur": (("restore", "photo.png", "--mask", "small.png", "--task", "denoise"), "is for inpainting"),
+    "negative noise": (("degrade", "photo.png", "--task", "denoise", "--noise-std", -1), "received -1"),
+    "noise that is no number": (("restore", "photo.png", "--task", "denoise", "--noise-std", "nan"), "received nan"),
+    "noise in words": (("degrade", "photo.png", "--task", "denoise", "--noise-std", "much"), "valid number"),
+    "an unknown task": (("degrade", "photo.png", "--task", "denoize"), "did you mean denoise"),
+    "no task": (("restore", "photo.png"), "how was the picture degraded?"),
+    "an option of another task": (("degrade", "photo.png", "--task", "denoise", "--factor", 2), "factor"),
+    "an unknown option": (("degrade", "photo.png", "--tsk", "denoise"), "--tsk"),
+    "a factor that does not divide": (("degrade", "photo.png", "--task", "super-resolution", "--factor", 7), "divide"),
+    "no factor": (("restore", "photo.png", "--task", "super-resolution"), "needs --factor"),
+    "a zero factor": (("restore", "photo.png", "--task", "super-resolution", "--factor", 0), "received 0"),
+    "a hole that is nowhere": (("restore", "photo.png", "--task", "inpaint-box"), "where is the hole?"),
+    "pixels that are unknown": (("restore", "photo.png", "--task", "inpaint-random"), "--mask"),
+    "a blur that is unknown": (("restore", "photo.png", "--task", "deblur-motion"), "--kernel"),
+    "no picture to measure": (("restore", "photo.png", "--task", "compressed-sensing"), "cmidiff degrade"),
+    "everything hidden": (("degrade", "photo.png", "--task", "inpaint-random", "--hidden", 1.0), "hidden"),
+    "a size in words": (("degrade", "photo.png", "--task", "denoise", "--resize", "big"), "received 'big'"),
+    "a size of zero": (("degrade", "photo.png", "--task", "denoise", "--resize", "0"), "received '0'"),
+    "an unknown solver": (("restore", "photo.png", "--task", "denoise", "--solver", "pgdm"), "did you mean pigdm"),
+    "no samples": (("restore", "photo.png", "--task", "denoise", "--samples", 0), "--samples must be"),
+    "no steps": (("restore", "photo.png", "--task", "denoise", "--steps", 0), "--steps must be"),
+    "eta without CMI": (("restore", "photo.png", "--task", "denoise", "--no-cmi", "--eta", 1), "--no-cmi turns off"),
+    "an unknown prior": (("restore", "photo.png", "--task", "denoise", "--prior", "natural-46"), "natural-64?"),
+    "an unknown device": (("restore", "photo.png", "--task", "denoise", "--device", "gpu"), "unknown device 'gpu'"),
+    "an output that is a file": (("restore", "photo.png", "--task", "denoise", "-o", "text.png"), "is a file"),
+    "an output below a file": (("restore", "photo.png", "--task", "denoise", "-o", "text.png/out"), "text.png/out"),
+    "a measurement below a file": (("degrade", "photo.png", "--task", "denoise", "-o", "text.png/m"), "cannot write"),
+    "another suffix": (("degrade", "photo.png", "--task", "denoise", "-o", "m.npy"), "must end in .safetensors"),
+    "an unknown command": (("restor", "photo.png"), "restor"),
+    "no training file": (("train", "absent.toml"), "absent.toml"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_clear_line(photograph: Path, name: str) -> None:
+    Path("text.png").write_text("text")
+    Path("empty.png").touch()
+    Image.fromarray(np.full((2, 2), 255, dtype=np.uint8)).save("small.png")
+    arguments, says = WRONG[name]
+    if arguments[0] == "restore" and "--prior" not in arguments:
+        arguments = (*arguments, "--prior", "gaussian")
+    if arguments[0] == "restore" and "--noise-std" not in arguments and "-o" in arguments:
+        arguments = (*arguments, "--noise-std", 0.05)
+    assert says in refused(*arguments)
+
+
+def test_a_measurement_file_needs_no_further_description(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    line = refused("restore", "m.safetensors", "--task", "denoise", "--noise-std", 0.1, *FAST)
+    assert "leave out --task, --noise-std" in line
+
+
+def test_a_device_that_is_absent_is_refused(photograph: Path) -> None:
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    arguments = ("restore", photograph, "--task", "denoise", "--prior", "gaussian", "--device", absent)
+    assert f"--device {absent} is not available" in refused(*arguments)
+
+
+def test_priors_are_listed_with_what_is_present() -> None:
+    result = cmidiff("priors")
+    assert result.exit_code == 0
+    assert "natural-64" in result.stdout
+
+
+def test_no_command_shows_the_help() -> None:
+    result = cmidiff()
+    assert result.exit_code == 0
+    assert "degrade" in result.stdout
+    assert cmidiff("--version").stdout.strip()
