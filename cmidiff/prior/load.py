@@ -80,7 +80,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _from_diffusers(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> NetworkPrior:
-    from diffusers.models.attention_processor import AttnProcessor
+    from diffusers.models.attention_processor import Attention, AttnProcessor
     from diffusers.models.unets.unet_2d import UNet2DModel
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -94,7 +94,9 @@ def _from_diffusers(folder: Path, name: str, device: torch.device, dtype: torch.
         unet.load_state_dict(load_file(weights))
     except (RuntimeError, OSError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{weights} and {folder / 'unet' / 'config.json'} make no network: {error}") from error
-    cast(UNet2DModel, unet).set_attn_processor(AttnProcessor())  # fused attention has no second derivative
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())  # fused attention has no second derivative
     patch = int(_json(folder / "model_index.json").get("patch_size", 1))
     network = PatchUNet(unet, patch).to(device=device, dtype=dtype).eval().requires_grad_(False)
     channels = int(config["in_channels"]) // patch**2
