@@ -62,6 +62,8 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
         with torch.enable_grad():
             pulled = torch.autograd.grad(step.x_hat, step.x_t, b, create_graph=True)[0]
             through = (pulled * a).sum()
+        if not through.requires_grad:  # a denoiser that is linear in x_t
+            return torch.zeros_like(a)
         grad = torch.autograd.grad(through, step.x_t, retain_graph=True, allow_unused=True)[0]
         return torch.zeros_like(a) if grad is None else grad
     x_t = step.x_t.detach()

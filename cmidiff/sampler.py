@@ -141,8 +141,9 @@ class ProbabilityFlow:
         r_t, r_s, x_t = sigma_t / alpha_t, sigma_s / alpha_s, step.x_t.detach() / alpha_t
         ahead = Step.at(x_s, step.s, step.prior.schedule.end, like=step)
         slope_s = (x_s / alpha_s - step.clipped(estimate(ahead).detach())) / r_s
-        slope_t = (x_s / alpha_s - x_t) / (r_s - r_t)
-        return alpha_s * (x_t + (r_s - r_t) * 0.5 * (slope_t + slope_s))
+        shift = 0.0 if step.shift is None else step.shift  # moves the mean as a whole, it is no slope to average
+        slope_t = ((x_s - shift) / alpha_s - x_t) / (r_s - r_t)
+        return alpha_s * (x_t + (r_s - r_t) * 0.5 * (slope_t + slope_s)) + shift
 
 
 def _draw(step: Step, mean: Tensor) -> Tensor:

@@ -177,5 +177,9 @@ def _check(weights: Tensor, means: Tensor, covariances: Tensor, k: int, d: int) 
     for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} must be finite, received NaN or infinity")
+    if covariances.shape != means.shape:
+        gap = float((covariances - covariances.mT).abs().max())
+        if gap > 1e-5 * float(covariances.abs().max()):
+            raise ValueError(f"covariances must be symmetric, they differ from their transposes by up to {gap:.3g}")
     if float(weights.min()) <= 0:
         raise ValueError(f"weights must be positive, the smallest is {float(weights.min())}")
