@@ -1,0 +1,377 @@
+"""``I(x_0; y | x_t)``, its gradient and its estimators against Theorems 1 and 2 as printed, with dense inverses."""
+
+import functools
+import math
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidiff.covariance import Exact, Isotropic
+from cmidiff.guidance import DPS, PiGDM, Unconditional
+from cmidiff.information import CMI, Contraction, Estimator, contract, estimate, exact, gradient
+from cmidiff.prior import GaussianMixture, NetworkPrior
+from cmidiff.sampler import Ancestral, ProbabilityFlow, sample, start
+from cmidiff.schedule import VE, VP, RectifiedFlow, Schedule
+from cmidiff.step import Step
+from tests.cases import F64, gaussian, measured, mixture, randn, rows, step_at
+
+D, M, NOISE = 12, 5, 0.3
+MATRIX = randn(M, D, seed=41)
+X_T = randn(1, D, seed=42)
+LEVELS: list[tuple[Schedule | None, float]] = [
+    (None, 300.0),
+    (None, 700.0),
+    (VP(), 0.4),
+    (VE(), 0.6),
+    (RectifiedFlow(), 0.35),
+]
+
+
+def given(noise_std: float = NOISE, batch: int = 1):
+    return measured(MATRIX, randn(1, M, seed=43).expand(batch, M), noise_std)
+
+
+def a_step(
+    batch: int = 1, t: float = 400.0, *, noise_std: float = NOISE, probe_seed: int = 0, prior=None, **kw
+) -> Step:
+    prior = mixture() if prior is None else prior
+    return step_at(
+        prior, given(noise_std, batch), X_T.expand(batch, D), t, t - 10.0, draws=rows(batch, probe_seed), **kw
+    )
+
+
+def printed(prior: GaussianMixture, x_t: Tensor, t: float, noise_std: float) -> tuple[Tensor, Tensor]:
+    """Value (Theorem 1) and gradient (Theorem 2) with the inverses in them; ``Sigma`` from the components."""
+
+    def sigma_of(x: Tensor) -> Tensor:
+        return prior.covariance(x[None], t)[0]
+
+    sigma = sigma_of(x_t)
+    d_sigma = torch.autograd.functional.jacobian(sigma_of, x_t).movedim(-1, 0)
+    given_x, gain = torch.linalg.inv(sigma), MATRIX.mT @ MATRIX / noise_std**2
+    sigma_y = torch.linalg.inv(given_x + gain)
+    d_sigma_y = sigma_y @ given_x @ d_sigma @ given_x @ sigma_y
+    value = 0.5 * torch.logdet(sigma) - 0.5 * torch.logdet(sigma_y)
+    first = torch.einsum("ij,kji->k", given_x, d_sigma)
+    second = torch.einsum("ij,kji->k", torch.linalg.inv(sigma_y), d_sigma_y)
+    return value, 0.5 * (first - second)
+
+
+@pytest.mark.parametrize(("schedule", "t"), LEVELS)
+@pytest.mark.parametrize("noise_std", [0.05, 1.0])
+def test_exact_is_theorems_1_and_2(schedule, t, noise_std):
+    prior, x_t = mixture(schedule=schedule), randn(2, D, seed=44)
+    values, gradients = exact(prior, given(noise_std), x_t, t)
+    for x, value, grad in zip(x_t, values, gradients, strict=True):
+        v, g = printed(prior, x, t, noise_std)
+        torch.testing.assert_close(value, v, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(grad, g, rtol=1e-9, atol=1e-10 * max(1.0, float(g.abs().max())))
+
+
+def test_the_gradient_is_the_slope_of_the_printed_value():
+    prior, h = mixture(), 1e-4
+    direction = randn(D, seed=45)
+    up, down = (printed(prior, X_T[0] + sign * h * direction, 400.0, NOISE)[0] for sign in (1, -1))
+    grad = exact(prior, given(), X_T, 400.0)[1][0]
+    torch.testing.assert_close(grad @ direction, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_information_of_a_gaussian_is_the_textbook_one_and_has_no_gradient():
+    prior = gaussian(D)
+    alpha, sigma = prior.schedule(400.0)
+    cov = torch.linalg.inv(
+        torch.linalg.inv(prior.covariance_matrices()[0]) + alpha**2 / sigma**2 * torch.eye(D, dtype=F64)
+    )
+    textbook = 0.5 * torch.logdet(torch.eye(M, dtype=F64) + MATRIX @ cov @ MATRIX.mT / NOISE**2)
+    value, grad = exact(prior, given(), X_T, 400.0)
+    torch.testing.assert_close(value[0], textbook, rtol=1e-11, atol=1e-12)
+    assert float(grad.abs().max()) < 1e-11
+    step = a_step(prior=prior)
+    for estimator in get_args(Estimator):
+        ours = gradient(step, Exact(step, 40), estimator=estimator, contraction="double-backward")
+        assert float(ours.abs().max()) < 1e-10
+
+
+def test_a_useless_measurement_carries_no_information():
+    prior = mixture()
+    for noise_std, bound in ((1e2, 1e-1), (1e4, 1e-5)):
+        value, grad = exact(prior, given(noise_std), X_T, 400.0)
+        assert 0 <= float(value) < bound
+        assert float(grad.abs().max()) < bound
+    blind = replace(given(), physics=measured(torch.zeros(M, D, dtype=F64), given().y, NOISE).physics)
+    value, grad = exact(prior, blind, X_T, 400.0)
+    assert float(value.abs().max()) == 0
+    assert float(grad.abs().max()) == 0
+
+
+def test_a_noise_free_measurement_carries_infinite_information():
+    step = a_step(noise_std=0.0)
+    with pytest.raises(ValueError, match="infinite"):
+        exact(step.prior, step.measurement, X_T, 400.0)
+    with pytest.raises(ValueError, match="infinite"):
+        estimate(step, Isotropic(step, 0.5))
+
+
+# estimators
+
+PROBES = 3000
+BIAS_FREE = [(estimator, probe) for estimator in get_args(Estimator) for probe in ("rademacher", "gaussian")]
+
+
+@functools.cache
+def rows_of_probes(estimator, probe, covariance="exact") -> tuple[Tensor, Step]:
+    step = a_step(PROBES)
+    own = Exact(step, 24) if covariance == "exact" else Isotropic(step, 0.3)
+    return gradient(step, own, estimator=estimator, probe=probe, contraction="double-backward"), step
+
+
+@pytest.mark.parametrize(("estimator", "probe"), BIAS_FREE)
+def test_each_estimator_is_unbiased(estimator, probe):
+    draws, _ = rows_of_probes(estimator, probe)
+    grad = printed(mixture(), X_T[0], 400.0, NOISE)[1]
+    z = (draws.mean(0) - grad) / (draws.std(0) / PROBES**0.5)
+    assert float(z.abs().max()) < 4.5
+
+
+def test_the_estimators_rank_as_measured():
+    """Symmetric < measurement and shared probe < the paper's two terms, and random signs beat Gaussian probes."""
+    grad = printed(mixture(), X_T[0], 400.0, NOISE)[1]
+    spreads = {
+        case: float((rows_of_probes(*case)[0] - grad).square().sum(1).mean().sqrt() / grad.norm()) for case in BIAS_FREE
+    }
+    for probe in ("rademacher", "gaussian"):
+        s = {estimator: spreads[estimator, probe] for estimator in get_args(Estimator)}
+        assert s["measurement-symmetric"] < s["measurement"] < s["two-term"]
+        assert s["measurement-symmetric"] < s["shared-probe"] < s["two-term"]
+    for estimator in get_args(Estimator):
+        assert spreads[estimator, "rademacher"] < spreads[estimator, "gaussian"]
+    assert spreads["two-term", "rademacher"] > 2 * spreads["measurement-symmetric", "rademacher"]
+
+
+@pytest.mark.parametrize("estimator", ["measurement-symmetric", "measurement", "shared-probe"])
+def test_another_covariance_changes_s_alone(estimator):
+    """With ``Sigma ~ r^2 I`` inside ``S``: ``1/2 Tr(A^T S^-1 A d_k Sigma)`` with the true ``d_k Sigma``."""
+    draws, _ = rows_of_probes(estimator, "rademacher", "isotropic")
+    prior = mixture()
+    d_sigma = torch.autograd.functional.jacobian(lambda x: prior.covariance(x[None], 400.0)[0], X_T[0]).movedim(-1, 0)
+    s = NOISE**2 * torch.eye(M, dtype=F64) + 0.3 * MATRIX @ MATRIX.mT
+    grad = 0.5 * torch.einsum("ij,kji->k", MATRIX.mT @ torch.linalg.solve(s, MATRIX), d_sigma)
+    z = (draws.mean(0) - grad) / (draws.std(0) / PROBES**0.5)
+    assert float(z.abs().max()) < 4.5
+
+
+def test_probes_average_and_differ():
+    step = a_step(5)
+    single = [gradient(replace(step, index=i), Isotropic(step, 0.3), probes=1) for i in (4, 5)]
+    both = gradient(replace(step, index=2), Isotropic(step, 0.3), probes=2)  # probes 2k and 2k+1 of step k
+    torch.testing.assert_close(both, 0.5 * (single[0] + single[1]))
+    assert float((single[0] - single[1]).norm()) > 1e-3 * float(single[0].norm())
+    assert float((single[0][0] - single[0][1]).norm()) > 1e-3 * float(single[0].norm())
+
+
+# contractions
+
+
+@pytest.mark.parametrize(("schedule", "t"), LEVELS)
+def test_contractions_against_the_third_derivative(schedule, t):
+    """``C(a, b)_k = sum_ij b_i a_j d_k J_ij`` with ``J`` from the components' covariance."""
+    prior = mixture(schedule=schedule)
+    step = step_at(prior, given(batch=2), randn(2, D, seed=46), t, 0.9 * t)
+    alpha, sigma = prior.schedule(t)
+    a, b = randn(2, D, seed=47), randn(2, D, seed=48)
+    theirs = []
+    for row, x in enumerate(step.x_t.detach()):
+        third = torch.autograd.functional.jacobian(lambda x: prior.covariance(x[None], t)[0], x) * alpha / sigma**2
+        theirs.append(
+            (torch.einsum("i,ijk,j->k", b[row], third, a[row]), torch.einsum("i,ijk,j->k", a[row], third, a[row]))
+        )
+    mixed, same = (torch.stack(parts) for parts in zip(*theirs, strict=True))
+    tolerances: dict[Contraction, float] = {
+        "double-backward": 1e-10,
+        "reverse-over-forward": 1e-10,
+        "finite-difference": 1e-6,
+    }
+    for how, rtol in tolerances.items():
+        assert float((contract(step, a, b, how) - mixed).norm() / mixed.norm()) < rtol
+    assert float((contract(step, a, a, "second-difference") - same).norm() / same.norm()) < 1e-4
+
+
+def test_finite_differences_converge_at_second_order():
+    step, a, b = a_step(), randn(1, D, seed=47), randn(1, D, seed=48)
+    truth = contract(step, a, b, "double-backward")
+    errors = [float((contract(step, a, b, "finite-difference", size) - truth).norm()) for size in (0.02, 0.01)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
+    truth = contract(step, a, a, "double-backward")
+    errors = [float((contract(step, a, a, "second-difference", size) - truth).norm()) for size in (0.02, 0.01)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("how", get_args(Contraction))
+def test_a_linear_denoiser_has_no_third_derivative(how):
+    weight = randn(D, D, seed=1)
+    for network in (lambda x, t: x @ weight.mT, lambda x, t: torch.ones_like(x) + 0 * x):
+        step = a_step(prior=NetworkPrior(network, "x0", channels=None))
+        a = randn(1, D, seed=47)
+        assert float(contract(step, a, a, how).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("how", get_args(Contraction))
+def test_a_zero_direction_gives_zero(how):
+    step = a_step()
+    assert float(contract(step, torch.zeros_like(X_T), torch.zeros_like(X_T), how).abs().max()) == 0
+
+
+def test_contractions_work_without_gradient_mode():
+    step, a, b = a_step(), randn(1, D, seed=47), randn(1, D, seed=48)
+    for how in get_args(Contraction):
+        with torch.no_grad():
+            inside = contract(step, a, a if how == "second-difference" else b, how)
+        torch.testing.assert_close(inside, contract(step, a, a if how == "second-difference" else b, how))
+
+
+# the value at any size
+
+
+def test_quadrature_estimates_the_exact_value():
+    step = a_step(400)
+    value, error = estimate(step, Exact(step, 24), probes=20, iterations=M)
+    truth = printed(mixture(), X_T[0], 400.0, NOISE)[0]
+    assert abs(float(value.mean() - truth)) < 4.5 * float(value.std() / 400**0.5)
+    assert float(error.mean()) == pytest.approx(float(value.std()), rel=0.15)
+
+
+def test_quadrature_of_a_multiple_of_the_identity_has_no_error():
+    physics = measured(torch.linalg.qr(MATRIX.mT)[0].mT, given().y, NOISE)
+    step = replace(a_step(), measurement=physics)
+    value, error = estimate(step, Isotropic(step, 0.7), probes=3)
+    torch.testing.assert_close(value[0], torch.tensor(0.5 * M * math.log(1 + 0.7 / NOISE**2), dtype=F64))
+    assert float(error) < 1e-10
+
+
+# the correction
+
+
+def test_the_move_is_the_weighted_gradient():
+    step = a_step()
+    grad = gradient(
+        step, Isotropic(step, step.level_t[1] ** 2)
+    )  # r_t^2 of a unit-variance prior, alpha^2 + sigma^2 = 1
+    beta = 1 - (step.level_t[0] / step.level_s[0]) ** 2
+    weights = {"reverse-sde": beta / math.sqrt(1 - beta), "constant": 1.0}
+    weights["snr"] = weights["reverse-sde"] * step.level_t[0] ** 2
+    for name, weight in weights.items():
+        shift = CMI(0.01, weight=name, cap=math.inf)(step).shift  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(shift, 0.01 * weight * grad, rtol=1e-8, atol=1e-12)
+    shift = CMI(-0.01, weight=lambda ratio: ratio**3, cap=math.inf)(step).shift
+    torch.testing.assert_close(shift, -0.01 * step.ratio**3 * grad, rtol=1e-10, atol=1e-12)
+
+
+def test_the_mean_moves_before_the_guidance():
+    step = a_step()
+    moved = CMI(0.5)(step)
+    assert moved.shift is not None
+    torch.testing.assert_close(Unconditional()(moved), Unconditional()(step) + moved.shift)
+    torch.testing.assert_close(DPS(0.4)(moved), DPS(0.4)(step) + moved.shift)
+    torch.testing.assert_close(PiGDM()(moved), PiGDM()(step) + moved.shift)
+
+
+def test_cap_bounds_each_image_alone():
+    step = step_at(mixture(), given(batch=3), randn(3, D, seed=50), 400.0, 300.0)
+    free = CMI(1e3, cap=math.inf)(step).shift
+    capped = CMI(1e3, cap=0.5)(step).shift
+    assert free is not None
+    assert capped is not None
+    alpha_ts = step.level_t[0] / step.level_s[0]
+    most = 0.5 * math.sqrt(D * (step.level_t[1] ** 2 - alpha_ts**2 * step.level_s[1] ** 2))
+    torch.testing.assert_close(capped.norm(dim=1), torch.full((3,), most, dtype=F64))
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(capped, free), torch.ones(3, dtype=F64))
+    small = CMI(1e-6, cap=0.5)(step).shift
+    torch.testing.assert_close(small, 1e-9 * free, rtol=1e-9, atol=0)
+
+
+def test_window_every_and_the_last_step():
+    step = a_step()
+    r = step.ratio
+    assert CMI(window=(0.9 * r, 1.1 * r))(step).shift is not None
+    assert CMI(window=(1.1 * r, 2 * r))(step).shift is None
+    assert CMI(window=(0.0, 0.9 * r))(step).shift is None
+    assert CMI(every=3)(replace(step, index=4)).shift is None
+    third = CMI(0.01, every=3, cap=math.inf)(replace(step, index=3)).shift
+    each = CMI(0.01, cap=math.inf)(replace(step, index=3)).shift
+    assert third is not None
+    assert each is not None
+    torch.testing.assert_close(third, 3 * each)
+    assert CMI()(replace(step, s=step.prior.schedule.end)).shift is None
+
+
+def test_moves_add_up():
+    step = a_step()
+    one = torch.ones_like(step.x_t.detach())
+    torch.testing.assert_close(step.moved(one).moved(2 * one).shift, 3 * one)
+
+
+def run(cmi, kernel, guidance) -> Tensor:
+    prior, draws = mixture(), rows(2)
+    times = prior.schedule.grid(12)
+    x_T = start(prior, times[0], draws, X_T.expand(2, D))
+    *_, last = sample(prior, given(batch=2), x_T, times, guidance=guidance, kernel=kernel, draws=draws, cmi=cmi)
+    return last.x_s
+
+
+@pytest.mark.parametrize("kernel", [Ancestral(), ProbabilityFlow()])
+@pytest.mark.parametrize("guidance", [Unconditional(), DPS(0.3), PiGDM()])
+def test_eta_zero_is_the_base_solver_bit_for_bit(kernel, guidance):
+    base = run(None, kernel, guidance)
+    for covariance in ("isotropic", "exact"):
+        assert torch.equal(run(CMI(0.0, covariance=covariance), kernel, guidance), base)
+    assert not torch.equal(run(CMI(0.1), kernel, guidance), base)
+
+
+def test_heuns_rule_makes_the_whole_move():
+    """For a Gaussian prior ``grad I`` vanishes, so a shift given by hand is followed through the corrector."""
+    prior = gaussian(D, schedule=VE())
+    step = step_at(prior, given(), 2 * X_T, 2.0, 1.9, kernel=ProbabilityFlow())
+    shift = 1e-3 * randn(1, D, seed=51)
+    plain, moved = Unconditional()(step), Unconditional()(step.moved(shift))
+    # dx/dr = (x - x_hat(x)) / r at the end of the step, linear for a Gaussian: the corrector sees half of its change
+    jacobian = torch.linalg.inv(torch.eye(D, dtype=F64) + 1.9**2 * torch.linalg.inv(prior.covariance_matrices()[0]))
+    theirs = shift + 0.5 * (1.9 - 2.0) / 1.9 * (shift - shift @ jacobian.mT)
+    torch.testing.assert_close(moved - plain, theirs, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "exact"])
+@pytest.mark.parametrize("contraction", get_args(Contraction))
+def test_every_covariance_goes_with_every_contraction(covariance, contraction):
+    base = run(None, Ancestral(), DPS(0.1))
+    moved = run(CMI(0.01, covariance=covariance, contraction=contraction), Ancestral(), DPS(0.1))
+    assert bool(moved.isfinite().all())
+    assert not torch.equal(moved, base)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"estimator": "both"}, "estimator must be one of"),
+        ({"contraction": "forward"}, "contraction must be one of"),
+        ({"probe": "sphere"}, "probe must be one of"),
+        ({"covariance": "full"}, "covariance must be one of"),
+        ({"weight": "beta"}, "weight must be a function or one of"),
+        ({"eta": math.nan}, "eta must be finite"),
+        ({"eta": math.inf}, "eta must be finite"),
+        ({"probes": 0}, "at least 1"),
+        ({"every": 0}, "at least 1"),
+        ({"cap": 0.0}, "cap > 0"),
+        ({"cap": math.nan}, "cap > 0"),
+        ({"window": (2.0, 1.0)}, r"window\[0\]"),
+        ({"window": (-1.0, 1.0)}, r"window\[0\]"),
+        ({"window": (0.0, math.nan)}, r"window\[0\]"),
+        ({"contraction": "second-difference", "estimator": "measurement"}, "same direction"),
+        ({"contraction": "second-difference", "estimator": "two-term"}, "same direction"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        CMI(**options)
