@@ -48,6 +48,7 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity, at most 1, with the Gaussian window of 11 pixels and std 1.5, averaged over the channels.
 
+    It is torchmetrics' SSIM: windows that cross the border see a mirrored image, where scikit-image leaves them out.
     Wang, Bovik, Sheikh, Simoncelli, Image Quality Assessment: From Error Visibility to Structural Similarity, 2004,
     https://doi.org/10.1109/TIP.2003.819861.
 
