@@ -25,7 +25,7 @@ from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import DDPM
 
-FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu", "--no-cmi")
+FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu")
 VARIANCE = 0.3**2
 
 
@@ -128,7 +128,7 @@ def test_restore_writes_what_it_promises(photograph: Path) -> None:
         torch.testing.assert_close(shown, values.clamp(0, 1), rtol=0, atol=0.51 / 255)
     assert all((out / name).is_file() for name in ("mean.png", "std.png", "comparison.png"))
     record = json.loads((out / "run.json").read_text())
-    assert record["options"]["solver"]["name"] == "dps"
+    assert record["options"]["solver"]["name"] == "pigdm"
     assert record["results"]["finished"]
     assert [row["name"] for row in record["results"]["samples"]] == ["sample 0", "sample 1", "sample 2", "mean"]
     mean = record["results"]["samples"][-1]
@@ -212,7 +212,7 @@ def test_a_diverged_sample_is_reported_and_the_others_are_written(photograph: Pa
 def test_another_run_is_not_overwritten_unasked(photograph: Path) -> None:
     cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
     assert cmidiff("restore", "m.safetensors", "--samples", 3, *FAST).exit_code == 0
-    other = ("restore", "m.safetensors", "--samples", 1, "--solver", "pigdm", *FAST)
+    other = ("restore", "m.safetensors", "--samples", 1, "--solver", "dps", *FAST)
     assert "holds another run (another solver)" in refused(*other)
     assert cmidiff(*other, "--overwrite").exit_code == 0
     assert len(list(Path("restored").glob("sample-*.png"))) == 1

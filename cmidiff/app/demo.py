@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from cmidiff import load_prior
 from cmidiff.app.errors import BadInput
 from cmidiff.app.figures import Tile, side_by_side
-from cmidiff.app.pictures import read_picture, to_image
-from cmidiff.app.problem import degraded, task_of
+from cmidiff.app.pictures import Picture, read_picture, to_image
+from cmidiff.app.problem import Problem, degraded, task_of
 from cmidiff.app.run import Row, judged
-from cmidiff.app.show import progress
+from cmidiff.app.show import Line, progress
 from cmidiff.guidance import CADPS, DPS, Guidance
 from cmidiff.information import CMI
+from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Progress, restore
 
 PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "sails.png"
@@ -23,7 +26,7 @@ TITLE = "80% of the pixels hidden, noise 0.05"
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: a solver with or without CMI, and the mean of how many samples."""
+    """What is compared: a solver with or without CMI, and how many samples it draws."""
 
     name: str
     solver: Guidance
@@ -34,9 +37,10 @@ class Contender:
 CONTENDERS = (
     Contender("DPS", DPS()),
     Contender("DPS + CMI", DPS(), CMI()),
-    Contender("CA-DPS", CADPS()),
+    Contender("CA-DPS", CADPS(), samples=4),
 )
 STEPS = 100
+TOTAL = STEPS * sum(contender.samples for contender in CONTENDERS)
 
 
 def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
@@ -46,41 +50,51 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
         BadInput: the sheet cannot be written, or the prior cannot be loaded.
     """
     _check_writable(output)
-    picture = read_picture(PHOTOGRAPH)
-    channels, height, width = picture.values.shape
-    problem = degraded(picture, task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
+    truth = read_picture(PHOTOGRAPH).values
+    channels, height, width = truth.shape
+    problem = degraded(Picture(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
     try:
         network = load_prior(prior, device=device)
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
+    shown: list[tuple[Row, Tensor]] = []
+    with progress(TOTAL) as line:
+        for contender in CONTENDERS:
+            shown += _restored(contender, problem, network, truth, seed, device, line)
     tiles = [Tile(to_image(problem.view()), "measurement", TITLE)]
-    rows = []
-    with progress(len(CONTENDERS) * STEPS) as line:
-        for index, contender in enumerate(CONTENDERS):
+    tiles += [Tile(to_image(values), row.name, row.note or row.status) for row, values in shown]
+    side_by_side([*tiles, Tile(to_image(truth), "truth")]).save(output, format="PNG")
+    return [row for row, _ in shown]
 
-            def show(now: Progress, index: int = index, name: str = contender.name) -> None:
-                line(index * STEPS + now.step, f"{name}, step {now.step}/{STEPS}", float(now.misfit.median()))
 
-            restoration = restore(
-                problem.y.to(device),
-                problem.physics.to(device),
-                network,
-                solver=contender.solver,
-                cmi=contender.cmi,
-                steps=STEPS,
-                samples=contender.samples,
-                seed=seed,
-                callback=show,
-            )
-            restored = restoration.mean[0].cpu()
-            if restored.isfinite().all():
-                row = judged(problem, contender.name, restored, picture.values)
-            else:
-                restored, row = restoration.samples[0, 0].cpu(), Row(contender.name, restoration.status[0][0].message)
-            rows.append(row)
-            tiles.append(Tile(to_image(restored), contender.name, row.note or row.status))
-    tiles.append(Tile(to_image(picture.values), "truth"))
-    side_by_side(tiles).save(output, format="PNG")
+def _restored(
+    contender: Contender, problem: Problem, network: Denoiser, truth: Tensor, seed: int, device: str, line: Line
+) -> list[tuple[Row, Tensor]]:
+    """The first sample of a contender, and the mean of its samples if it draws several."""
+    before = STEPS * sum(c.samples for c in CONTENDERS[: CONTENDERS.index(contender)])
+
+    def show(now: Progress) -> None:
+        doing = f"{contender.name}, step {now.step}/{now.steps}"
+        line(before + now.step * contender.samples, doing, float(now.misfit.median()))
+
+    restoration = restore(
+        problem.y.to(device),
+        problem.physics.to(device),
+        network,
+        solver=contender.solver,
+        cmi=contender.cmi,
+        steps=STEPS,
+        samples=contender.samples,
+        seed=seed,
+        callback=show,
+    )
+    first, status = restoration.samples[0, 0].cpu(), restoration.status[0][0]
+    rows = [
+        (judged(problem, contender.name, first, truth) if status.ok else Row(contender.name, status.message), first)
+    ]
+    if contender.samples > 1 and restoration.ok.any():
+        mean, name = restoration.mean[0].cpu(), f"{contender.name}, mean of {int(restoration.ok.sum())}"
+        rows.append((judged(problem, name, mean, truth), mean))
     return rows
 
 

@@ -72,8 +72,10 @@ OutputOrNot = Annotated[
     Path | None, _option("--output", "-o", text="File to write; IMAGE-TASK.safetensors without it.")
 ]
 Truth = Annotated[Path | None, _option("--truth", text="The undegraded picture, to measure quality.")]
-Eta = Annotated[float | None, _option("--eta", text="Strength of CMI; its own default without it.")]
-Cmi = Annotated[bool, Option("--cmi/--no-cmi", help="Correct every step with the CMI gradient.")]
+Eta = Annotated[float | None, _option("--eta", text="Strength of CMI, which it turns on.")]
+Cmi = Annotated[
+    bool | None, _option("--cmi/--no-cmi", text="Correct every step with the CMI gradient; off unless asked for.")
+]
 Solver = Annotated[str, Option("--solver", help=f"{', '.join(SOLVERS)}.")]
 Samples = Annotated[int, Option("--samples", help="How many posterior samples to draw.")]
 Steps = Annotated[int, Option("--steps", help="Steps of the sampler.")]
@@ -141,7 +143,7 @@ def problem_of(
 def settings_of(
     *,
     solver: str,
-    cmi: bool,
+    cmi: bool | None,
     eta: float | None,
     prior: str,
     steps: int,
@@ -163,12 +165,12 @@ def settings_of(
     for name, value in (("--steps", steps), ("--samples", samples), ("--batch", batch)):
         if value < 1:
             raise BadInput(f"{name} must be a whole number >= 1, received {value}")
-    if eta is not None and not cmi:
+    if eta is not None and cmi is False:
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
     name, fields = SOLVERS[solver]
     try:
-        correction = cmidiff.CMI(**given(eta=eta)) if cmi else None
+        correction = cmidiff.CMI(**given(eta=eta)) if cmi or eta is not None else None
     except ValueError as error:
         raise BadInput(str(error)) from error
     guidance = getattr(cmidiff, name)(**fields)
