@@ -45,3 +45,12 @@ def checked_positive(solver: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < float("inf"):
             raise ValueError(f"{solver}: {name} must be a number >= 0, received {value!r}")
+
+
+def checked_variance(solver: str, data_variance: float) -> None:
+    """Raise ``ValueError`` for a prior variance that is not positive and finite."""
+    if not 0 < data_variance < float("inf"):
+        raise ValueError(
+            f"{solver}: data_variance must be a number > 0, received {data_variance!r}: "
+            "take the variance of the prior's images, 1 in the paper"
+        )

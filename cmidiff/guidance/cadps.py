@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from cmidiff.covariance import CovarianceName, bind
-from cmidiff.guidance.base import checked_positive, misfit_gradient
+from cmidiff.guidance.base import checked_positive, checked_variance, misfit_gradient
 from cmidiff.step import Step
 
 Variant = Literal["diagonal", "isotropic", "exact", "released"]
@@ -48,7 +48,8 @@ class CADPS:
     through_clip: bool = False
 
     def __post_init__(self) -> None:
-        checked_positive("CADPS", scale=self.scale, data_variance=self.data_variance)
+        checked_positive("CADPS", scale=self.scale)
+        checked_variance("CADPS", self.data_variance)
         if self.covariance not in get_args(Variant):
             raise ValueError(
                 f"CADPS: covariance must be one of {', '.join(get_args(Variant))}, received {self.covariance!r}"

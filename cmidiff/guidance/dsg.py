@@ -64,6 +64,10 @@ class DSG:
         x_s = step.advance()
         if self.rate == 0 or (step.steps - 1 - step.index) % self.interval:
             return x_s
+        if isinstance(step.std, float) and step.std == 0.0 and not step.last:
+            raise ValueError(
+                f"DSG turns the kernel's noise, and {step.kernel!r} has none: use Ancestral() or DDIM(eta=1.0)"
+            )
         r = self.radius(step)
         mean = step.mean(step.x_hat)
         d_star = -r * unit(misfit_gradient(step, through_clip=self.through_clip))

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from cmidiff.covariance import isotropic_variance
-from cmidiff.guidance.base import checked_positive
+from cmidiff.guidance.base import checked_positive, checked_variance
 from cmidiff.step import Step
 
 PiGDMWeight = Literal["likelihood", "adaptive", "flow", "additive"]
@@ -46,7 +46,8 @@ class PiGDM:
     through_clip: bool = False
 
     def __post_init__(self) -> None:
-        checked_positive("PiGDM", scale=self.scale, data_variance=self.data_variance)
+        checked_positive("PiGDM", scale=self.scale)
+        checked_variance("PiGDM", self.data_variance)
         if self.weight not in get_args(PiGDMWeight):
             raise ValueError(
                 f"PiGDM: weight must be one of {', '.join(get_args(PiGDMWeight))}, received {self.weight!r}"
