@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from cmidiff.app import options, problem, run
+from cmidiff.app import demo, options, problem, run
 from cmidiff.app.cli import app
 from cmidiff.app.pictures import read_picture
 from cmidiff.physics import TASKS
-from cmidiff.prior import NetworkPrior
+from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import DDPM
 
@@ -369,6 +369,40 @@ def test_a_device_that_is_absent_is_refused(photograph: Path) -> None:
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     arguments = ("restore", photograph, "--task", "denoise", "--prior", "gaussian", "--device", absent)
     assert f"--device {absent} is not available" in refused(*arguments)
+
+
+def test_the_demo_shows_every_contender_between_measurement_and_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "load_prior", lambda name, device: gaussian_prior())
+    monkeypatch.setattr(demo, "STEPS", 2)
+    result = cmidiff("demo", "-o", "sheet.png", "--prior", "gaussian", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert all(contender.name in result.stdout for contender in demo.CONTENDERS)
+    sheet = np.asarray(Image.open("sheet.png"))
+    truth = np.asarray(Image.open(demo.PHOTOGRAPH))
+    scale = -(-256 // truth.shape[0])
+    shown = truth.repeat(scale, 0).repeat(scale, 1)
+    side = shown.shape[0]
+    places = np.argwhere((sheet == shown[0, 0]).all(-1))
+    assert any(np.array_equal(sheet[top : top + side, left : left + side], shown) for top, left in places)
+
+
+def test_the_demo_refuses_a_place_that_cannot_be_written(photograph: Path) -> None:
+    assert "is a folder" in refused("demo", "-o", ".", "--prior", "gaussian")
+    assert "cannot write" in refused("demo", "-o", photograph / "demo.png", "--prior", "gaussian")
+
+
+@pytest.mark.skipif(PRIORS["natural-64"].where() is None, reason="the weights of natural-64 are not present")
+def test_the_embedded_prior_restores_in_a_process_of_its_own() -> None:
+    ramp = np.linspace(40, 220, 16)[:, None, None] + np.zeros((16, 16, 3))
+    Image.fromarray((ramp + np.random.default_rng(0).normal(0, 25.5, ramp.shape)).astype(np.uint8)).save("ramp.png")
+    Image.fromarray(ramp.astype(np.uint8)).save("truth.png")
+    code = "import torch; torch.set_num_threads(1); from cmidiff.app.cli import main; main()"
+    command = [sys.executable, "-c", code, "restore", "ramp.png", "--task", "denoise", "--noise-std", "0.1"]
+    command += ["--truth", "truth.png", "--samples", "1", "--steps", "20", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(Path("restored/run.json").read_text())["results"]["samples"][0]
+    assert row["psnr"] > 20 + 3  # the noise alone is 20 dB
 
 
 def test_priors_are_listed_with_what_is_present() -> None:

@@ -113,8 +113,9 @@ def restore(
 ) -> None:
     """Restore a measurement: posterior samples, their mean, and a map of what is uncertain.
 
-    The same command again keeps the finished samples and goes on. Exit codes: 0 done, 2 wrong input, 3 a sample
-    diverged (the others are written), 130 interrupted (finished samples are written).
+    The same command again keeps the finished samples and goes on.
+
+    Exit codes: 0 done, 2 wrong input, 3 a sample diverged, 130 interrupted; finished samples are always written.
     """
     from cmidiff.app.problem import read_truth
     from cmidiff.app.run import finish, load_prior_of, open_folder, resolved, sample, write_record

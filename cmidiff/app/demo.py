@@ -19,7 +19,7 @@ from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Progress, restore
 
-PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "sails.png"
+PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "plane.png"
 TASK, OPTIONS = "inpaint-random", {"hidden": 0.8, "noise_std": 0.05}
 TITLE = "80% of the pixels hidden, noise 0.05"
 
@@ -103,6 +103,9 @@ def _check_writable(output: Path) -> None:
         raise BadInput(f"--output {output} is a folder: give a file as demo.png")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        existed = output.exists()
         output.touch()
+        if not existed:
+            output.unlink()
     except OSError as error:
         raise BadInput(f"cannot write {output} ({error.strerror}): give another --output") from error
