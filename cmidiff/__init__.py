@@ -38,7 +38,25 @@ _HOME = {
     "CMI": "cmidiff.information",
     "measure": "cmidiff.physics",
 }
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = [
+    "CADPS",
+    "CMI",
+    "DDIM",
+    "DPS",
+    "DSG",
+    "MCG",
+    "Ancestral",
+    "GaussianMixture",
+    "NetworkPrior",
+    "PiGDM",
+    "ProbabilityFlow",
+    "Restoration",
+    "Unconditional",
+    "__version__",
+    "load_prior",
+    "measure",
+    "restore",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -119,7 +119,7 @@ class Measurement:
             seen = w > 1e2 * torch.finfo(w.dtype).eps * w.amax(-1, keepdim=True)  # the others are rounded zeros
             return torch.where(seen, w, math.inf).rsqrt()
 
-        return self.At(lanczos_apply(lambda v: s2 * v + r2 * self.A(self.At(v)), z, inverse_root, iterations=30))
+        return self.At(lanczos_apply(lambda v: s2 * v + r2 * self.A(self.At(v)), z, inverse_root, iterations=60))
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""

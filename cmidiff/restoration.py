@@ -20,6 +20,7 @@ from cmidiff.draws import SeededDraws
 from cmidiff.guidance import DPS, Guidance
 from cmidiff.information import CMI
 from cmidiff.measurement import Measurement
+from cmidiff.physics import known_entries
 from cmidiff.prior.base import Denoiser
 from cmidiff.sampler import Ancestral, Trace, sample, start
 from cmidiff.step import Kernel
@@ -259,13 +260,20 @@ def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[f
 
 def _inside(y: Tensor, physics: Physics, image: tuple[int, ...], gain: float, offset: float) -> Tensor:
     if offset == 0.0 and gain == 1.0:
-        return y.clone()
+        return _measured(y, physics)
     if not isinstance(physics, LinearPhysics):
         raise TypeError(
             f"{type(physics).__name__} is not linear, so its images cannot be mapped to the prior's range here: "
             "write the physics on the prior's range and pass value_range=None"
         )
-    return (y - physics.A(torch.full((len(y), *image), offset, dtype=y.dtype, device=y.device))) / gain
+    of_offset = physics.A(torch.full((len(y), *image), offset, dtype=y.dtype, device=y.device))
+    return _measured((y - of_offset) / gain, physics)
+
+
+def _measured(y: Tensor, physics: Physics) -> Tensor:
+    """A copy of ``y`` without what a mask hides: noise or a scratch there would rescale the steps of DPS."""
+    known = known_entries(physics, y) if isinstance(physics, LinearPhysics) else None
+    return y.clone() if known is None else y * known
 
 
 def _groups(batch: int, samples: int, first: int) -> list[tuple[range, range]]:

@@ -29,11 +29,18 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import pairs
 from cmidiff.step import Estimate, Kernel, Step, evaluate
 
-LIMIT = 1e4  # an image in [-1, 1] that has grown to this has diverged
+LIMIT = 1e4  # times the range of the images: what has grown to this has diverged
+
+
+class _Unprepared:
+    """A kernel that starts from the state as it is."""
+
+    def prepare(self, step: Step) -> Step:
+        return step
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(_Unprepared):
     """DDPM's reverse kernel.
 
     Args:
@@ -71,7 +78,7 @@ class Ancestral:
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(_Unprepared):
     """Denoising diffusion implicit models: ``eta = 0`` is deterministic, ``eta = 1`` has the ancestral kernel's noise.
 
     Source: Song, Meng, Ermon, 2021, https://arxiv.org/abs/2010.02502
@@ -122,16 +129,16 @@ class ProbabilityFlow:
         a = sigma_s / sigma_t
         return a, alpha_s - a * alpha_t
 
-    def prepare(self, step: Step) -> tuple[Tensor, float]:
-        """``x_t`` and ``t`` after churning: a noisier state, before the denoiser is evaluated."""
+    def prepare(self, step: Step) -> Step:
+        """Churn: a noisier state, before the denoiser is evaluated."""
         (alpha, _), r = step.level_t, step.ratio
         gamma = min(self.churn / step.steps, math.sqrt(2) - 1)
         if gamma == 0 or not self.churn_range[0] <= r <= self.churn_range[1]:
-            return step.x_t, step.t
+            return step
         t = step.prior.schedule.time(r * (1 + gamma))
         alpha_up, sigma_up = step.prior.schedule(t)
         extra = self.churn_noise * math.sqrt(max((sigma_up / alpha_up) ** 2 - r**2, 0.0))
-        return alpha_up * (step.x_t / alpha + extra * step.z), t
+        return replace(step, x_t=alpha_up * (step.x_t / alpha + extra * step.z), t=t)
 
     def advance(self, step: Step, estimate: Estimate) -> Tensor:
         x_s = step.mean(estimate(step))
@@ -161,7 +168,7 @@ class Trace:
         x_s: the new state, shape (B, ...).
         x_hat: the denoised image of the step, shape (B, ...), clipped as in the kernel.
         misfit: ``|y - A x_hat| / (sigma_y sqrt m)``.
-        guidance: norm of the move by the guidance, in units of ``x_s``.
+        guidance: norm of the move by the guidance, in units of ``x_s`` (with Heun's rule, its own correction included).
         cmi: norm of the move by CMI.
         alive: False for rows that have diverged; their state is set to zero and their ``x_hat`` is the last finite one.
     """
@@ -211,24 +218,22 @@ def sample(
     """
     steps = pairs(times, prior.schedule.end)
     x, alive, kept = x_T, torch.ones(len(x_T), dtype=torch.bool, device=x_T.device), x_T
+    graph = guidance.needs_graph or (cmi is not None and cmi.eta != 0 and cmi.needs_graph)
     for index, (t, s) in enumerate(steps):
         step = Step(x, t, s, index, len(steps), x, None, prior, measurement, kernel, draws, clip)
-        if isinstance(kernel, ProbabilityFlow):
-            x_t, t = kernel.prepare(step)
-            step = replace(step, x_t=x_t, t=t)
-        step = evaluate(step, graph=guidance.needs_graph or (cmi is not None and cmi.eta != 0 and cmi.needs_graph))
+        step = evaluate(kernel.prepare(step), graph=graph)
         plain = _draw(step, step.mean(step.x_hat))
         if cmi is not None:
             step = cmi(step)
         x_s = guidance(step).detach()
         x_hat = step.clipped(step.x_hat.detach())
-        alive = alive & _bounded(x_s) & _bounded(x_hat)
+        alive = alive & _bounded(x_s, clip) & _bounded(x_hat, clip)
         kept = torch.where(per_sample(alive, kept), x_hat, kept)
         moved = plain if step.shift is None else plain + step.shift
         yield Trace(
             index,
             len(steps),
-            t,
+            step.t,
             torch.where(per_sample(alive, x_s), x_s, 0.0),
             kept,
             measurement.misfit(x_hat),
@@ -239,8 +244,9 @@ def sample(
         x = torch.where(per_sample(alive, x_s), x_s, 0.0)
 
 
-def _bounded(x: Tensor) -> Tensor:
-    return (x.abs() < LIMIT).flatten(1).all(1)
+def _bounded(x: Tensor, clip: tuple[float, float] | None) -> Tensor:
+    limit = torch.inf if clip is None else LIMIT * max(map(abs, clip))
+    return (x.abs() < limit).flatten(1).all(1)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Schedule(Protocol):
         ...
 
     def time(self, ratio: float) -> float:
-        """The time at which ``sigma_t / alpha_t == ratio`` (clamped to the schedule's range)."""
+        """The time at which ``sigma_t / alpha_t == ratio`` (held to a finite schedule's range)."""
         ...
 
     def grid(self, steps: int) -> list[float]:

@@ -33,6 +33,10 @@ Estimate = Callable[["Step"], Tensor]
 class Kernel(Protocol):
     """A reverse kernel: how ``x_s`` follows from ``x_t`` and ``x_hat``."""
 
+    def prepare(self, step: Step) -> Step:
+        """The step to take instead, before the denoiser is evaluated (churn); most kernels return it unchanged."""
+        ...
+
     def coefficients(self, step: Step) -> tuple[float, float]:
         """``(a, b)`` of the mean ``a x_t + b x_hat``."""
         ...

@@ -149,10 +149,10 @@ def test_churned_state_has_the_variance_of_its_level():
         step = step_at(
             prior, measured(MATRIX, randn(1, M), 0.5), torch.zeros(20000, D, dtype=F64), t, 0.9 * t, draws=Bulk(1)
         )
-        x_up, t_up = ProbabilityFlow(churn=3.0).prepare(step)  # a level 1.3 times as high
-        alpha, sigma = schedule(t_up)
+        churned = ProbabilityFlow(churn=3.0).prepare(step)  # a level 1.3 times as high
+        alpha, sigma = schedule(churned.t)
         assert sigma / alpha == pytest.approx(2.6, rel=1e-9)
-        assert float(x_up.std()) == pytest.approx(alpha * math.sqrt(2.6**2 - 2.0**2), rel=0.02)
+        assert float(churned.x_t.std()) == pytest.approx(alpha * math.sqrt(2.6**2 - 2.0**2), rel=0.02)
 
 
 # learned variance

@@ -36,12 +36,12 @@ class DSG:
     ancestral).
 
     Args:
-        rate: ``w`` in [0, 1]: 0 is the unconditional sampler, 1 takes ``d*`` alone.
+        rate: ``w`` in [0, 1]: 0 is the unconditional sampler, 1 takes ``d*`` alone. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
         through_clip: as in `DPS`.
     """
 
-    rate: float = 0.1
+    rate: float = 0.2
     interval: int = 1
     through_clip: bool = False
 

@@ -46,12 +46,14 @@ class MCG:
     """Manifold-constrained gradients, for linear physics.
 
     Args:
-        scale: zeta >= 0 of the gradient step; the official inpainting code takes 1. With 0 only the projection is left.
+        scale: zeta >= 0 of the gradient step, as in `DPS` (the official inpainting code takes 1 at 1000 steps). With 0
+            only
+            the projection is left.
         project: the projection.
         through_clip: as in `DPS`.
     """
 
-    scale: float = 1.0
+    scale: float = 4.0
     project: Projection = project
     through_clip: bool = False
 
