@@ -72,6 +72,18 @@ def dense_physics(matrix: Tensor, image: tuple[int, ...], out: tuple[int, ...]) 
     )
 
 
+def whole_physics(matrix: Tensor, image: tuple[int, ...], out: tuple[int, ...]) -> DecomposablePhysics:
+    """A matrix (m, d) on the flattened image, channels included."""
+    u, w, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return DecomposablePhysics(
+        U=lambda v: (v @ u.mT).reshape(-1, *out),
+        U_adjoint=lambda v: v.flatten(1) @ u,
+        V=lambda v: (v @ vt).reshape(-1, *image),
+        V_adjoint=lambda v: v.flatten(1) @ vt.mT,
+        mask=w,
+    )
+
+
 class CircularDecimated(LinearPhysics):
     """k-diffusion's Fourier operator: circular convolution with a centred kernel, then each ``factor``-th pixel."""
 
@@ -95,8 +107,11 @@ def operator(data: Any, meta: dict[str, Any], shape: tuple[int, ...]) -> LinearP
     """The measurement operator of a file."""
     if "mask" in data:
         return Inpainting(img_size=cast(Any, shape), mask=tensor(data["mask"]))
-    if "A" in data:
-        return dense_physics(tensor(data["A"]), shape[1:], data["y"].shape[2:])
+    for key in ("A", "H"):
+        if key in data and data[key].shape[1] == math.prod(shape):
+            return whole_physics(tensor(data[key]), shape, data["y"].shape[1:])
+        if key in data:
+            return dense_physics(tensor(data[key]), shape[1:], data["y"].shape[2:])
     if "H1d" in data:
         row = tensor(data["H1d"])
         return dense_physics(torch.kron(row, row), shape[1:], (len(row), len(row)))
