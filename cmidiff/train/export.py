@@ -81,6 +81,7 @@ def _write_model(network: PatchUNet, folder: Path) -> None:
         "patch_size": network.patch_size,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / WEIGHTS).chmod(0o644)
 
 
 def card(
