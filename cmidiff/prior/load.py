@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
 
 from cmidiff.prior.network import NetworkPrior, Parametrisation
 from cmidiff.prior.patch import PatchUNet
@@ -90,7 +89,7 @@ def _from_diffusers(folder: Path, name: str, device: torch.device, dtype: torch.
     if not weights.is_file():
         raise FileNotFoundError(f"the weights of prior {name!r} are missing: {weights}")
     try:
-        unet = cast(nn.Module, UNet2DModel.from_config(config))  # pyright: ignore[reportCallIssue]
+        unet = cast(UNet2DModel, UNet2DModel.from_config(config))  # pyright: ignore[reportCallIssue]
         unet.load_state_dict(load_file(weights))
     except (RuntimeError, OSError, ValueError, TypeError, SafetensorError) as error:
         raise ValueError(f"{weights} and {folder / 'unet' / 'config.json'} make no network: {error}") from error

@@ -7,8 +7,14 @@ Zhang, 2018, https://arxiv.org/abs/1710.04026). With ``patch = 1`` it is the bar
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 
 class PatchUNet(nn.Module):
@@ -16,15 +22,16 @@ class PatchUNet(nn.Module):
 
     Args:
         unet: called as ``unet(x, t, return_dict=False)``, with ``C patch^2`` channels in.
-        patch: side of the blocks.
+        patch_size: side of the blocks.
     """
 
-    def __init__(self, unet: nn.Module, patch: int) -> None:
+    def __init__(self, unet: UNet2DModel, patch_size: int) -> None:
         super().__init__()
         self.unet = unet
-        self.patch = patch
+        self.patch_size = patch_size
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W) and times ``t`` of shape
         (B,)."""
-        return pixel_shuffle(self.unet(pixel_unshuffle(x_t, self.patch), t, return_dict=False)[0], self.patch)
+        patches = pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
+        return pixel_shuffle(self.unet(patches, t, return_dict=False)[0], self.patch_size)

@@ -44,6 +44,7 @@ class TrainConfig:
         log_sigma_std: its standard deviation.
         seed: of weights, noise and order of the images.
         threads: of torch; 0 leaves them alone.
+        device: of torch, where the network is trained: cpu, cuda, ...
         bfloat16: run the network in bfloat16 autocast (weights, loss and optimiser stay float32).
         compile: fuse with torch.compile.
         checkpoint_seconds: time between checkpoints.
@@ -84,6 +85,7 @@ class TrainConfig:
     log_sigma_std: float = 1.4
     seed: int = 0
     threads: int = 0
+    device: str = "cpu"
     bfloat16: bool = True
     compile: bool = False
     checkpoint_seconds: float = 240.0

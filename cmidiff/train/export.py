@@ -22,8 +22,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
+from cmidiff.prior.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
-from cmidiff.train.network import PatchUNet
 from cmidiff.train.validate import LevelLoss
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -62,7 +62,7 @@ def read(folder: Path) -> PatchUNet:
 
 
 def _write_model(network: PatchUNet, folder: Path) -> None:
-    half = nn.Module.half(nn.Module.to(copy.deepcopy(network.unet), memory_format=torch.contiguous_format))
+    half = nn.Module.half(nn.Module.to(copy.deepcopy(network.unet).cpu(), memory_format=torch.contiguous_format))
     cast(UNet2DModel, half).save_pretrained(folder / "unet")
     scheduler = DDPMScheduler(
         num_train_timesteps=1000,

@@ -25,10 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from cmidiff.prior.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.data import Dataset, images, to_tensor
 from cmidiff.train.export import export
-from cmidiff.train.network import PatchUNet, build
+from cmidiff.train.network import build
 from cmidiff.train.noise import draw_times, kernel, time_of
 from cmidiff.train.validate import LevelLoss, clean, denoising, draw
 
@@ -106,7 +107,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> TrainResult:
 
 def new_state(config: TrainConfig) -> State:
     """Fresh weights, average and optimiser."""
-    network = build(config)
+    network = build(config).to(config.device)
     optimiser = AdamW(
         network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
@@ -135,7 +136,7 @@ def load(state: State, path: Path) -> None:
     Raises:
         ValueError: the checkpoint is of another network.
     """
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True, map_location=next(state.network.parameters()).device)
     try:
         state.network.load_state_dict(saved["network"])
         state.average.load_state_dict(saved["average"])
@@ -170,13 +171,13 @@ def v_loss(network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool
     Args:
         network: ``(x_t, t) -> v``.
         x_0: images (B, 3, H, W) in [-1, 1].
-        t: real times (B,).
+        t: real times (B,), on the CPU.
         eps: standard normal noise, the shape of ``x_0``.
         bfloat16: run the network in bfloat16 autocast.
     """
-    alpha_t, sigma_t = (k.float()[:, None, None, None] for k in kernel(t))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        v = network(alpha_t * x_0 + sigma_t * eps, t.float())
+    alpha_t, sigma_t = (k.float()[:, None, None, None].to(x_0.device) for k in kernel(t))
+    with torch.autocast(x_0.device.type, torch.bfloat16, enabled=bfloat16):
+        v = network(alpha_t * x_0 + sigma_t * eps, t.float().to(x_0.device))
     return (v.float() - (alpha_t * eps - sigma_t * x_0)).square().mean()
 
 
@@ -244,8 +245,8 @@ class _Trainer:
         state, config = self.state, self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
         t = draw_times(config.batch, config.uniform_share, config.log_sigma_mean, config.log_sigma_std, generator)
-        x_0 = self.data.batch(state.step)
-        eps = torch.randn(x_0.shape, generator=generator)
+        x_0 = self.data.batch(state.step).to(config.device)
+        eps = torch.randn(x_0.shape, generator=generator).to(config.device)
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(config, state.step, state.elapsed)
         loss = v_loss(self.compiled, x_0, t, eps, config.bfloat16)

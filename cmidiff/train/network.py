@@ -1,8 +1,7 @@
-"""The denoising network: diffusers' ``UNet2DModel`` behind a pixel-unshuffle.
+"""A new denoising network: diffusers' ``UNet2DModel`` behind a pixel-unshuffle, with attention at its coarsest
+level only.
 
-Working on ``patch_size x patch_size`` blocks as channels makes the finest level four times cheaper for the same image,
-the idea of FFDNet (Zhang et al. 2018, https://arxiv.org/abs/1710.04026). The network stays convolutional, with
-attention at its coarsest level only, so it takes any size divisible by ``patch_size * 2^(levels - 1)``.
+It takes any size divisible by ``patch_size * 2^(levels - 1)``.
 """
 
 from __future__ import annotations
@@ -11,29 +10,10 @@ from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch import nn
 
+from cmidiff.prior.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
-
-
-class PatchUNet(nn.Module):
-    """``(x_t, t) -> v``.
-
-    Args:
-        unet: with ``3 patch_size^2`` channels in and out.
-        patch_size: side of the pixel-unshuffle.
-    """
-
-    def __init__(self, unet: UNet2DModel, patch_size: int) -> None:
-        super().__init__()
-        self.unet = unet
-        self.patch_size = patch_size
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """``v`` of shape (B, 3, H, W) from ``x_t`` of the same shape in [-1, 1] units and real ``t``, shape (B,)."""
-        patches = pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
-        return pixel_shuffle(self.unet(patches, t, return_dict=False)[0], self.patch_size)
 
 
 def build(config: TrainConfig) -> PatchUNet:

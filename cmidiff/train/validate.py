@@ -33,7 +33,8 @@ class LevelLoss(NamedTuple):
 def clean(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
     """``x_hat = alpha_t x_t - sigma_t v``, shape (B, 3, H, W), of real ``t``, shape (B,)."""
     alpha_t, sigma_t = (k.to(x_t.dtype)[:, None, None, None] for k in kernel(t))
-    return alpha_t * x_t - sigma_t * network(x_t, t.to(x_t.dtype))
+    device = next(network.parameters(), x_t).device
+    return alpha_t * x_t - sigma_t * network(x_t.to(device), t.to(device, x_t.dtype)).to(x_t.device)
 
 
 @torch.no_grad()
