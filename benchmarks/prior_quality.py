@@ -167,8 +167,8 @@ def solvers() -> dict[str, dict[str, Any]]:
         "cmi+dps": {"solver": DPS(), "cmi": CMI()},
         "mcg": {"solver": MCG()},
         "dsg": {"solver": DSG()},
-        "pigdm": {"solver": PiGDM()},
-        "cmi+pigdm": {"solver": PiGDM(), "cmi": CMI()},
+        "pigdm": {"solver": PiGDM(data_variance=0.3)},  # of images in [-1, 1]
+        "cmi+pigdm": {"solver": PiGDM(data_variance=0.3), "cmi": CMI()},
         "cadps": {"solver": CADPS()},
         "cmi+cadps": {"solver": CADPS(), "cmi": CMI()},
         "cadps-isotropic": {"solver": CADPS(covariance="isotropic")},

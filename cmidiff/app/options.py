@@ -21,7 +21,7 @@ MEASUREMENT_SUFFIX = ".safetensors"
 # The one table of names: (class, its options).
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dps": ("DPS", {}),
-    "pigdm": ("PiGDM", {}),
+    "pigdm": ("PiGDM", {"data_variance": 0.3}),  # about that of pictures in [-1, 1]
     "mcg": ("MCG", {}),
     "dsg": ("DSG", {}),
     "cadps": ("CADPS", {}),
