@@ -404,3 +404,19 @@ def test_bad_input_fails_at_the_door(call: Callable[[], object], message: str) -
 def test_a_kernel_that_changes_the_brightness_warns() -> None:
     with pytest.warns(UserWarning, match="sums to 9, not 1"):
         from_kernel(torch.ones(3, 3), (3, 8, 8))
+
+
+@pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros", "circular"])
+@pytest.mark.parametrize(
+    "kernel", [torch.ones(1, 5) / 5, torch.ones(5, 1) / 5, torch.ones(1, 1)], ids=["row", "column", "point"]
+)
+def test_a_kernel_of_one_pixel_width(kernel: Tensor, padding: str) -> None:
+    physics = from_kernel(kernel.to(DOUBLE), (1, 9, 8), noise_std=0.0, padding=padding, dtype=DOUBLE)
+    matrix = dense(physics.A, (1, 9, 8))
+    torch.testing.assert_close(dense(physics.A_adjoint, (1, 9, 8)), matrix.T)
+    middle = torch.zeros(1, 1, 9, 8, dtype=DOUBLE)
+    middle[..., 4, 4] = 1
+    half = [n // 2 for n in kernel.shape]
+    expected = torch.zeros_like(middle)
+    expected[..., 4 - half[0] : 5 + half[0], 4 - half[1] : 5 + half[1]] = kernel.to(DOUBLE)
+    torch.testing.assert_close(physics.A(middle), expected)

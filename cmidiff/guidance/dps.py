@@ -24,12 +24,11 @@ class DPS:
 
     Args:
         scale: zeta >= 0, in units of ``x_t``. What counts is its sum over the steps: the official configurations take
-            0.3
-            to 1.0 at 1000 steps, the default is the like of 0.4 there for 100 steps.
+            0.3 to 1.0 at 1000 steps, the default suits 100 steps.
         through_clip: differentiate the clipped ``x_hat`` as the official code does, instead of the mean.
     """
 
-    scale: float = 4.0
+    scale: float = 2.0
     through_clip: bool = False
 
     def __post_init__(self) -> None:

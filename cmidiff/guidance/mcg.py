@@ -53,7 +53,7 @@ class MCG:
         through_clip: as in `DPS`.
     """
 
-    scale: float = 4.0
+    scale: float = 2.0
     project: Projection = project
     through_clip: bool = False
 

@@ -29,6 +29,7 @@ from deepinv.physics import (
 from deepinv.physics.forward import adjoint_function
 from deepinv.physics.functional import dst1, imresize_matlab
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cmidiff.physics.check import (
     Shape,
@@ -127,6 +128,8 @@ def from_kernel(
         for dim, side in ((-2, image[1]), (-1, image[2])):
             centred = _wrapped(centred, dim, side)
         return BlurFFT(image, filter=centred.to(dtype), noise_model=noise, device=device)
+    thin = [int(n == 1) for n in centred.shape[-2:]]
+    centred = pad(centred, (thin[1], thin[1], thin[0], thin[0]))  # deepinv's adjoint loses sides of one pixel
     reach = tuple(n // 2 for n in centred.shape[-2:])
     if reach[0] >= image[1] or reach[1] >= image[2]:
         raise ValueError(
