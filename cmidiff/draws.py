@@ -1,8 +1,8 @@
 """Random numbers that depend on (seed, sample, stream, step) and on nothing else.
 
 Each draw has a generator of its own, seeded by a hash of these four, so that no sample depends on the batch it was
-computed in, on the order of
-the work, or on whether another part of the method (CMI's probes, say) drew anything: streams never disturb one another.
+computed in, on the order of the work, or on whether another part of the method (CMI's probes, say) drew anything:
+streams never disturb one another.
 """
 
 from __future__ import annotations

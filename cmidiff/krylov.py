@@ -1,8 +1,7 @@
 """Batched Krylov methods: every sample is a linear system of its own.
 
 An operator maps (B, ...) to (B, ...) and acts on each sample alone; scalars of the iteration are kept per sample, and a
-sample that has
-converged or broken down is frozen, so that no sample's result depends on its neighbours in the batch.
+sample that has converged or broken down is frozen, so that no sample's result depends on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def conjugate_gradient(
         iterations: at most this many products.
         tolerance: a sample stops when ``|b - S x| <= tolerance |b|``.
         curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``: the operator is
-            not the positive
-            matrix it should be in that direction (a network's Jacobian need be neither symmetric nor positive).
+            not the positive matrix it should be in that direction (a network's Jacobian need be neither symmetric nor
+            positive).
 
     Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
@@ -66,9 +65,8 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
 
     Returns:
         Basis ``Q`` (k, B, ...), Ritz values (B, k) and Ritz vectors (B, k, k) of ``T = Q^T S Q``; ``Q e_1 = z / |z|``.
-        A sample whose Krylov
-        space is exhausted (an invariant subspace) has zero basis vectors from there on, decoupled from the rest by
-        zeros in ``T``.
+        A sample whose Krylov space is exhausted (an invariant subspace) has zero basis vectors from there on, decoupled
+        from the rest by zeros in ``T``.
 
     Source: Golub, Meurant, "Matrices, Moments and Quadrature", 1994.
     """

@@ -2,13 +2,10 @@
 units.
 
 The physics speaks of images at the door (say, grayscale photographs of 250 x 187 pixels in [0, 1]); the prior of its
-own canvas
-(three channels, sides divisible by 8, [-1, 1]). `Measurement` is the bridge. With ``P`` the map from canvas to image
-(crop, then the mean
-of the channels where the physics has one and the prior three) and ``x01 = low + (x + 1)/2 (high - low)``, the affine
-part moves into ``y``, so that
-all solvers see a linear ``A P`` and one noise level. ``P P^T = c I`` with ``c = 1`` or ``1/3``: spectra of ``A`` serve
-``A P`` too.
+own canvas (three channels, sides divisible by 8, [-1, 1]). `Measurement` is the bridge. With ``P`` the map from canvas
+to image (crop, then the mean of the channels where the physics has one and the prior three) and ``x01 = low + (x + 1)/2
+(high - low)``, the affine part moves into ``y``, so that all solvers see a linear ``A P`` and one noise level. ``P P^T
+= c I`` with ``c = 1`` or ``1/3``: spectra of ``A`` serve ``A P`` too.
 
 Two products carry every covariance-aware solver while ``Sigma_post ~ r^2 I``, with ``S = sigma_y^2 I + r^2 A A^T``:
 

@@ -226,22 +226,22 @@ def sample(
         if cmi is not None:
             step = cmi(step)
         x_s = guidance(step).detach()
+        move = torch.zeros_like(plain) if step.shift is None else step.shift
         x_hat = step.clipped(step.x_hat.detach())
         alive = alive & _bounded(x_s, clip) & _bounded(x_hat, clip)
         kept = torch.where(per_sample(alive, kept), x_hat, kept)
-        moved = plain if step.shift is None else plain + step.shift
+        x = torch.where(per_sample(alive, x_s), x_s, 0.0)
         yield Trace(
             index,
             len(steps),
             step.t,
-            torch.where(per_sample(alive, x_s), x_s, 0.0),
+            x,
             kept,
             measurement.misfit(x_hat),
-            _norm(x_s - moved),
-            torch.zeros_like(_norm(x_s)) if step.shift is None else _norm(step.shift),
+            _norm(x_s - plain - move),
+            _norm(move),
             alive,
         )
-        x = torch.where(per_sample(alive, x_s), x_s, 0.0)
 
 
 def _bounded(x: Tensor, clip: tuple[float, float] | None) -> Tensor:

@@ -5,10 +5,8 @@ Every prior of this library is trained on the perturbation kernel
     x_t = alpha_t x_0 + sigma_t z,    z ~ N(0, I),
 
 and a schedule is nothing but the two numbers at a time ``t``. Samplers, guidances and the information estimators are
-written in
-``alpha_t`` and ``sigma_t`` alone, so that one formula serves variance-preserving (DDPM), variance-exploding (EDM) and
-flow priors.
-The levels are Python floats (float64): a coefficient is rounded once, when it meets a tensor.
+written in ``alpha_t`` and ``sigma_t`` alone, so that one formula serves variance-preserving (DDPM), variance-exploding
+(EDM) and flow priors. The levels are Python floats (float64): a coefficient is rounded once, when it meets a tensor.
 
 ``t`` is the time that the network is told; ``ratio = sigma_t / alpha_t`` is the noise level that all schedules share.
 """

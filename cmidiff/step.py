@@ -6,8 +6,7 @@ Every reverse kernel of this library is linear in the state and the denoised ima
     x_s = a x_t + b x_hat + shift + std z,    z ~ N(0, I),
 
 with ``(a, b, std)`` from the kernel and the levels at ``t`` and ``s``; ``shift`` is what CMI has added to the mean.
-Since
-``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the weight ``b sigma_t^2 / alpha_t`` turns the gradient of any
+Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the weight ``b sigma_t^2 / alpha_t`` turns the gradient of any
 log-density into a move of ``x_s``.
 """
 

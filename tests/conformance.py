@@ -1,10 +1,8 @@
 """Replays trajectories of the official codes through this library's solvers: ``python -m tests.conformance FILE...``
 
 A reference file holds recorded random draws and the states that an official implementation went through. Fed with the
-same draws, our solvers must
-reproduce them; the largest relative error of each run is printed, and the exit status is 1 if one is beyond tolerance
-(float64: 1e-7; where a file
-holds float32 results only, 1e-3).
+same draws, our solvers must reproduce them; the largest relative error of each run is printed, and the exit status is 1
+if one is beyond tolerance (float64: 1e-7; where a file holds float32 results only, 1e-3).
 
 Our defaults are the rules of the papers. What the official codes do differently is set here, by options
 (``through_clip``) or by the small replacements

@@ -13,8 +13,8 @@ Chung, Sim, Ryu, Ye, "Improving Diffusion Models for Inverse Problems using Mani
 https://arxiv.org/abs/2206.00941
 
 The official codes project at the level of ``t`` instead of ``s`` (known pixels keep noise of standard deviation 0.01),
-use an up-sampling in place of the
-pseudoinverse, and for masks in the DPS repository discard the measurement; another projection is passed as ``project``.
+use an up-sampling in place of the pseudoinverse, and for masks in the DPS repository discard the measurement; another
+projection is passed as ``project``.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class MCG:
 
     Args:
         scale: zeta >= 0 of the gradient step, as in `DPS` (the official inpainting code takes 1 at 1000 steps). With 0
-            only
-            the projection is left.
+            only the projection is left.
         project: the projection.
         through_clip: as in `DPS`.
     """

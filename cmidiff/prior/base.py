@@ -1,10 +1,9 @@
 """The denoiser contract: all that a sampler needs to know about ``p(x_0)``.
 
 A prior is called as ``prior(x_t, t).mean`` and answers ``x_hat = E[x_0 | x_t]``, differentiable in ``x_t`` and not
-clipped; Tweedie's formula
-makes it the score, ``(alpha_t x_hat - x_t) / sigma_t^2``, and its Jacobian ``J = d x_hat / d x_t`` the posterior
-covariance,
-``Cov(x_0 | x_t) = (sigma_t^2 / alpha_t) J`` (arXiv 2501.02880, eq. 7a). It is the call shape of azula's denoisers.
+clipped; Tweedie's formula makes it the score, ``(alpha_t x_hat - x_t) / sigma_t^2``, and its Jacobian ``J = d x_hat / d
+x_t`` the posterior covariance, ``Cov(x_0 | x_t) = (sigma_t^2 / alpha_t) J`` (arXiv 2501.02880, eq. 7a). It is the call
+shape of azula's denoisers.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ class Prediction(NamedTuple):
     Attributes:
         mean: ``x_hat``, shape (B, ...), not clipped.
         variance_fraction: of a learned-variance head, the fraction ``f`` in [0, 1] of the reverse kernel's log-variance
-            between its lower and
-            its upper bound, shape (B, ...); None without one.
+            between its lower and its upper bound, shape (B, ...); None without one.
     """
 
     mean: Tensor
@@ -37,8 +35,7 @@ class Denoiser(Protocol):
     Attributes:
         schedule: its perturbation kernel.
         value_range: the range of its images, (-1, 1) for picture priors: x_hat may be clipped to it, and images at the
-            door are mapped to
-            it; None for a prior over any other signal.
+            door are mapped to it; None for a prior over any other signal.
         channels: channels of its images, or None if any shape goes.
         multiple: sides must be divisible by this.
     """

@@ -1,8 +1,7 @@
 """A Gaussian-mixture prior: the one case in which everything is known in closed form.
 
 ``p(x_0) = sum_k w_k N(mu_k, C_k)`` gives ``p(x_t) = sum_k w_k N(alpha mu_k, S_k)`` with ``S_k = alpha^2 C_k + sigma^2
-I``, so with the
-responsibilities ``r_k(x_t)``
+I``, so with the responsibilities ``r_k(x_t)``
 
     E[x_0 | x_t]   = sum_k r_k m_k,   m_k = mu_k + alpha C_k S_k^-1 (x_t - alpha mu_k)
     Cov(x_0 | x_t) = sum_k r_k (C_k - alpha^2 C_k S_k^-1 C_k + m_k m_k^T) - x_hat x_hat^T
