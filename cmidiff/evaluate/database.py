@@ -1,0 +1,508 @@
+"""The results of a run: one SQLite database, one writer, any number of readers.
+
+A run is a folder::
+
+    RUN/results.sqlite            this database (write-ahead log beside it while it is open)
+    RUN/run.log                   what happened, in words
+    RUN/truth/IMAGE.png           the images as they were measured, after cropping and shrinking
+    RUN/measured/TASK/...png      what each measurement looks like
+    RUN/restored/TASK/SOLVER/...  per unit: sample-0.png ... sample-<K-1>.png, and for K > 1 mean.png and std.png
+
+A *unit* is one image, restored by one solver for one task: its identity is (image, task, solver, cmi, eta, steps,
+seed), and its K posterior samples depend on that alone. A *cell* is what a table shows one figure for: all units with
+the same (task, solver, cmi, eta, steps). The base solver and its CMI form share measurement and random numbers, so
+units that differ in ``cmi`` and ``eta`` only are pairs.
+
+Tables:
+
+``run``         key, value (JSON). Keys: ``schema`` (int), ``config`` (resolved), ``prior`` (name, card and SHA-256 of
+                the weights), ``machine`` (kind), ``versions`` (package: version), ``created`` (ISO 8601).
+``image``       name, file, digest, width, height, path (of its PNG in the run), error (why it cannot be used, or NULL).
+``measurement`` image, task, seed, path.
+``unit``        identity; ``status``: ``pending``, ``ok`` (at least one sample finished), ``diverged`` (none did: a
+                result, not a fault) or ``failed`` (``error`` says why); ``attempts``; ``diverged``: how many of its
+                samples did; ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
+                its samples; timing columns: ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
+``sample``      unit, k, ok, step (at which it diverged), message.
+``picture``     unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
+                standard deviation, averaged over the channels, of pictures in [0, 1].
+``metric``      name, units, better (``higher``, ``lower`` or ``none``), description, absent (why it has no values).
+``score``       unit, metric, value: the mean over the unit's finished samples, where not said otherwise.
+``cell_score``  cell, metric, value, images (how many it was computed from), network (its features): FID.
+
+To read it, open `Results`. Values that are not finite are stored as NULL and read as NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+SCHEMA = 1
+FILE = "results.sqlite"
+STATUSES = ("pending", "ok", "diverged", "failed")
+Status = Literal["pending", "ok", "diverged", "failed"]
+TIMING = ("seconds", "finished", "worker")  # columns of ``unit`` that two equal runs need not share
+
+_TABLES = """
+CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE image (
+    name TEXT PRIMARY KEY, file TEXT NOT NULL, digest TEXT, width INTEGER, height INTEGER, path TEXT, error TEXT
+) WITHOUT ROWID;
+CREATE TABLE measurement (
+    image TEXT NOT NULL REFERENCES image, task TEXT NOT NULL, seed INTEGER NOT NULL, path TEXT NOT NULL,
+    PRIMARY KEY (image, task, seed)
+) WITHOUT ROWID;
+CREATE TABLE unit (
+    id INTEGER PRIMARY KEY,
+    image TEXT NOT NULL REFERENCES image, task TEXT NOT NULL, solver TEXT NOT NULL, cmi INTEGER NOT NULL,
+    eta REAL NOT NULL, steps INTEGER NOT NULL, seed INTEGER NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'ok', 'diverged', 'failed')),
+    error TEXT, attempts INTEGER NOT NULL DEFAULT 0, diverged INTEGER NOT NULL DEFAULT 0,
+    evaluations REAL, gradients REAL, seconds REAL, finished TEXT, worker TEXT,
+    UNIQUE (image, task, solver, cmi, eta, steps, seed)
+);
+CREATE TABLE sample (
+    unit INTEGER NOT NULL REFERENCES unit, k INTEGER NOT NULL, ok INTEGER NOT NULL, step INTEGER, message TEXT NOT NULL,
+    PRIMARY KEY (unit, k)
+) WITHOUT ROWID;
+CREATE TABLE picture (
+    unit INTEGER NOT NULL REFERENCES unit, kind TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL,
+    PRIMARY KEY (unit, kind)
+) WITHOUT ROWID;
+CREATE TABLE metric (
+    name TEXT PRIMARY KEY, units TEXT NOT NULL, better TEXT NOT NULL, description TEXT NOT NULL, absent TEXT
+);
+CREATE TABLE score (
+    unit INTEGER NOT NULL REFERENCES unit, metric TEXT NOT NULL REFERENCES metric, value REAL,
+    PRIMARY KEY (unit, metric)
+) WITHOUT ROWID;
+CREATE TABLE cell_score (
+    task TEXT NOT NULL, solver TEXT NOT NULL, cmi INTEGER NOT NULL, eta REAL NOT NULL, steps INTEGER NOT NULL,
+    metric TEXT NOT NULL REFERENCES metric, value REAL, images INTEGER NOT NULL, network TEXT NOT NULL,
+    PRIMARY KEY (task, solver, cmi, eta, steps, metric)
+) WITHOUT ROWID;
+"""
+
+
+class RunError(ValueError):
+    """A run that cannot be opened, created or continued; the message says what to do."""
+
+
+class Unit(NamedTuple):
+    """What is computed once.
+
+    Attributes:
+        image, task, solver: labels, as in the configuration.
+        cmi: whether the solver is corrected by CMI.
+        eta: its strength; 0 for the base solver.
+        steps: of the sampler.
+        seed: of mask, measurement noise and sampler, together with image and task.
+    """
+
+    image: str
+    task: str
+    solver: str
+    cmi: bool
+    eta: float
+    steps: int
+    seed: int
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.task, self.solver, self.cmi, self.eta, self.steps)
+
+
+class Cell(NamedTuple):
+    """What a table shows one figure for: the units that differ in image and seed alone."""
+
+    task: str
+    solver: str
+    cmi: bool
+    eta: float
+    steps: int
+
+    @property
+    def base(self) -> Cell:
+        """The same without CMI."""
+        return self._replace(cmi=False, eta=0.0)
+
+
+@dataclass(frozen=True)
+class SampleOutcome:
+    """How one posterior sample of a unit ended; ``step`` is where it diverged."""
+
+    ok: bool
+    step: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A PNG of a unit, relative to the run's folder, with the SHA-256 of its bytes."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a finished unit leaves behind; what is written in one transaction."""
+
+    unit: Unit
+    status: Status
+    error: str | None = None
+    evaluations: float = math.nan
+    gradients: float = math.nan
+    seconds: float = math.nan
+    finished: str = ""
+    worker: str = ""
+    samples: tuple[SampleOutcome, ...] = ()
+    pictures: Mapping[str, PictureFile] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """A unit as the database holds it, with its scores.
+
+    Attributes:
+        scores: metric -> value, NaN where it is not finite; absent where it was not computed.
+        pictures: kind -> path, relative to the run's folder.
+        seconds: of all its samples; NaN before it was computed.
+        evaluations, gradients: forward and backward passes of the network for each sample.
+    """
+
+    unit: Unit
+    status: Status
+    error: str | None
+    attempts: int
+    diverged: int
+    evaluations: float
+    gradients: float
+    seconds: float
+    scores: dict[str, float]
+    pictures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image of the run; ``error`` says why it could not be used, ``path`` is its PNG in the run."""
+
+    name: str
+    file: str
+    digest: str | None
+    width: int | None
+    height: int | None
+    path: str | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of figures.
+
+    Attributes:
+        better: ``higher``, ``lower``, or ``none`` where neither is (misfit and coverage have a target).
+        absent: why there are no values and how to get them; None if there are.
+    """
+
+    name: str
+    units: str
+    better: Literal["higher", "lower", "none"]
+    description: str
+    absent: str | None = None
+
+
+@dataclass(frozen=True)
+class CellScore:
+    """A figure of a whole cell, as FID: how many images it was computed from, by the features of which network."""
+
+    cell: Cell
+    metric: str
+    value: float
+    images: int
+    network: str
+
+
+class Results:
+    """The results of a run, for reading; while another process writes, too.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunError: no run there, or one of another schema.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._connection = _connect_to_read(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def about(self) -> dict[str, Any]:
+        """Keys and values of the table ``run``: schema, config, prior, machine, versions, created."""
+        return {key: json.loads(value) for key, value in self._connection.execute("SELECT key, value FROM run")}
+
+    def counts(self) -> dict[Status, int]:
+        """Units of each status."""
+        found = dict(self._connection.execute("SELECT status, count(*) FROM unit GROUP BY status"))
+        return {status: found.get(status, 0) for status in STATUSES}  # pyright: ignore[reportReturnType]
+
+    def units(self) -> list[UnitRow]:
+        """All units, in the order of the grid, with scores and pictures."""
+        scores, pictures = self._by_unit("score", "metric, value"), self._by_unit("picture", "kind, path")
+        columns = f"id, {', '.join(Unit._fields)}, status, error, attempts, diverged, evaluations, gradients, seconds"
+        rows = self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
+        return [
+            UnitRow(
+                _unit(row[1:8]),
+                *row[8:12],
+                *(_number(value) for value in row[12:15]),
+                scores={name: _number(value) for name, value in scores.get(row[0], [])},
+                pictures=dict(pictures.get(row[0], [])),
+            )
+            for row in rows
+        ]
+
+    def cells(self) -> list[Cell]:
+        """The cells of the grid, in its order."""
+        return list(dict.fromkeys(row.unit.cell for row in self.units()))
+
+    def images(self) -> list[ImageRow]:
+        """The images, by name; those that could not be used have an ``error``."""
+        columns = ", ".join(f.name for f in fields(ImageRow))
+        return [ImageRow(*row) for row in self._connection.execute(f"SELECT {columns} FROM image ORDER BY name")]
+
+    def metrics(self) -> list[Metric]:
+        """What was measured, and what could not be."""
+        columns = ", ".join(f.name for f in fields(Metric))
+        return [Metric(*row) for row in self._connection.execute(f"SELECT {columns} FROM metric ORDER BY rowid")]
+
+    def cell_scores(self) -> list[CellScore]:
+        """Figures of whole cells."""
+        rows = self._connection.execute("SELECT * FROM cell_score")
+        return [CellScore(_cell(row[:5]), row[5], _number(row[6]), row[7], row[8]) for row in rows]
+
+    def measurement(self, image: str, task: str, seed: int) -> str | None:
+        """Path of the picture of a measurement, relative to the run's folder."""
+        found = self._connection.execute(
+            "SELECT path FROM measurement WHERE image = ? AND task = ? AND seed = ?", (image, task, seed)
+        ).fetchone()
+        return None if found is None else found[0]
+
+    def content(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Everything that two runs of one configuration share, whatever was interrupted: all tables, sorted, less the
+        timing columns, the number of attempts and the time of creation."""
+        left_out = {"unit": {*TIMING, "attempts"}}
+        tables = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        content = {}
+        for (table,) in tables:
+            names = [row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")]
+            kept = ", ".join(name for name in names if name not in left_out.get(table, set()))
+            where = "WHERE key != 'created'" if table == "run" else ""
+            content[table] = sorted(self._connection.execute(f"SELECT {kept} FROM {table} {where}"), key=repr)
+        return content
+
+    def _by_unit(self, table: str, columns: str) -> dict[int, list[tuple[str, Any]]]:
+        found: dict[int, list[tuple[str, Any]]] = {}
+        for unit, name, value in self._connection.execute(f"SELECT unit, {columns} FROM {table}"):
+            found.setdefault(unit, []).append((name, value))
+        return found
+
+
+class Writer:
+    """The one writer of a run: a second one, in any process, is refused.
+
+    Args:
+        folder: of the run; created with its database if there is none.
+
+    Raises:
+        RunError: another process writes this run, or the database has another schema.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = _lock(folder)
+        try:
+            self._connection = _create(folder)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._lock.close()
+
+    def value(self, key: str) -> Any:
+        """A value of the table ``run``; None if it has none."""
+        found = self._connection.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
+    def plan(
+        self,
+        about: Mapping[str, Any],
+        images: Iterable[ImageRow],
+        units: Iterable[Unit],
+        metrics: Iterable[Metric],
+    ) -> None:
+        """What is to be done, in one transaction. Units that are there already keep what they hold."""
+        with self._connection as c:
+            c.executemany(
+                "INSERT OR REPLACE INTO run VALUES (?, ?)",
+                [(key, json.dumps(value, sort_keys=True)) for key, value in about.items()],
+            )
+            c.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", map(astuple, images))
+            c.executemany(f"INSERT OR IGNORE INTO unit ({', '.join(Unit._fields)}) VALUES (?, ?, ?, ?, ?, ?, ?)", units)
+            c.execute("DELETE FROM metric WHERE name NOT IN (SELECT metric FROM score)")
+            c.executemany(
+                "INSERT INTO metric VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET absent = excluded.absent",
+                map(astuple, metrics),
+            )
+
+    def statuses(self) -> dict[Unit, Status]:
+        """Every planned unit and its status, in the order of the grid."""
+        rows = self._connection.execute(f"SELECT {', '.join(Unit._fields)}, status FROM unit ORDER BY id")
+        return {_unit(row[:7]): row[7] for row in rows}
+
+    def record_measurement(self, image: str, task: str, seed: int, path: str) -> None:
+        with self._connection as c:
+            c.execute("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)", (image, task, seed, path))
+
+    def record(self, outcomes: Iterable[Outcome]) -> None:
+        """Finished units, all in one transaction; what they held before is replaced."""
+        with self._connection as c:
+            for outcome in outcomes:
+                _record(c, outcome)
+
+    def record_cells(self, scores: Iterable[CellScore]) -> None:
+        """Figures of whole cells; those there before are replaced."""
+        rows = [(*s.cell, s.metric, _stored(s.value), s.images, s.network) for s in scores]
+        with self._connection as c:
+            c.execute("DELETE FROM cell_score")
+            c.executemany("INSERT INTO cell_score VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def set_absent(self, metric: str, absent: str | None) -> None:
+        """Why a metric has no values."""
+        with self._connection as c:
+            c.execute("UPDATE metric SET absent = ? WHERE name = ?", (absent, metric))
+
+
+def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
+    where = " AND ".join(f"{name} = ?" for name in Unit._fields)
+    (unit,) = c.execute(f"SELECT id FROM unit WHERE {where}", outcome.unit).fetchone()
+    for table in ("sample", "picture", "score"):
+        c.execute(f"DELETE FROM {table} WHERE unit = ?", (unit,))
+    c.execute(
+        "UPDATE unit SET status = ?, error = ?, attempts = attempts + 1, diverged = ?, evaluations = ?, gradients = ?, "
+        "seconds = ?, finished = ?, worker = ? WHERE id = ?",
+        (
+            outcome.status,
+            outcome.error,
+            sum(not sample.ok for sample in outcome.samples),
+            *map(_stored, (outcome.evaluations, outcome.gradients, outcome.seconds)),
+            outcome.finished,
+            outcome.worker,
+            unit,
+        ),
+    )
+    samples = [(unit, k, *astuple(sample)) for k, sample in enumerate(outcome.samples)]
+    c.executemany("INSERT INTO sample VALUES (?, ?, ?, ?, ?)", samples)
+    pictures = [(unit, kind, file.path, file.digest) for kind, file in outcome.pictures.items()]
+    c.executemany("INSERT INTO picture VALUES (?, ?, ?, ?)", pictures)
+    scores = [(unit, name, _stored(value)) for name, value in outcome.scores.items()]
+    c.executemany("INSERT INTO score VALUES (?, ?, ?)", scores)
+
+
+def _create(folder: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(folder / FILE, timeout=30)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    _check_schema(connection, folder)
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in filter(str.strip, _TABLES.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    return connection
+
+
+def _connect_to_read(folder: Path) -> sqlite3.Connection:
+    if not (folder / FILE).is_file():
+        raise RunError(f"{folder} holds no run ({FILE} is missing): give the folder that cmidiff evaluate --out wrote")
+    connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+    _check_schema(connection, folder)
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        raise RunError(f"the run in {folder} was never started: run cmidiff evaluate first")
+    return connection
+
+
+def _check_schema(connection: sqlite3.Connection, folder: Path) -> None:
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise RunError(f"{folder / FILE} is no database of a run ({error}): give another --out") from error
+    if version not in (0, SCHEMA):
+        raise RunError(
+            f"the run in {folder} has schema {version}, this version of cmidiff reads schema {SCHEMA}: "
+            "use the version that wrote it, or start a new run"
+        )
+
+
+def _lock(folder: Path) -> sqlite3.Connection:
+    """An exclusive lock that ends with the process, however it ends."""
+    connection = sqlite3.connect(folder / "writer.lock", timeout=0, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if "locked" not in str(error):
+            raise
+        raise RunError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
+    return connection
+
+
+def _unit(row: tuple[Any, ...]) -> Unit:
+    image, task, solver, cmi, eta, steps, seed = row
+    return Unit(image, task, solver, bool(cmi), eta, steps, seed)
+
+
+def _cell(row: tuple[Any, ...]) -> Cell:
+    task, solver, cmi, eta, steps = row
+    return Cell(task, solver, bool(cmi), eta, steps)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _stored(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def contents(folder: str | Path) -> dict[str, list[tuple[Any, ...]]]:
+    """`Results.content` of a run's folder: what two runs of one configuration share."""
+    with closing(Results(folder)) as results:
+        return results.content()
