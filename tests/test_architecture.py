@@ -18,7 +18,7 @@ LAYERS = (
     ("information", "guidance"),
     ("sampler",),
     ("restoration",),
-    ("evaluate", "train"),
+    ("evaluate", "train", "tuning"),
     ("app",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,347 @@
+"""How strong should CMI be, and of which sign? Quality of single samples against eta, paired with eta = 0.
+
+Every image of every setting is measured and sampled from the image's own seed, so that the difference to the base
+solver (eta = 0) is paired: its mean over the images comes with a 95% interval of Student's t. Finished cells (a setting
+on a batch of images) are kept in a CSV file, one line for each image: the same command again goes on, and ``--report``
+only prints what is there.
+
+    python benchmarks/cmi_strength.py --solvers dps,pigdm --tasks inpaint-random,super-resolution --out strength.csv
+    python benchmarks/cmi_strength.py --report --out strength.csv --plot strength.png
+
+Choose on one range of images (``--offset 0 --count 32``), confirm on another (``--offset 100 --count 32``).
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+NOISE_STD = 0.05
+TASKS: dict[str, dict[str, Any]] = {
+    "inpaint-random": {"hidden": 0.8},
+    "super-resolution": {"factor": 4},
+    "inpaint-box": {"size": 24},
+    "deblur-gaussian": {"std": 2.0},
+}
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the report: what is run, as text and numbers that a CSV file holds."""
+
+    task: str
+    solver: str
+    steps: int
+    eta: float
+    weight: str = "reverse-sde"
+    low: float = 0.0
+    high: float = 3.5
+    cap: float = 0.5
+    every: int = 1
+    contraction: str = "finite-difference"
+    covariance: str = "isotropic"
+
+    @property
+    def base(self) -> Setting:
+        """The same with CMI off; what shapes CMI is then left at its defaults, since it does not matter."""
+        return Setting(self.task, self.solver, self.steps, 0.0)
+
+    @property
+    def shape(self) -> str:
+        """What distinguishes this CMI apart from its eta, in words."""
+        words = [self.weight, f"window [{self.low:g}, {self.high:g}]", f"cap {self.cap:g}", self.contraction]
+        words += [f"{self.covariance} covariance"] if self.covariance != "isotropic" else []
+        return ", ".join(words + ([f"every {self.every}"] if self.every > 1 else []))
+
+
+FIELDS = [field.name for field in fields(Setting)]
+VALUES = ["image", "psnr", "ssim", "lpips", "misfit", "ok", "seconds"]
+
+
+def solver_of(name: str, steps: int) -> Any:
+    """The solver by its name here; the steps of DPS sum to 200 whatever their number."""
+    from cmidiff import CADPS, DPS, PiGDM
+
+    known = {
+        "dps": DPS(200 / steps),
+        "pigdm": PiGDM(data_variance=0.3),  # that of pictures in [-1, 1]
+        "cadps": CADPS(data_variance=0.3),
+        "cadps-isotropic": CADPS("isotropic", data_variance=0.3),
+        "cadps-exact": CADPS("exact", data_variance=0.3),
+        "cadps-switch": CADPS("exact", data_variance=0.3, switch=0.5),
+    }
+    if name not in known:
+        raise typer.BadParameter(f"There is no solver {name!r}. Choose from: {', '.join(known)}.")
+    return known[name]
+
+
+def cmi_of(setting: Setting) -> Any:
+    """The CMI of a setting, or None."""
+    from cmidiff import CMI
+
+    if setting.eta == 0:
+        return None
+    options: dict[str, Any] = {name: getattr(setting, name) for name in ("eta", "weight", "cap", "every")}
+    options |= {"contraction": setting.contraction, "covariance": setting.covariance}
+    return CMI(window=(setting.low, setting.high), **options)
+
+
+def done(path: Path) -> dict[tuple[Setting, int], dict[str, float]]:
+    """The figures that a file holds; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return {}
+    types = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Setting)}
+    found = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if any(row.get(name) in (None, "") for name in FIELDS + VALUES):
+                continue
+            setting = Setting(**{name: kind(row[name]) for name, kind in types.items()})
+            found[setting, int(row["image"])] = {name: float(row[name]) for name in VALUES[1:]}
+    return found
+
+
+def append(path: Path, setting: Setting, rows: list[dict[str, float]]) -> None:
+    """Add the lines of a finished cell in one write."""
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        if torn:
+            file.write("\n")
+        writer = csv.DictWriter(file, FIELDS + VALUES)
+        if new:
+            writer.writeheader()
+        writer.writerows(asdict(setting) | row for row in rows)
+
+
+def run_cell(setting: Setting, images: Any, prior: Any, device: str) -> list[dict[str, float]]:
+    """One setting on a batch of images."""
+    import torch
+
+    from cmidiff.metrics import data_misfit, lpips
+    from cmidiff.tuning.problem import measured, quality, restored
+
+    problem = measured(images, setting.task, TASKS[setting.task] | {"noise_std": NOISE_STD}, device)
+    began = time.monotonic()
+    restoration = restored(
+        problem, prior, solver_of(setting.solver, setting.steps), cmi_of(setting), steps=setting.steps
+    )
+    seconds = (time.monotonic() - began) / len(images)
+    table = {name: quality(restoration, images.truth, name) for name in ("psnr", "ssim")}
+    table["misfit"] = data_misfit(restoration.samples[:, 0], problem.y, problem.physics, noise_std=NOISE_STD).cpu()
+    table["ok"] = restoration.ok[:, 0].cpu()
+    try:
+        table["lpips"] = lpips(restoration.samples[:, 0].cpu(), images.truth)
+    except FileNotFoundError:  # the weights of LPIPS are not at hand
+        table["lpips"] = torch.full((len(images),), math.nan)
+    return [
+        {"image": index, "seconds": round(seconds, 3)} | {name: float(values[i]) for name, values in table.items()}
+        for i, index in enumerate(images.index)
+    ]
+
+
+def grid(**choices: str) -> Iterator[Setting]:
+    """The product of comma-separated choices, each base (eta = 0) once and first."""
+    types = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Setting)}
+    columns = [[types[name](text) for text in choices[name].split(",")] for name in FIELDS]
+    seen: set[Setting] = set()
+    for values in itertools.product(*columns):
+        setting = Setting(*values)
+        for one in (setting.base, setting):
+            canonical = one.base if one.eta == 0 else one
+            if canonical not in seen:
+                seen.add(canonical)
+                yield canonical
+
+
+# the report
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference over images: its mean, half the width of its 95% interval, and how many images."""
+
+    mean: float
+    half: float
+    count: int
+
+    def __str__(self) -> str:
+        star = "*" if abs(self.mean) > self.half else ""
+        return f"{self.mean:+.3f} ± {self.half:.3f}{star}"
+
+
+def paired(values: Iterable[float], base: Iterable[float]) -> Difference:
+    """Student's interval of ``values - base``."""
+    from scipy.stats import t
+
+    gaps = [a - b for a, b in zip(values, base, strict=True)]
+    n, mean = len(gaps), sum(gaps) / len(gaps)
+    std = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / max(n - 1, 1))
+    return Difference(mean, float(t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf, n)
+
+
+Figures = dict[tuple[Setting, int], dict[str, float]]
+
+
+def settings_of(figures: Figures) -> list[Setting]:
+    return sorted({setting for setting, _ in figures}, key=lambda s: (s.task, s.solver, s.steps, s.shape, s.eta))
+
+
+def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, Difference] | None:
+    """Mean of a metric and its paired difference to the base, on the images that both have finished."""
+    images = sorted(image for s, image in figures if s == setting and (setting.base, image) in figures)
+    if not images or any(math.isnan(figures[setting, image][metric]) for image in images):
+        return None
+    values = [figures[setting, image][metric] for image in images]
+    base = [figures[setting.base, image][metric] for image in images]
+    return sum(values) / len(values), paired(values, base)
+
+
+def report(figures: Figures) -> str:
+    """Markdown: for each task, solver and shape of CMI, a line for each eta."""
+    lines: list[str] = []
+    for key, group in itertools.groupby(
+        [s for s in settings_of(figures) if s.eta != 0], key=lambda s: (s.task, s.solver, s.steps, s.shape)
+    ):
+        members = list(group)
+        task, solver, steps, shape = key
+        lines += [f"\n{task}, {solver}, {steps} steps; CMI {shape}\n"]
+        lines += ["| eta | images | PSNR dB | minus eta 0 | SSIM | minus eta 0 | LPIPS | minus eta 0 | failed |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        for setting in sorted([members[0].base, *members], key=lambda s: s.eta):
+            lines.append(_line(figures, setting))
+    return "\n".join(lines)
+
+
+def _line(figures: Figures, setting: Setting) -> str:
+    cells, count = [], 0
+    for metric, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3)):
+        found = compared(figures, setting, metric)
+        count = found[1].count if found else count
+        cells += [f"{found[0]:.{digits}f}", "" if setting.eta == 0 else str(found[1])] if found else ["", ""]
+    failed = sum(1 for (s, _), row in figures.items() if s == setting and not row["ok"])
+    return f"| {setting.eta:g} | {count} | {' | '.join(cells)} | {failed} |"
+
+
+def plot(figures: Figures, path: Path) -> None:
+    """Paired differences of PSNR and SSIM against eta, a panel for each task and metric."""
+    import matplotlib.pyplot as plt
+
+    tasks = sorted({s.task for s, _ in figures})
+    drawing, axes = plt.subplots(2, len(tasks), figsize=(5 * len(tasks), 7), squeeze=False)
+    for column, task in enumerate(tasks):
+        for row, metric in enumerate(("psnr", "ssim")):
+            _panel(axes[row][column], figures, task, metric)
+    axes[0][0].legend(fontsize=8)
+    drawing.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=100)
+
+
+def _panel(axis: Any, figures: Figures, task: str, metric: str) -> None:
+    settings = [s for s in settings_of(figures) if s.task == task and s.eta != 0]
+    shapes = {s.shape for s in settings}
+    for (solver, shape), group in itertools.groupby(settings, key=lambda s: (s.solver, s.shape)):
+        found = [(s.eta, compared(figures, s, metric)) for s in group]
+        points = [(eta, both[1].mean, both[1].half) for eta, both in found if both]
+        points = sorted([*points, (0.0, 0.0, 0.0)])
+        etas, means, halves = (list(values) for values in zip(*points, strict=True))
+        axis.errorbar(
+            etas, means, halves, marker=".", capsize=2, label=solver if len(shapes) == 1 else f"{solver}: {shape}"
+        )
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.set_xscale("symlog", linthresh=0.03)
+    axis.set_title(task)
+    axis.set_xlabel("eta")
+    axis.set_ylabel("PSNR minus that of eta = 0, dB" if metric == "psnr" else "SSIM minus that of eta = 0")
+
+
+def main(
+    images: Annotated[Path, typer.Option(help="a folder or a tar archive")] = Path(
+        "../shared/data/tiny-imagenet/val.tar"
+    ),
+    count: Annotated[int, typer.Option(help="images")] = 16,
+    offset: Annotated[int, typer.Option(help="the first image, in the order of the names")] = 0,
+    batch: Annotated[int, typer.Option(help="images restored at once: a cell")] = 16,
+    solvers: Annotated[str, typer.Option(help="names separated by commas")] = "dps,pigdm",
+    tasks: Annotated[str, typer.Option(help="names separated by commas")] = "inpaint-random,super-resolution",
+    etas: Annotated[str, typer.Option(help="numbers separated by commas")] = "-1,-0.3,-0.1,0.1,0.3,1",
+    weights: Annotated[str, typer.Option(help="CMI's weight: reverse-sde, snr, constant")] = "reverse-sde",
+    lows: Annotated[str, typer.Option(help="lower ends of CMI's window, in sigma/alpha")] = "0",
+    highs: Annotated[str, typer.Option(help="upper ends of CMI's window, in sigma/alpha")] = "3.5",
+    caps: Annotated[str, typer.Option(help="CMI's cap")] = "0.5",
+    every: Annotated[str, typer.Option(help="CMI's every")] = "1",
+    contractions: Annotated[str, typer.Option(help="CMI's contraction")] = "finite-difference",
+    covariances: Annotated[str, typer.Option(help="CMI's covariance")] = "isotropic",
+    steps: Annotated[str, typer.Option(help="steps of the sampler")] = "50",
+    prior: Annotated[str, typer.Option(help="name or folder of the prior")] = "natural-64",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    out: Annotated[Path, typer.Option(help="CSV file that keeps every finished cell")] = Path("runs/cmi_strength.csv"),
+    only_report: Annotated[bool, typer.Option("--report", help="run nothing, print what the file holds")] = False,
+    plotted: Annotated[Path | None, typer.Option("--plot", help="draw the differences into this picture")] = None,
+) -> None:
+    """Print, as Markdown, PSNR, SSIM and LPIPS against eta with paired 95% intervals."""
+    wanted = range(offset, offset + count)
+    if not only_report:
+        _run(
+            list(
+                grid(
+                    task=tasks,
+                    solver=solvers,
+                    steps=steps,
+                    eta=etas,
+                    weight=weights,
+                    low=lows,
+                    high=highs,
+                    cap=caps,
+                    every=every,
+                    contraction=contractions,
+                    covariance=covariances,
+                )
+            ),
+            images,
+            wanted,
+            batch,
+            prior,
+            device,
+            out,
+        )
+    figures = {key: row for key, row in done(out).items() if key[1] in wanted}
+    typer.echo(report(figures))
+    if plotted is not None:
+        plot(figures, plotted)
+
+
+def _run(settings: list[Setting], source: Path, wanted: range, batch: int, prior: str, device: str, out: Path) -> None:
+    from cmidiff import load_prior
+    from cmidiff.tuning.images import read_images
+
+    network = load_prior(prior, device=device)
+    finished = done(out)
+    for first in range(wanted.start, wanted.stop, batch):
+        images = read_images(source, count=min(batch, wanted.stop - first), offset=first)
+        for number, setting in enumerate(settings, 1):
+            if all((setting, index) in finished for index in images.index):
+                continue
+            began = time.monotonic()
+            append(out, setting, run_cell(setting, images, network, device))
+            where = f"images {first}-{first + len(images) - 1}, setting {number}/{len(settings)}"
+            console.print(
+                f"{where}: {setting.task} {setting.solver} eta {setting.eta:g}, {time.monotonic() - began:.0f} s",
+                highlight=False,
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,106 @@
+"""Many images measured by one task, restored together, and how well it went.
+
+Image ``i`` of a source has the seed ``i``: its mask, its noise and its sampler's random numbers are the same in every
+setting that is compared and in every batch, so that differences between settings are paired.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from cmidiff.guidance import Guidance
+from cmidiff.information import CMI
+from cmidiff.metrics import lpips, psnr, ssim
+from cmidiff.physics import TASKS, Task, from_mask, measure
+from cmidiff.prior.base import Denoiser
+from cmidiff.restoration import Restoration, restore
+from cmidiff.step import Kernel
+from cmidiff.tuning.images import Images
+
+METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    "psnr": (psnr, 1.0),
+    "ssim": (ssim, 1.0),
+    "lpips": (lpips, -1.0),
+}
+"""Quality of an image by name: the function, and whether more (1) or less (-1) of it is better."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images, and what was measured of them.
+
+    Attributes:
+        images: the truth, with a seed each.
+        physics: the forward operator; masks are drawn for each image, kernels and signs once, from seed 0.
+        y: measurements, shape (B, ...).
+    """
+
+    images: Images
+    physics: LinearPhysics
+    y: Tensor
+
+
+def measured(images: Images, task: str, parameters: Mapping[str, Any], device: str = "cpu") -> Problem:
+    """The measurements of images under a named task.
+
+    Args:
+        images: the truth.
+        task: a name of `cmidiff.physics.TASKS`.
+        parameters: the task's own, with ``noise_std``.
+        device: where the measurements and the physics are put.
+
+    Raises:
+        ValueError: an unknown task or parameter, or one that does not go with images of this size.
+    """
+    channels, height, width = images.truth.shape[1:]
+    shape = (channels, height, width)
+    seeded = task in TASKS and "seed" in inspect.signature(TASKS[task]).parameters
+
+    def drawn(seed: int) -> Task:
+        return Task.draw(task, shape, dict(parameters) | ({"seed": seed} if seeded else {}))
+
+    first = drawn(0)
+    if "mask" in first.tensors:
+        masks = torch.cat([drawn(seed).tensors["mask"].reshape(1, -1, height, width) for seed in images.index])
+        physics = from_mask(masks, shape, noise_std=first.parameters["noise_std"])
+    else:
+        physics = first.build(shape)
+    y = measure(images.truth, physics, seed=images.index)
+    return Problem(images, physics.to(device), y.to(device))
+
+
+def restored(
+    problem: Problem,
+    prior: Denoiser,
+    solver: Guidance,
+    cmi: CMI | None,
+    *,
+    steps: int,
+    kernel: Kernel | None = None,
+) -> Restoration:
+    """One sample for each image, all in one batch."""
+    return restore(
+        problem.y,
+        problem.physics,
+        prior,
+        solver=solver,
+        cmi=cmi,
+        kernel=kernel,
+        steps=steps,
+        seed=list(problem.images.index),
+    )
+
+
+def quality(restoration: Restoration, truth: Tensor, metric: str) -> Tensor:
+    """The metric of each image's sample, shape (B,); a sample that diverged counts as an image of mid grey."""
+    function, _ = METRICS[metric]
+    sample = restoration.samples[:, 0].cpu()
+    ok = restoration.ok[:, 0].cpu().reshape(-1, 1, 1, 1)
+    return function(torch.where(ok, sample, 0.5), truth)
