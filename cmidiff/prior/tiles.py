@@ -1,0 +1,186 @@
+"""A prior on pictures larger than it was trained for: overlapping tiles, blended at every evaluation.
+
+With ``R_i`` the crop of tile ``i`` and windows ``W_i`` that sum to one at every pixel (a smooth partition of unity),
+
+    x_hat(x_t) = sum_i R_i^T W_i D(R_i x_t, t)            J^T v = sum_i R_i^T J_i^T W_i R_i v
+
+so the sampler, the guidance and CMI see one denoiser of the whole picture, and the physics is never cut. Blending what
+diffusion models predict on overlapping windows is the idea of MultiDiffusion (Bar-Tal, Yariv, Lipman, Dekel, 2023,
+https://arxiv.org/abs/2302.08113); the windows here are smooth, and the blend is differentiable.
+
+Tiles are evaluated a chunk at a time. The backward pass evaluates each chunk again with a graph of its own, so that the
+activations of one chunk are all that is ever kept: memory does not grow with the picture (Chen et al., "Training Deep
+Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174). There is no second derivative: CMI's
+``finite-difference`` needs none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmidiff.prior.base import Denoiser, Prediction
+from cmidiff.schedule import Schedule
+
+Place = tuple[slice, ...]
+
+
+def starts(side: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
+    """Where the tiles along one axis begin: evenly, from 0 to ``side - tile``, in multiples of ``multiple``, neighbours
+    sharing at least ``overlap`` entries."""
+    if side <= tile:
+        return [0]
+    stride = max(multiple, (tile - overlap) // multiple * multiple)
+    count = math.ceil((side - tile) / stride) + 1
+    return [round(i * (side - tile) / (count - 1) / multiple) * multiple for i in range(count)]
+
+
+def windows(side: int, tile: int, overlap: int, multiple: int = 1) -> Tensor:
+    """The weight of each tile along one axis, shape (tiles, min(side, tile)), float64: squared sines over ``overlap``
+    entries at its ends, divided by their sum over the tiles at each entry. Nothing fades at the border of the picture,
+    where there is one tile alone."""
+    places, tile = starts(side, tile, overlap, multiple), min(side, tile)
+    edge = torch.arange(tile, dtype=torch.float64) + 0.5
+    ramp = torch.minimum(edge, tile - edge).div(max(overlap, 1)).clamp_max(1.0)
+    window = torch.sin(0.5 * math.pi * ramp) ** 2
+    total = torch.zeros(side, dtype=torch.float64)
+    for start in places:
+        total[start : start + tile] += window
+    return torch.stack([window / total[start : start + tile] for start in places])
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """A denoiser of signals of any size, made of one for tiles: see the module.
+
+    Args:
+        prior: the denoiser of a tile.
+        tile: side of the tiles in every dimension after the channels, a multiple of ``prior.multiple``.
+        overlap: what neighbours share at least, less than ``tile``.
+        chunk: tiles evaluated at once; memory is proportional to it.
+
+    A signal that one tile covers is given to ``prior`` as it is.
+
+    Raises:
+        ValueError: for a tile or an overlap that cannot be.
+    """
+
+    prior: Denoiser
+    tile: int = 64
+    overlap: int = 16
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or self.tile % self.prior.multiple:
+            raise ValueError(
+                f"tile must be a positive multiple of {self.prior.multiple}, which the prior's sides must be, "
+                f"received {self.tile}"
+            )
+        if not 0 <= self.overlap <= self.tile - self.prior.multiple or self.chunk < 1:
+            raise ValueError(
+                f"need 0 <= overlap <= {self.tile - self.prior.multiple} (tile {self.tile} less one multiple of "
+                f"{self.prior.multiple}) and chunk >= 1, received {self.overlap} and {self.chunk}"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.prior.schedule
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        return self.prior.value_range
+
+    @property
+    def channels(self) -> int | None:
+        return self.prior.channels
+
+    @property
+    def multiple(self) -> int:
+        return self.prior.multiple
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        """``E[x_0 | x_t]`` of each tile, blended; ``x_t`` of shape (B, C, ...)."""
+        if all(side <= self.tile for side in x_t.shape[2:]):
+            return self.prior(x_t, t)
+        return Prediction(*_Blend.apply(x_t, t, self))
+
+    def places(self, shape: tuple[int, ...]) -> Iterator[list[tuple[Place, Tensor]]]:
+        """The tiles of a signal of shape (C, ...), a chunk at a time: where each lies, and its window."""
+        sides = shape[1:]
+        along = [
+            [(slice(at, at + min(n, self.tile)), w) for at, w in zip(self._starts(n), self._windows(n), strict=True)]
+            for n in sides
+        ]
+        tiles = iter(itertools.product(*along))
+        while chunk := list(itertools.islice(tiles, self.chunk)):
+            yield [(tuple(part for part, _ in tile), _outer([w for _, w in tile])) for tile in chunk]
+
+    def _starts(self, side: int) -> list[int]:
+        return starts(side, self.tile, self.overlap, self.multiple)
+
+    def _windows(self, side: int) -> Tensor:
+        return windows(side, self.tile, self.overlap, self.multiple)
+
+
+class _Blend(torch.autograd.Function):
+    """``x_t -> (x_hat, variance_fraction)``, its activations recomputed chunk by chunk in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_t: Tensor, t: float, tiled: Tiled) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x_t)
+        ctx.t, ctx.tiled = t, tiled
+        mean, fraction = torch.zeros_like(x_t), None
+        for chunk in tiled.places(tuple(x_t.shape[1:])):
+            prediction = tiled.prior(_cut(x_t, chunk), t)
+            _paste(mean, chunk, prediction.mean, windowed=True)
+            if prediction.variance_fraction is not None:
+                fraction = torch.zeros_like(x_t) if fraction is None else fraction
+                _paste(fraction, chunk, prediction.variance_fraction, windowed=True)
+        if fraction is not None:
+            ctx.mark_non_differentiable(fraction)
+        return mean, fraction
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: the result would be taken for a constant
+            raise RuntimeError("a tiled prior has no second derivative: each chunk's graph is gone after its pass")
+        (x_t,), v = ctx.saved_tensors, grads[0]
+        pulled = torch.zeros_like(x_t)
+        for chunk in ctx.tiled.places(tuple(x_t.shape[1:])):
+            with torch.enable_grad():
+                tiles = _cut(x_t.detach(), chunk).requires_grad_()
+                x_hat = ctx.tiled.prior(tiles, ctx.t).mean
+            weighted = _cut(v, chunk) * _stacked(chunk, v)
+            _paste(pulled, chunk, torch.autograd.grad(x_hat, tiles, weighted)[0], windowed=False)
+        return pulled, None, None
+
+
+def _cut(x: Tensor, chunk: list[tuple[Place, Tensor]]) -> Tensor:
+    """The tiles of a chunk, shape (tiles * B, C, ...), tile by tile."""
+    return torch.cat([x[(..., *place)] for place, _ in chunk])
+
+
+def _stacked(chunk: list[tuple[Place, Tensor]], like: Tensor) -> Tensor:
+    """The windows of a chunk, shape (tiles * B, 1, ...)."""
+    return torch.stack([window for _, window in chunk]).to(like).repeat_interleave(len(like), 0).unsqueeze(1)
+
+
+def _paste(x: Tensor, chunk: list[tuple[Place, Tensor]], tiles: Tensor, *, windowed: bool) -> None:
+    """Add the tiles to ``x`` where they belong."""
+    weighted = tiles * _stacked(chunk, x) if windowed else tiles
+    for (place, _), tile in zip(chunk, weighted.chunk(len(chunk)), strict=True):
+        x[(..., *place)] += tile
+
+
+def _outer(factors: list[Tensor]) -> Tensor:
+    """The product window of a tile."""
+    window = factors[0]
+    for factor in factors[1:]:
+        window = window[..., None] * factor
+    return window
