@@ -16,7 +16,7 @@ LAYERS = (
     ("step",),
     ("covariance",),
     ("information", "guidance"),
-    ("sampler",),
+    ("sampler", "solvers"),
     ("restoration",),
     ("evaluate", "train", "tuning"),
     ("app",),

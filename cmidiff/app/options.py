@@ -11,25 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from cmidiff.app.errors import BadInput, unknown
+from cmidiff.solvers import SOLVERS, make_solver
 
 if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
     from cmidiff.app.run import Settings
 
 MEASUREMENT_SUFFIX = ".safetensors"
-
-# The one table of names: (class, its options).
-SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dps": ("DPS", {}),
-    "pigdm": ("PiGDM", {"data_variance": 0.3}),  # about that of pictures in [-1, 1]
-    "mcg": ("MCG", {}),
-    "dsg": ("DSG", {}),
-    "cadps": ("CADPS", {}),
-    "cadps-isotropic": ("CADPS", {"covariance": "isotropic"}),
-    "cadps-exact": ("CADPS", {"covariance": "exact"}),
-    "cadps-released": ("CADPS", {"covariance": "released"}),
-    "unconditional": ("Unconditional", {}),
-}
 
 TASK_HELP = (
     "How the picture was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
@@ -168,13 +156,11 @@ def settings_of(
     if eta is not None and cmi is False:
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
-    name, fields = SOLVERS[solver]
     try:
         correction = cmidiff.CMI(**given(eta=eta)) if cmi or eta is not None else None
     except ValueError as error:
         raise BadInput(str(error)) from error
-    guidance = getattr(cmidiff, name)(**fields)
-    return Settings(solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device))
+    return Settings(solver, make_solver(solver), correction, prior, steps, samples, seed, batch, device_of(device))
 
 
 def check_prior(prior: str) -> None:

@@ -1,0 +1,50 @@
+"""The one table of the solvers' names, for command lines and configurations. Torch is imported when one is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmidiff.guidance import Guidance
+
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dps": ("DPS", {}),
+    "pigdm": ("PiGDM", {"data_variance": 0.3}),  # about that of pictures in [-1, 1]
+    "mcg": ("MCG", {}),
+    "dsg": ("DSG", {}),
+    "cadps": ("CADPS", {}),
+    "cadps-isotropic": ("CADPS", {"covariance": "isotropic"}),
+    "cadps-exact": ("CADPS", {"covariance": "exact"}),
+    "cadps-released": ("CADPS", {"covariance": "released"}),
+    "unconditional": ("Unconditional", {}),
+}
+"""Name: class in `cmidiff.guidance`, and its options under this name."""
+
+
+def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Guidance:
+    """The solver of a name, with options of its class that replace those of the table.
+
+    Args:
+        name: of `SOLVERS`.
+        options: JSON values by field, e.g. ``{"scale": 1.0}``.
+
+    Raises:
+        ValueError: unknown name or option (what there is, is listed), or a value that the solver refuses.
+    """
+    import cmidiff.guidance
+
+    if name not in SOLVERS:
+        near = difflib.get_close_matches(name.lower(), SOLVERS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(SOLVERS)}"
+        raise ValueError(f"unknown solver {name!r}: {hint}")
+    kind, preset = SOLVERS[name]
+    solver: Any = getattr(cmidiff.guidance, kind)
+    known = {field.name: field.default for field in dataclasses.fields(solver)}
+    settable = [field for field, default in known.items() if not callable(default)]
+    for option in options or {}:
+        if option not in settable:
+            raise ValueError(f"solver {name!r} has no option {option!r}: it has {', '.join(settable) or 'none'}")
+    return solver(**{**preset, **(options or {})})
