@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cmidiff.guidance import DSG as DSG
     from cmidiff.guidance import MCG as MCG
     from cmidiff.guidance import PiGDM as PiGDM
+    from cmidiff.guidance import Ramp as Ramp
     from cmidiff.guidance import Unconditional as Unconditional
     from cmidiff.information import CMI as CMI
     from cmidiff.physics import measure as measure
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cmidiff.sampler import ProbabilityFlow as ProbabilityFlow
 
 _HOME = {
-    **dict.fromkeys(("CADPS", "DPS", "DSG", "MCG", "PiGDM", "Unconditional"), "cmidiff.guidance"),
+    **dict.fromkeys(("CADPS", "DPS", "DSG", "MCG", "PiGDM", "Ramp", "Unconditional"), "cmidiff.guidance"),
     **dict.fromkeys(("GaussianMixture", "NetworkPrior", "load_prior"), "cmidiff.prior"),
     **dict.fromkeys(("Restoration", "restore"), "cmidiff.restoration"),
     **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.sampler"),
@@ -49,6 +50,7 @@ __all__ = [
     "NetworkPrior",
     "PiGDM",
     "ProbabilityFlow",
+    "Ramp",
     "Restoration",
     "Unconditional",
     "__version__",

@@ -7,4 +7,5 @@ from cmidiff.guidance.dps import DPS as DPS
 from cmidiff.guidance.dsg import DSG as DSG
 from cmidiff.guidance.mcg import MCG as MCG
 from cmidiff.guidance.pigdm import PiGDM as PiGDM
+from cmidiff.guidance.scale import Ramp as Ramp
 from cmidiff.guidance.unconditional import Unconditional as Unconditional

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.guidance.base import checked_positive, misfit_gradient
+from cmidiff.guidance.base import misfit_gradient
+from cmidiff.guidance.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Step
 
 
@@ -24,20 +25,23 @@ class DPS:
 
     Args:
         scale: zeta >= 0, in units of ``x_t``. What counts is its sum over the steps: the official configurations take
-            0.3 to 1.0 at 1000 steps, the default suits 100 steps.
+            0.3 to 1.0 at 1000 steps, the default suits 100 steps. Or zeta_t: a `Ramp`, or another function of
+            ``sigma_t / alpha_t``.
         through_clip: differentiate the clipped ``x_hat`` as the official code does, instead of the mean.
     """
 
-    scale: float = 2.0
+    scale: Scale = 2.0
     through_clip: bool = False
 
     def __post_init__(self) -> None:
-        checked_positive("DPS", scale=self.scale)
+        checked_scale("DPS", self.scale)
 
     @property
     def needs_graph(self) -> bool:
-        return self.scale > 0
+        return is_active(self.scale)
 
     def __call__(self, step: Step) -> Tensor:
         x_s = step.advance()
-        return x_s - self.scale * misfit_gradient(step, through_clip=self.through_clip) if self.scale > 0 else x_s
+        if not self.needs_graph:
+            return x_s
+        return x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip)

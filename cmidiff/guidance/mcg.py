@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.guidance.base import checked_positive, misfit_gradient
+from cmidiff.guidance.base import misfit_gradient
+from cmidiff.guidance.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Step
 
 Projection = Callable[[Step, Tensor], Tensor]
@@ -52,19 +53,19 @@ class MCG:
         through_clip: as in `DPS`.
     """
 
-    scale: float = 2.0
+    scale: Scale = 2.0
     project: Projection = project
     through_clip: bool = False
 
     def __post_init__(self) -> None:
-        checked_positive("MCG", scale=self.scale)
+        checked_scale("MCG", self.scale)
 
     @property
     def needs_graph(self) -> bool:
-        return self.scale > 0
+        return is_active(self.scale)
 
     def __call__(self, step: Step) -> Tensor:
         x_s = step.advance()
-        if self.scale > 0:
-            x_s = x_s - self.scale * misfit_gradient(step, through_clip=self.through_clip)
+        if self.needs_graph:
+            x_s = x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip)
         return self.project(step, x_s)
