@@ -26,23 +26,27 @@ trace estimation: Hutchinson, "A stochastic estimator of the trace of the influe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
+from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.covariance import Covariance, CovarianceName, bind
+from cmidiff.draws import SeededDraws
 from cmidiff.krylov import dot, lanczos, per_sample
 from cmidiff.measurement import Measurement
+from cmidiff.physics import known_entries
 from cmidiff.prior.base import Denoiser
-from cmidiff.step import Step
+from cmidiff.step import Kernel, Step, evaluate
 
 Estimator = Literal["measurement-symmetric", "measurement", "shared-probe", "two-term"]
 Contraction = Literal["finite-difference", "double-backward", "reverse-over-forward", "second-difference"]
-Probe = Literal["rademacher", "gaussian"]
+Probe = Literal["rademacher", "gaussian", "coordinate"]
 Weight = Literal["snr", "reverse-sde", "constant"]
+Unit = Literal["nats", "bits"]
 
 
 def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | None = None) -> Tensor:
@@ -52,9 +56,9 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
         a, b: directions, shape of ``x_t``.
         how: ``double-backward`` (exact; the network's backward must be differentiable), ``reverse-over-forward``
             (exact; needs forward-mode formulas, fails with
-            activation checkpointing), ``finite-difference`` of vector-Jacobian products (any network; both in one
-            batch), ``second-difference`` of the denoiser
-            (no backward; only for ``a = b``, and only as good as the symmetry of the network's third derivative).
+            activation checkpointing), ``finite-difference`` of vector-Jacobian products (any network),
+            ``second-difference`` of the denoiser (no backward; only for ``a = b``, and only as good as the symmetry of
+            the network's third derivative).
         size: finite-difference step relative to ``sigma_t`` and the rms of ``a``; by default the third (fourth) root of
             the precision.
     """
@@ -76,18 +80,21 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
     order = 3 if how == "finite-difference" else 4
     rms = (dot(a, a) / a[0].numel()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
     h = per_sample(step.level_t[1] * (torch.finfo(a.dtype).eps ** (1 / order) if size is None else size) / rms, a)
-    both = torch.cat([x_t + h * a, x_t - h * a])
     if how == "second-difference":
         with torch.no_grad():
-            plus, minus = step.denoise(both).chunk(2)
+            plus, minus = step.denoise(torch.cat([x_t + h * a, x_t - h * a])).chunk(2)
         return (plus - 2 * step.x_hat.detach() + minus) / h**2
-    with torch.enable_grad():
-        both.requires_grad_()
-        plus, minus = torch.autograd.grad(step.denoise(both), both, torch.cat([b, b]))[0].chunk(2)
-    return (plus - minus) / (2 * h)
+
+    def pulled(x: Tensor) -> Tensor:
+        """``J(x)^T b``; one graph at a time, no larger than the sampler's own."""
+        with torch.enable_grad():
+            x.requires_grad_()
+            return torch.autograd.grad(step.denoise(x), x, b)[0]
+
+    return (pulled(x_t + h * a) - pulled(x_t - h * a)) / (2 * h)
 
 
-def gradient(
+def gradient_at(
     step: Step,
     covariance: Covariance,
     *,
@@ -97,94 +104,105 @@ def gradient(
     probes: int = 1,
 ) -> Tensor:
     """``grad I(x_0; y | x_t)`` with respect to ``x_t``, in nats per unit of ``x_t``, shape (B, ...); unbiased for the
-    given covariance inside ``S``."""
+    given covariance inside ``S``.
 
-    def draw(stream: str, k: int, like: Tensor) -> Tensor:
-        z = step.draws.normal(stream, step.index * probes + k, like)
-        return z if probe == "gaussian" else torch.where(z < 0, -1.0, 1.0).to(z)
-
+    Args:
+        step: the state, its denoised image and the measurement.
+        covariance: of ``p(x_0 | x_t)``, inside ``S``.
+        estimator: which of the four above.
+        contraction: see `contract`.
+        probe: random signs, normal numbers, or ``coordinate``: scaled unit vectors in random order, without
+            replacement, so that as many probes as measured numbers (as unknowns for the estimators with probes in
+            R^d) give the trace exactly.
+        probes: how many, averaged.
+    """
     total = torch.zeros_like(step.x_t)
-    for k in range(probes):
-        for a, b, sign in _directions(step, covariance, estimator, lambda stream, like, k=k: draw(stream, k, like)):
+    in_signal = estimator in ("shared-probe", "two-term")
+    like = step.x_t.detach() if in_signal else step.measurement.y
+    pairs = _probes(step, like, probe, probes, None if in_signal else _known(step.measurement))
+    for z, w in pairs:
+        for a, b, sign in _directions(step, covariance, estimator, z, w):
             total = total + sign * contract(step, a, b, contraction)
     return (0.5 * step.covariance_gain / probes * total).detach()
 
 
+def _known(measurement: Measurement) -> Tensor | None:
+    """Which entries of ``y`` were measured, shape of one row of it or of ``y``; None if all were."""
+    physics = measurement.physics
+    return known_entries(physics, measurement.y) if isinstance(physics, LinearPhysics) else None
+
+
+def _probes(
+    step: Step, like: Tensor, probe: Probe, count: int, known: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two independent probes ``z, w`` with ``E[z z^T] = I`` for each of ``count`` turns (for coordinates the same one,
+    both traces being exact together), shape of ``like``."""
+
+    def normal(stream: str, k: int) -> Tensor:
+        return step.draws.normal(stream, step.index * count + k, like)
+
+    if probe == "coordinate":
+        order, m = _order(normal("cmi", 0), known)
+        for k in range(min(count, int(m.max()))):
+            length = torch.where(k < m, (m * count / m.clamp_max(count)).sqrt(), 0.0)
+            z = torch.zeros_like(like).flatten(1).scatter_(1, order[:, k : k + 1], length[:, None]).reshape(like.shape)
+            yield z, z
+        return
+    for k in range(count):
+        z, w = normal("cmi", k), normal("cmi-second", k)
+        yield (z, w) if probe == "gaussian" else (_signs(z), _signs(w))
+
+
+def _order(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A random order of the entries of each row (B, m), those that were not measured last, and their number (B,)."""
+    flat = keys.flatten(1)
+    if known is None:
+        return flat.argsort(1), torch.full_like(flat[:, 0], flat.shape[1])
+    seen = known.expand_as(keys).flatten(1) != 0
+    return torch.where(seen, flat, torch.inf).argsort(1), seen.sum(1, dtype=flat.dtype)
+
+
+def _signs(z: Tensor) -> Tensor:
+    return torch.where(z < 0, -1.0, 1.0).to(z)
+
+
 def _directions(
-    step: Step, covariance: Covariance, estimator: Estimator, draw: Callable[[str, Tensor], Tensor]
+    step: Step, covariance: Covariance, estimator: Estimator, z: Tensor, w: Tensor
 ) -> list[tuple[Tensor, Tensor, float]]:
-    """Pairs ``(a, b)`` and signs whose contractions sum to twice the gradient over ``g``."""
-    measurement, x_t = step.measurement, step.x_t.detach()
+    """Pairs ``(a, b)`` and signs whose contractions sum to twice the gradient over ``g``, in expectation over the
+    probes ``z`` and ``w``."""
+    measurement = step.measurement
     match estimator:
         case "measurement-symmetric":
-            u = covariance.whiten(draw("cmi", measurement.y))
+            u = covariance.whiten(z)
             return [(u, u, 1.0)]
         case "measurement":
-            z = draw("cmi", measurement.y)
             return [(measurement.At(z), covariance.solve(z), 1.0)]
         case "shared-probe":
-            z = draw("cmi", x_t)
             return [(z, covariance.solve(measurement.A(z)), 1.0)]
         case "two-term":
-            z, w = draw("cmi", x_t), draw("cmi-second", x_t)
             return [
                 (z, covariance.inverse(z), 1.0),
                 (w, covariance.inverse(w) - covariance.solve(measurement.A(w)), -1.0),
             ]
 
 
-def exact(prior: Denoiser, measurement: Measurement, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-    """``I(x_0; y | x_t)`` and its gradient with dense matrices, for small signals: no probe, no iteration.
+def value_at(step: Step, covariance: Covariance, *, probes: int = 8, iterations: int = 16) -> tuple[Tensor, Tensor]:
+    """``I(x_0; y | x_t)`` in nats at any size, shape (B,), and its standard error, by stochastic Lanczos quadrature of
+    ``log det(S / sigma_y^2)`` with random signs.
 
     Args:
-        prior: a denoiser that is twice differentiable.
-        measurement: with ``noise_std > 0``.
-        x_t: states, shape (B, ...); float64 advised.
-        t: time.
+        step: the state, its denoised image and the measurement.
+        covariance: of ``p(x_0 | x_t)``, inside ``S``.
+        probes: how many; the standard error is over them (NaN for one).
+        iterations: nodes of the quadrature, each a product with ``S``; exact with as many as there are measured
+            numbers.
 
-    Returns:
-        value in nats, shape (B,) (divide by ``ln 2`` for bits), and gradient, shape of ``x_t``.
-    """
-    if not measurement.noise_std > 0:
-        raise ValueError(
-            "I(x_0; y | x_t) is infinite without measurement noise: noise_std must be positive, received 0"
-        )
-    alpha_t, sigma_t = prior.schedule(t)
-    shape, d = x_t.shape[1:], x_t[0].numel()
-    basis = torch.eye(d, dtype=x_t.dtype, device=x_t.device).reshape(d, *shape)
-    matrix = measurement.A(basis).reshape(d, -1).mT
-
-    def value(x: Tensor) -> Tensor:
-        def x_hat(flat: Tensor) -> Tensor:
-            return prior(flat.reshape(1, *shape), t).mean.reshape(-1)
-
-        jacobian = torch.autograd.functional.jacobian(x_hat, x.reshape(-1), create_graph=True)
-        sigma = sigma_t**2 / alpha_t * 0.5 * (jacobian + jacobian.mT)
-        s = torch.eye(len(matrix), dtype=x.dtype) + matrix @ sigma @ matrix.mT / measurement.noise_std**2
-        return 0.5 * torch.linalg.slogdet(s)[1]
-
-    values, gradients = [], []
-    for x in x_t.detach():
-        x = x.clone().requires_grad_()
-        v = value(x)
-        grad = torch.autograd.grad(v, x, allow_unused=True)[0] if v.requires_grad else None
-        values.append(v.detach())
-        gradients.append(torch.zeros_like(x) if grad is None else grad)
-    return torch.stack(values), torch.stack(gradients)
-
-
-def estimate(step: Step, covariance: Covariance, *, probes: int = 8, iterations: int = 16) -> tuple[Tensor, Tensor]:
-    """``I(x_0; y | x_t)`` in nats at any size, shape (B,), and its standard error, by stochastic Lanczos quadrature of
-    ``log det(S / sigma_y^2)``.
-
-    Source: Ubaru, Chen, Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature", 2017.
+    Source: Ubaru, Chen, Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature", 2017,
+        https://doi.org/10.1137/16M1104974
     """
     measurement = step.measurement
-    s2 = measurement.noise_std**2
-    if not s2 > 0:
-        raise ValueError(
-            "I(x_0; y | x_t) is infinite without measurement noise: noise_std must be positive, received 0"
-        )
+    s2 = _noise_variance(measurement)
 
     def operator(v: Tensor) -> Tensor:
         return v + measurement.A(covariance.product(measurement.At(v))) / s2
@@ -192,12 +210,147 @@ def estimate(step: Step, covariance: Covariance, *, probes: int = 8, iterations:
     m = measurement.y[0].numel()
     draws = []
     for k in range(probes):
-        z = step.draws.normal("information", step.index * probes + k, measurement.y)
-        z = torch.where(z < 0, -1.0, 1.0).to(z)
+        z = _signs(step.draws.normal("information", step.index * probes + k, measurement.y))
         _, values, vectors = lanczos(operator, z, min(iterations, m))
         draws.append(0.5 * m * (vectors[:, 0] ** 2 * values.clamp_min(1.0).log()).sum(-1))
     sample = torch.stack(draws)
-    return sample.mean(0), sample.std(0, correction=min(1, probes - 1)) / math.sqrt(probes)
+    return sample.mean(0), sample.std(0) / math.sqrt(probes)
+
+
+def exact(
+    prior: Denoiser,
+    physics: LinearPhysics | Measurement,
+    x_t: Tensor,
+    t: float,
+    *,
+    noise_std: float | None = None,
+    unit: Unit = "nats",
+) -> tuple[Tensor, Tensor]:
+    """``I(x_0; y | x_t)`` and its gradient with dense matrices, for few measured numbers: no probe, no iteration.
+
+    Args:
+        prior: a denoiser that is twice differentiable.
+        physics: the forward operator on signals in the prior's own units, or a `Measurement`.
+        x_t: states, shape (B, ...); float64 advised.
+        t: time.
+        noise_std: sigma_y > 0, in the prior's own units; by default that of ``physics.noise_model``.
+        unit: of the value and its gradient, ``nats`` or ``bits``.
+
+    Returns:
+        value, shape (B,), and gradient per unit of ``x_t``, shape of ``x_t``.
+    """
+    step = _standing(prior, physics, x_t, t, noise_std, seed=0)
+    measurement, s2 = step.measurement, _noise_variance(step.measurement)
+    m = measurement.y[0].numel()
+    known = _known(measurement)
+    entries = range(m) if known is None else known.expand_as(measurement.y).flatten(1).any(0).nonzero().flatten()
+    with torch.enable_grad():
+        measured = measurement.A(step.x_hat).flatten(1)
+        columns = []  # of A J A^T, each a vector-Jacobian product of the whole batch
+        for i in map(int, entries):
+            (pulled,) = torch.autograd.grad(measured[:, i].sum(), step.x_t, create_graph=True)
+            columns.append(measurement.A(pulled).flatten(1)[:, list(map(int, entries))])
+        s = step.covariance_gain / s2 * torch.stack(columns, -1)
+        s = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + 0.5 * (s + s.mT)
+        value = 0.5 * torch.linalg.slogdet(s)[1]
+        grad = torch.autograd.grad(value.sum(), step.x_t, allow_unused=True)[0] if value.requires_grad else None
+    nats = _nats(unit)
+    return value.detach() / nats, torch.zeros_like(x_t) if grad is None else grad / nats
+
+
+def estimate(
+    prior: Denoiser,
+    physics: LinearPhysics | Measurement,
+    x_t: Tensor,
+    t: float,
+    *,
+    noise_std: float | None = None,
+    covariance: CovarianceName = "exact",
+    probes: int = 8,
+    iterations: int = 16,
+    seed: int = 0,
+    unit: Unit = "nats",
+) -> tuple[Tensor, Tensor]:
+    """``I(x_0; y | x_t)`` at any size and its standard error, shapes (B,): see `value_at` and `exact`."""
+    step = _standing(prior, physics, x_t, t, noise_std, seed)
+    value, error = value_at(step, bind(covariance, step), probes=probes, iterations=iterations)
+    return value / _nats(unit), error / _nats(unit)
+
+
+def gradient(
+    prior: Denoiser,
+    physics: LinearPhysics | Measurement,
+    x_t: Tensor,
+    t: float,
+    *,
+    noise_std: float | None = None,
+    covariance: CovarianceName = "exact",
+    estimator: Estimator = "measurement-symmetric",
+    contraction: Contraction = "finite-difference",
+    probe: Probe = "rademacher",
+    probes: int = 1,
+    seed: int = 0,
+    unit: Unit = "nats",
+) -> Tensor:
+    """``grad I(x_0; y | x_t)`` at any size, shape of ``x_t``: see `gradient_at` and `exact`; options as in `CMI`."""
+    _check_options(estimator, contraction, probe, probes, covariance)
+    step = _standing(prior, physics, x_t, t, noise_std, seed)
+    own = bind(covariance, step)
+    grad = gradient_at(step, own, estimator=estimator, contraction=contraction, probe=probe, probes=probes)
+    return grad / _nats(unit)
+
+
+def _standing(
+    prior: Denoiser, physics: LinearPhysics | Measurement, x_t: Tensor, t: float, noise_std: float | None, seed: int
+) -> Step:
+    """A step that is looked at and not taken."""
+    shape = tuple(x_t.shape[1:])
+    if isinstance(physics, Measurement):
+        measurement = physics
+    else:
+        sigma = getattr(physics.noise_model, "sigma", None) if noise_std is None else noise_std
+        if sigma is None:
+            raise ValueError("noise_std is not known: the physics has no Gaussian noise model; pass noise_std=")
+        stated = float(f"{float(sigma):.7g}") if noise_std is None else noise_std  # a noise model holds a float32
+        measurement = Measurement(torch.zeros_like(physics.A(x_t)), physics, stated, shape, shape)
+    draws = SeededDraws([(seed, k) for k in range(len(x_t))])
+    no_kernel = cast(Kernel, None)
+    return evaluate(Step(x_t, t, t, 0, 1, x_t, None, prior, measurement, no_kernel, draws), graph=True)
+
+
+def _noise_variance(measurement: Measurement) -> float:
+    if not measurement.noise_std > 0:
+        raise ValueError(
+            "I(x_0; y | x_t) is infinite without measurement noise: noise_std must be positive, received 0"
+        )
+    return measurement.noise_std**2
+
+
+def _nats(unit: Unit) -> float:
+    """Nats in one unit."""
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit must be nats or bits, received {unit!r}")
+    return math.log(2.0) if unit == "bits" else 1.0
+
+
+def _check_options(
+    estimator: Estimator, contraction: Contraction, probe: Probe, probes: int, covariance: CovarianceName
+) -> None:
+    for name, value, allowed in (
+        ("estimator", estimator, get_args(Estimator)),
+        ("contraction", contraction, get_args(Contraction)),
+        ("probe", probe, get_args(Probe)),
+        ("covariance", covariance, get_args(CovarianceName)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"CMI: {name} must be one of {', '.join(allowed)}, received {value!r}")
+    if probes < 1:
+        raise ValueError(f"CMI: probes must be at least 1, received {probes}")
+    if contraction == "second-difference" and estimator != "measurement-symmetric":
+        raise ValueError(
+            "CMI: second-difference needs the same direction on both sides of the Jacobian, "
+            f"received estimator={estimator!r}: use measurement-symmetric, or contraction='finite-difference'"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,17 +359,21 @@ class CMI:
     1, line 8).
 
     Args:
-        eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit.
+        eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit; -1 adds the derivative of the
+            log-determinant to CA-DPS's likelihood (see `CADPS`).
         weight: what multiplies ``eta`` at time ``t``: ``reverse-sde`` (the weight of a log-density's gradient in the
-            kernel: the target is tilted by ``exp(eta I)``),
-            ``snr`` (the same times ``alpha_t^2 / (alpha_t^2 + sigma_t^2)``, which vanishes where a network's Jacobian
-            is unreliable), ``constant`` (1, in units of ``x_t``
-            squared per nat), or a function of ``sigma_t / alpha_t``.
-        window: the correction acts while ``sigma_t / alpha_t`` is in this interval.
+            kernel: the target is tilted by ``exp(eta I)``), ``snr`` (the same times ``alpha_t^2 / (alpha_t^2 +
+            sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
+            ``x_t`` squared per nat), or a function of ``t``.
+        window: the correction acts while ``sigma_t / alpha_t``, the noise level that all schedules share, is in this
+            interval.
+        times: and while ``t`` is in this interval, in the prior's own times; None for all.
         cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image.
         every: correct each ``every``-th step only, with a move as many times larger.
-        probes, probe, estimator, contraction: see `gradient`.
+        probes, probe, estimator: see `gradient_at`.
+        contraction: see `contract`.
         covariance: of ``p(x_0 | x_t)`` inside ``S``: ``isotropic``, ``diagonal`` or ``exact``.
+        data_variance: of the prior's images, for ``isotropic``: see `cmidiff.covariance.isotropic_variance`.
 
     Source: Hamidi, Yang 2025, https://arxiv.org/abs/2501.02880
     """
@@ -224,6 +381,7 @@ class CMI:
     eta: float = 0.1
     weight: Weight | Callable[[float], float] = "reverse-sde"
     window: tuple[float, float] = (0.0, 3.5)
+    times: tuple[float, float] | None = None
     cap: float = 0.5
     every: int = 1
     probes: int = 1
@@ -231,33 +389,26 @@ class CMI:
     estimator: Estimator = "measurement-symmetric"
     contraction: Contraction = "finite-difference"
     covariance: CovarianceName = "isotropic"
+    data_variance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("estimator", self.estimator, get_args(Estimator)),
-            ("contraction", self.contraction, get_args(Contraction)),
-            ("probe", self.probe, get_args(Probe)),
-            ("covariance", self.covariance, get_args(CovarianceName)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"CMI: {name} must be one of {', '.join(allowed)}, received {value!r}")
+        _check_options(self.estimator, self.contraction, self.probe, self.probes, self.covariance)
         if not callable(self.weight) and self.weight not in get_args(Weight):
             raise ValueError(
                 f"CMI: weight must be a function or one of {', '.join(get_args(Weight))}, received {self.weight!r}"
             )
         if not math.isfinite(self.eta):
             raise ValueError(f"CMI: eta must be finite, received {self.eta}")
-        if self.probes < 1 or self.every < 1:
-            raise ValueError(f"CMI: probes and every must be at least 1, received {self.probes} and {self.every}")
+        if self.every < 1:
+            raise ValueError(f"CMI: every must be at least 1, received {self.every}")
         if not 0 <= self.window[0] <= self.window[1] or not self.cap > 0:
             raise ValueError(
                 f"CMI: need 0 <= window[0] <= window[1] and cap > 0, received {self.window} and {self.cap}"
             )
-        if self.contraction == "second-difference" and self.estimator != "measurement-symmetric":
-            raise ValueError(
-                "CMI: second-difference needs the same direction on both sides of the Jacobian, "
-                f"received estimator={self.estimator!r}: use measurement-symmetric, or contraction='finite-difference'"
-            )
+        if self.times is not None and not self.times[0] <= self.times[1]:
+            raise ValueError(f"CMI: need times[0] <= times[1], received {self.times}")
+        if not 0 < self.data_variance < math.inf:
+            raise ValueError(f"CMI: data_variance must be a number > 0, received {self.data_variance}")
 
     @property
     def needs_graph(self) -> bool:
@@ -267,7 +418,7 @@ class CMI:
     def eta_t(self, step: Step) -> float:
         """The weight of ``grad I`` at this step."""
         if callable(self.weight):
-            return self.eta * self.weight(step.ratio)
+            return self.eta * self.weight(step.t)
         match self.weight:
             case "reverse-sde":
                 return self.eta * step.score_weight
@@ -277,16 +428,19 @@ class CMI:
                 return self.eta
 
     def active(self, step: Step) -> bool:
+        """Whether this step is corrected."""
         low, high = self.window
-        return self.eta != 0.0 and step.index % self.every == 0 and low <= step.ratio <= high and not step.last
+        early, late = (step.t, step.t) if self.times is None else self.times
+        due = self.eta != 0.0 and step.index % self.every == 0 and not step.last
+        return due and low <= step.ratio <= high and early <= step.t <= late
 
     def __call__(self, step: Step) -> Step:
         """The step with its mean moved."""
         if not self.active(step):
             return step
-        grad = gradient(
+        grad = gradient_at(
             step,
-            bind(self.covariance, step),
+            bind(self.covariance, step, data_variance=self.data_variance),
             estimator=self.estimator,
             contraction=self.contraction,
             probe=self.probe,

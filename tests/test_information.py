@@ -7,16 +7,18 @@ from typing import get_args
 
 import pytest
 import torch
+from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.covariance import Exact, Isotropic
 from cmidiff.guidance import DPS, PiGDM, Unconditional
-from cmidiff.information import CMI, Contraction, Estimator, contract, estimate, exact, gradient
+from cmidiff.information import CMI, Contraction, Estimator, contract, estimate, exact, gradient, gradient_at, value_at
+from cmidiff.physics import inpaint_random, measured_count
 from cmidiff.prior import GaussianMixture, NetworkPrior
 from cmidiff.sampler import Ancestral, ProbabilityFlow, sample, start
 from cmidiff.schedule import VE, VP, RectifiedFlow, Schedule
 from cmidiff.step import Step
-from tests.cases import F64, gaussian, measured, mixture, randn, rows, step_at
+from tests.cases import F64, gaussian, matrix_physics, measured, mixture, randn, rows, step_at
 
 D, M, NOISE = 12, 5, 0.3
 MATRIX = randn(M, D, seed=41)
@@ -91,7 +93,7 @@ def test_information_of_a_gaussian_is_the_textbook_one_and_has_no_gradient():
     assert float(grad.abs().max()) < 1e-11
     step = a_step(prior=prior)
     for estimator in get_args(Estimator):
-        ours = gradient(step, Exact(step, 40), estimator=estimator, contraction="double-backward")
+        ours = gradient_at(step, Exact(step, 40), estimator=estimator, contraction="double-backward")
         assert float(ours.abs().max()) < 1e-10
 
 
@@ -112,7 +114,7 @@ def test_a_noise_free_measurement_carries_infinite_information():
     with pytest.raises(ValueError, match="infinite"):
         exact(step.prior, step.measurement, X_T, 400.0)
     with pytest.raises(ValueError, match="infinite"):
-        estimate(step, Isotropic(step, 0.5))
+        value_at(step, Isotropic(step, 0.5))
 
 
 # estimators
@@ -125,7 +127,7 @@ BIAS_FREE = [(estimator, probe) for estimator in get_args(Estimator) for probe i
 def rows_of_probes(estimator, probe, covariance="exact") -> tuple[Tensor, Step]:
     step = a_step(PROBES)
     own = Exact(step, 24) if covariance == "exact" else Isotropic(step, 0.3)
-    return gradient(step, own, estimator=estimator, probe=probe, contraction="double-backward"), step
+    return gradient_at(step, own, estimator=estimator, probe=probe, contraction="double-backward"), step
 
 
 @pytest.mark.parametrize(("estimator", "probe"), BIAS_FREE)
@@ -165,8 +167,8 @@ def test_another_covariance_changes_s_alone(estimator):
 
 def test_probes_average_and_differ():
     step = a_step(5)
-    single = [gradient(replace(step, index=i), Isotropic(step, 0.3), probes=1) for i in (4, 5)]
-    both = gradient(replace(step, index=2), Isotropic(step, 0.3), probes=2)  # probes 2k and 2k+1 of step k
+    single = [gradient_at(replace(step, index=i), Isotropic(step, 0.3), probes=1) for i in (4, 5)]
+    both = gradient_at(replace(step, index=2), Isotropic(step, 0.3), probes=2)  # probes 2k and 2k+1 of step k
     torch.testing.assert_close(both, 0.5 * (single[0] + single[1]))
     assert float((single[0] - single[1]).norm()) > 1e-3 * float(single[0].norm())
     assert float((single[0][0] - single[0][1]).norm()) > 1e-3 * float(single[0].norm())
@@ -237,7 +239,7 @@ def test_contractions_work_without_gradient_mode():
 
 def test_quadrature_estimates_the_exact_value():
     step = a_step(400)
-    value, error = estimate(step, Exact(step, 24), probes=20, iterations=M)
+    value, error = value_at(step, Exact(step, 24), probes=20, iterations=M)
     truth = printed(mixture(), X_T[0], 400.0, NOISE)[0]
     assert abs(float(value.mean() - truth)) < 4.5 * float(value.std() / 400**0.5)
     assert float(error.mean()) == pytest.approx(float(value.std()), rel=0.15)
@@ -246,7 +248,7 @@ def test_quadrature_estimates_the_exact_value():
 def test_quadrature_of_a_multiple_of_the_identity_has_no_error():
     physics = measured(torch.linalg.qr(MATRIX.mT)[0].mT, given().y, NOISE)
     step = replace(a_step(), measurement=physics)
-    value, error = estimate(step, Isotropic(step, 0.7), probes=3)
+    value, error = value_at(step, Isotropic(step, 0.7), probes=3)
     torch.testing.assert_close(value[0], torch.tensor(0.5 * M * math.log(1 + 0.7 / NOISE**2), dtype=F64))
     assert float(error) < 1e-10
 
@@ -256,7 +258,7 @@ def test_quadrature_of_a_multiple_of_the_identity_has_no_error():
 
 def test_the_move_is_the_weighted_gradient():
     step = a_step()
-    grad = gradient(
+    grad = gradient_at(
         step, Isotropic(step, step.level_t[1] ** 2)
     )  # r_t^2 of a unit-variance prior, alpha^2 + sigma^2 = 1
     beta = 1 - (step.level_t[0] / step.level_s[0]) ** 2
@@ -265,8 +267,8 @@ def test_the_move_is_the_weighted_gradient():
     for name, weight in weights.items():
         shift = CMI(0.01, weight=name, cap=math.inf)(step).shift  # pyright: ignore[reportArgumentType]
         torch.testing.assert_close(shift, 0.01 * weight * grad, rtol=1e-8, atol=1e-12)
-    shift = CMI(-0.01, weight=lambda ratio: ratio**3, cap=math.inf)(step).shift
-    torch.testing.assert_close(shift, -0.01 * step.ratio**3 * grad, rtol=1e-10, atol=1e-12)
+    shift = CMI(-0.01, weight=lambda t: (t / 100) ** 3, cap=math.inf)(step).shift
+    torch.testing.assert_close(shift, -0.01 * 64 * grad, rtol=1e-10, atol=1e-12)
 
 
 def test_the_mean_moves_before_the_guidance():
@@ -375,3 +377,99 @@ def test_every_covariance_goes_with_every_contraction(covariance, contraction):
 def test_what_cannot_be_meant_is_refused(options, match):
     with pytest.raises(ValueError, match=match):
         CMI(**options)
+
+
+# coordinates, units, the door
+
+ESTIMATORS_OF_Y = ("measurement-symmetric", "measurement")
+
+
+@pytest.mark.parametrize("estimator", get_args(Estimator))
+def test_as_many_coordinates_as_numbers_are_exact(estimator):
+    step, truth = a_step(batch=2), printed(mixture(), X_T[0], 400.0, NOISE)[1]
+    count = M if estimator in ESTIMATORS_OF_Y else D
+    for probes in (count, count + 3):
+        ours = gradient_at(
+            step,
+            Exact(step, 40),
+            estimator=estimator,
+            probe="coordinate",
+            probes=probes,
+            contraction="double-backward",
+        )
+        for row in ours:
+            torch.testing.assert_close(row, truth, rtol=1e-8, atol=1e-9 * float(truth.abs().max()))
+
+
+def test_fewer_coordinates_are_unbiased_and_without_replacement():
+    step = a_step(PROBES)
+    spread = []
+    for probes in (1, M - 1):
+        draws = gradient_at(step, Exact(step, 24), probe="coordinate", probes=probes, contraction="double-backward")
+        error = draws - printed(mixture(), X_T[0], 400.0, NOISE)[1]
+        assert float((error.mean(0) / (error.std(0) / PROBES**0.5)).abs().max()) < 4.5
+        spread.append(float(error.square().sum(1).mean()))
+    # without replacement the variance of a mean of r out of m falls by (m - r) / (m - 1) beyond 1 / r
+    assert spread[1] / spread[0] == pytest.approx(1 / (M - 1) / (M - 1), rel=0.1)
+
+
+def test_coordinates_skip_what_a_mask_hides():
+    shape = (1, 4, 4)
+    prior = GaussianMixture(torch.ones(3, dtype=F64), randn(3, *shape, seed=5), torch.full((3, *shape), 0.2, dtype=F64))
+    hidden = inpaint_random(shape, hidden=0.7, noise_std=NOISE, seed=3, dtype=F64)
+    x_t = randn(2, *shape, seed=6)
+    m = int(measured_count(hidden, hidden.A(x_t))[0])
+    assert 0 < m < 16
+    grad = gradient(prior, hidden, x_t, 400.0, probe="coordinate", probes=m, contraction="double-backward")
+    torch.testing.assert_close(grad, exact(prior, hidden, x_t, 400.0)[1], rtol=1e-7, atol=1e-9)
+
+
+def test_a_batch_is_its_rows():
+    x_t = randn(3, D, seed=44)
+    together = exact(mixture(), given(), x_t, 400.0)
+    for k in range(3):
+        for whole, one in zip(together, exact(mixture(), given(), x_t[k : k + 1], 400.0), strict=True):
+            torch.testing.assert_close(whole[k : k + 1], one, rtol=1e-12, atol=1e-12)
+
+
+def test_the_door_takes_a_physics_and_gives_bits():
+    prior, physics = mixture(), matrix_physics(MATRIX, noise_std=NOISE)
+    value, grad = exact(prior, physics, X_T, 400.0)
+    torch.testing.assert_close(value[0], printed(prior, X_T[0], 400.0, NOISE)[0], rtol=1e-10, atol=1e-10)
+    bits = exact(prior, physics, X_T, 400.0, unit="bits")
+    torch.testing.assert_close(bits[0] * math.log(2), value)
+    torch.testing.assert_close(bits[1] * math.log(2), grad)
+    estimated, error = estimate(prior, physics, X_T, 400.0, probes=60, iterations=M)
+    assert abs(float(estimated - value)) < 4 * float(error)
+    inbits = estimate(prior, physics, X_T, 400.0, probes=60, iterations=M, unit="bits")[0]
+    torch.testing.assert_close(inbits * math.log(2), estimated)
+    at_the_door = gradient(prior, physics, X_T, 400.0, probe="coordinate", probes=M, contraction="double-backward")
+    torch.testing.assert_close(at_the_door, grad, rtol=1e-8, atol=1e-9)
+    louder = exact(prior, physics, X_T, 400.0, noise_std=2 * NOISE)[0]
+    assert float(louder) < float(value)
+
+
+def test_the_door_refuses():
+    prior, physics = mixture(), matrix_physics(MATRIX, noise_std=NOISE)
+    with pytest.raises(ValueError, match="nats or bits"):
+        exact(prior, physics, X_T, 400.0, unit="nit")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="second-difference needs"):
+        gradient(prior, physics, X_T, 400.0, estimator="two-term", contraction="second-difference")
+    with pytest.raises(ValueError, match="noise_std is not known"):
+        exact(prior, LinearPhysics(A=lambda x: x, A_adjoint=lambda y: y), X_T, 400.0)
+
+
+def test_a_window_in_times_and_a_weight_in_times():
+    seen = []
+
+    def weight(t: float) -> float:
+        seen.append(t)
+        return 1.0
+
+    step = a_step(t=400.0)
+    assert CMI(times=(300.0, 400.0)).active(step)
+    assert not CMI(times=(401.0, 900.0)).active(step)
+    assert CMI(0.5, weight=weight).eta_t(step) == 0.5
+    assert seen == [400.0]
+    with pytest.raises(ValueError, match="times"):
+        CMI(times=(2.0, 1.0))
