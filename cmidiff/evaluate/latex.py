@@ -1,0 +1,107 @@
+r"""The table of the paper: rows are solvers with and without CMI, columns tasks times metrics.
+
+Hamidi and Yang, Enhancing Diffusion Models for Inverse Problems with Covariance-Aware Posterior Sampling and
+Conditional Mutual Information, 2025, https://arxiv.org/abs/2501.02880, Table I. There every better figure is green and
+every worse one red; here only those whose difference is significant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cmidiff.evaluate.comparison import DASH, MINUS, Comparison, Line, Quality
+from cmidiff.evaluate.statistics import ALPHA, LEVEL
+
+PAPER = ("fid", "lpips", "ssim", "psnr")  # the paper's columns in its order, and the one that is always there
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after the end of a row these would be its options
+    "]": "{]}",
+    "*": "{*}",
+    "η": r"$\eta$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    MINUS: "$-$",
+    DASH: "--",
+    **{sign: f"\\{sign}" for sign in "{}$&#%_"},
+}
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it is; line breaks and control characters become spaces."""
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    return "".join(_SPECIAL.get(sign, sign) for sign in printable)
+
+
+def render(comparison: Comparison) -> str:
+    r"""A ``table*`` to be ``\input`` into a paper."""
+    return "\n".join(_lines(comparison)) + "\n"
+
+
+def _lines(comparison: Comparison) -> Iterator[str]:
+    present = {quality.name: quality for quality in comparison.present}
+    columns = [present[name] for name in PAPER if name in present]
+    count = len(columns)
+    yield r"% Needs \usepackage{booktabs,graphicx,xcolor}"
+    yield r"\providecommand{\cmibetter}[1]{\textcolor{green!45!black}{#1}}"
+    yield r"\providecommand{\cmiworse}[1]{\textcolor{red!75!black}{#1}}"
+    yield r"\begin{table*}[t]"
+    yield r"\centering"
+    yield rf"\caption{{{_caption(comparison)}}}"
+    if not columns:
+        yield r"No unit has finished."
+    else:
+        yield r"\resizebox{\textwidth}{!}{%"
+        yield rf"\begin{{tabular}}{{l{'c' * count * len(comparison.tasks)}}}"
+        yield r"\toprule"
+        yield " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{escaped(t)}}}" for t in comparison.tasks)]) + r" \\"
+        yield "".join(rf"\cmidrule(lr){{{2 + count * i}-{1 + count * (i + 1)}}}" for i in range(len(comparison.tasks)))
+        yield " & ".join(["", *[escaped(f"{q.title} {q.arrow}") for q in columns] * len(comparison.tasks)]) + r" \\"
+        yield from _rows(comparison, columns)
+        yield r"\bottomrule"
+        yield r"\end{tabular}}"
+    yield r"\end{table*}"
+
+
+def _rows(comparison: Comparison, columns: list[Quality]) -> Iterator[str]:
+    above = None
+    for line in comparison.lines:
+        if (line.solver, line.steps) != above:
+            yield r"\midrule"
+            above = (line.solver, line.steps)
+        figures = [_figure(comparison, line, task, quality) for task in comparison.tasks for quality in columns]
+        yield " & ".join([escaped(comparison.label(line)), *figures]) + r" \\"
+
+
+def _figure(comparison: Comparison, line: Line, task: str, quality: Quality) -> str:
+    entry = comparison.entry(line, task, quality)
+    if entry.value is None:
+        return "--"
+    mean = escaped(quality.text(entry.value.mean))
+    command = {"better": r"\cmibetter", "worse": r"\cmiworse"}.get(entry.verdict(quality))
+    shown = f"{command}{{{mean}}}" if command else mean
+    half = "" if entry.value.half is None else rf" {{\scriptsize$\pm$ {escaped(quality.text(entry.value.half))}}}"
+    return shown + half + (r"$^\dagger$" if entry.value.n != comparison.usable else "")
+
+
+def _caption(comparison: Comparison) -> str:
+    images = f"{comparison.usable} image" + ("s" if comparison.usable != 1 else "")
+    text = (
+        f"Solvers with and without CMI, mean over {images} and its {LEVEL:.0%} interval, prior "
+        f"{comparison.about['prior']['name']}. "
+        f"Green: better with CMI, red: worse, only where the paired signed-rank test gives p < {ALPHA:g} after Holm's "
+        f"correction for {comparison.tests} cells."
+    )
+    if missing := [q.title for q in comparison.absent if q.name in PAPER]:
+        text += f" Absent for want of their network's weights: {', '.join(missing)}."
+    if pending := comparison.total("pending"):
+        text += f" Unfinished: {pending} units are missing."
+    caption = escaped(text)
+    if any(entry.value and entry.value.n != comparison.usable for entry in comparison.entries.values()):
+        caption += r" $^\dagger$: of fewer images, as units diverged, failed or are missing."
+    return caption
