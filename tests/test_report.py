@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from cmidiff.app.cli import app
 from cmidiff.evaluate import latex, markdown
 from cmidiff.evaluate.cases import cases
 from cmidiff.evaluate.comparison import Comparison, compare
@@ -45,7 +47,7 @@ METRICS = (
     Metric("fid", "", "lower", "distance of the features' distributions"),
 )
 ABOUT = {
-    "config": {"samples": 2, "noise_std": 0.05},
+    "config": {"name": "known", "samples": 2, "noise_std": 0.05},
     "prior": {"name": "natural-64"},
     "machine": "2 cores",
     "created": "2026-01-02T03:04:05+00:00",
@@ -281,6 +283,28 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         report(tmp_path)
 
 
+def test_command_line_writes_the_report_and_says_what_is_missing(tmp_path: Path) -> None:
+    units = grid(2)
+    run = make_run(tmp_path / "run", units, left_out={0: None})
+    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "here")])
+    assert done.exit_code == 0, done.output
+    assert "note: Unfinished: 1 of 16 units are missing" in done.stderr
+    assert "Too few images" in done.stderr
+    for file in ("report.html", "report.md", "table.tex", "cells.csv", "units.csv"):
+        assert str(tmp_path / "here" / file) in done.stdout
+        assert (tmp_path / "here" / file).stat().st_size > 0
+    assert not (run / "report").exists()
+
+
+def test_command_line_refuses_what_is_no_run_and_where_it_cannot_write(tmp_path: Path) -> None:
+    none = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
+    assert (none.exit_code, "holds no run" in none.stderr) == (2, True)
+    run = make_run(tmp_path / "run", grid(1)[:1])
+    (tmp_path / "file").write_text("")
+    blocked = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "file" / "below")])
+    assert (blocked.exit_code, "cannot write the report" in blocked.stderr) == (2, True)
+
+
 class Page(HTMLParser):
     """Start tags with their attributes, and which elements were not closed."""
 
@@ -318,7 +342,7 @@ def test_page_fetches_nothing_and_runs_nothing(written: Path) -> None:
 
 def test_wide_tables_can_be_scrolled_by_keyboard(written: Path) -> None:
     tags = Page((written / "report.html").read_text()).tags
-    tables = sum(tag == "table" for tag, _ in tags)
+    tables = sum(tag in ("table", "pre") for tag, _ in tags)
     regions = [a for _, a in tags if a.get("role") == "region" and a.get("tabindex") == "0"]
     assert tables == len(regions) > 0
     assert all(a.get("aria-label") or a.get("aria-labelledby") for a in regions)
@@ -445,7 +469,25 @@ def test_curves_hold_every_step_and_strength(tmp_path: Path) -> None:
     assert "η = 0.5" in (run / "report" / "report.html").read_text()
 
 
-def test_figures_are_the_same_every_time(run: Path) -> None:
-    first, second = (plots(compared(run)) for _ in range(2))
+def test_a_strength_for_each_task_is_one_row(tmp_path: Path) -> None:
+    """Tuned strengths differ between tasks: they are compared with the same base, and said where the task is."""
+    units = [u._replace(eta=0.3) if u.cmi and u.task == NULL else u for u in grid(3)]
+    found = compared(make_run(tmp_path, units))
+    assert len(found.lines) == 4
+    line = found.lines[1]
+    assert [found.label(line, task) for task in (None, GAINS, NULL)] == [
+        "dps + CMI, η by task",
+        "dps + CMI, η = 1",
+        "dps + CMI, η = 0.3",
+    ]
+    for task in (GAINS, NULL):
+        pair = found.entry(line, task, found.qualities[0]).paired
+        assert pair is not None
+        assert pair.difference.n == 3
+
+
+def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
+    found = compared(make_run(tmp_path, [u for u in grid(2) if u.task == GAINS]))
+    first, second = plots(found), plots(found)
     assert first == second
     assert all(plot.light != plot.dark for plot in first)

@@ -202,6 +202,31 @@ def train(
     run(loaded)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder that cmidiff evaluate wrote.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the report.", show_default="RUN/report")
+    ] = None,
+) -> None:
+    """Tables, tests and pictures of an evaluation, finished or not: a page, Markdown, LaTeX and CSV."""
+    from cmidiff.evaluate.database import RunError
+    from cmidiff.evaluate.report import report as write_report
+    from cmidiff.evaluate.summary import caveats, verdict
+
+    try:
+        comparison, written = write_report(run, output)
+    except RunError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise BadInput(f"cannot write the report ({error}): give another --output") from error
+    for caveat in caveats(comparison):
+        say(f"note: {caveat}")
+    print(verdict(comparison))
+    for name, meaning in written.items():
+        print(f"{name}  {meaning}")
+
+
 def main() -> None:
     """The console script."""
     # Threads that spin while they wait slow a busy machine down twentyfold; read when torch is imported.

@@ -55,16 +55,17 @@ def cases(results: Results, comparison: Comparison) -> list[Case]:
     rows = {row.unit: row for row in results.units()}
     found = []
     for task in comparison.tasks:
-        for base, cmi in comparison.sides():
+        for base, cmi in comparison.sides(task):
             for rank, row in _chosen([row for row in rows.values() if row.unit.cell == base.cell(task)]):
-                other = rows.get(row.unit._replace(cmi=True, eta=cmi.eta)) if cmi else None
+                corrected = cmi.cell(task) if cmi else None
+                other = rows.get(row.unit._replace(cmi=True, eta=corrected.eta)) if corrected else None
                 measured = results.measurement(row.unit.image, task, row.unit.seed)
                 tiles = (
                     Tile("truth", "", _picture(results.folder, images[row.unit.image])),
                     Tile("measurement", "", _picture(results.folder, measured)),
-                    *_restored(results.folder, row, other, comparison.label(cmi) if cmi else ""),
+                    *_restored(results.folder, row, other, comparison.label(cmi, task) if cmi else ""),
                 )
-                found.append(Case(task, comparison.label(base), rank, row.unit.image, row.unit.seed, tiles))
+                found.append(Case(task, comparison.label(base, task), rank, row.unit.image, row.unit.seed, tiles))
     return found
 
 

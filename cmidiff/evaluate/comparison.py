@@ -137,15 +137,20 @@ class Tally:
 
 
 class Line(NamedTuple):
-    """A row of the table."""
+    """A row of the table.
+
+    Attributes:
+        etas: (task, eta), for the tasks that have this row: eta may be chosen for each task.
+    """
 
     solver: str
     cmi: bool
-    eta: float
     steps: int
+    etas: tuple[tuple[str, float], ...]
 
-    def cell(self, task: str) -> Cell:
-        return Cell(task, self.solver, self.cmi, self.eta, self.steps)
+    def cell(self, task: str) -> Cell | None:
+        eta = dict(self.etas).get(task)
+        return None if eta is None else Cell(task, self.solver, self.cmi, eta, self.steps)
 
 
 @dataclass(frozen=True)
@@ -193,12 +198,12 @@ class Comparison:
         quality = {q.name: q for q in self.qualities}
         return Counter(entry.verdict(quality[name]) for (_, name), entry in self.entries.items())
 
-    def sides(self) -> list[tuple[Line, Line | None]]:
+    def sides(self, task: str) -> list[tuple[Line, Line | None]]:
         """(base, CMI) of each solver where one pair has to stand for it: most steps, the first eta of the grid."""
         found = []
         for solver in dict.fromkeys(line.solver for line in self.lines):
-            mine = [line for line in self.lines if line.solver == solver]
-            steps = max(line.steps for line in mine)
+            mine = [line for line in self.lines if line.solver == solver and line.cell(task)]
+            steps = max((line.steps for line in mine), default=0)
             base = next((line for line in mine if line.steps == steps and not line.cmi), None)
             if base is not None:
                 found.append((base, next((line for line in mine if line.steps == steps and line.cmi), None)))
@@ -222,18 +227,27 @@ class Comparison:
         return sum(getattr(tally, status) for tally in self.tallies.values())
 
     def entry(self, line: Line, task: str, quality: Quality) -> Entry:
-        return self.entries.get((line.cell(task), quality.name), Entry(None))
+        cell = line.cell(task)
+        return Entry(None) if cell is None else self.entries.get((cell, quality.name), Entry(None))
 
     def tally(self, line: Line, task: str) -> Tally | None:
-        return self.tallies.get(line.cell(task))
+        cell = line.cell(task)
+        return None if cell is None else self.tallies.get(cell)
 
-    def label(self, line: Line) -> str:
-        """What a row is called: eta and steps only where they differ between rows."""
-        etas = {other.eta for other in self.lines if other.cmi}
-        steps = {other.steps for other in self.lines}
+    def label(self, line: Line, task: str | None = None) -> str:
+        """What a row is called: steps only where they differ between rows, eta only where it differs at all.
+
+        Args:
+            task: where the row is of one task alone, for which eta is known.
+        """
+        chosen = {eta for other in self.lines if other.cmi for _, eta in other.etas}
+        mine = {eta for name, eta in line.etas if task in (None, name)}
         text = line.solver + (" + CMI" if line.cmi else "")
-        details = [f"η = {line.eta:g}"] if line.cmi and len(etas) > 1 else []
-        details += [f"{line.steps} steps"] if len(steps) > 1 else []
+        details = []
+        if line.cmi and len(chosen) > 1:
+            details.append(f"η = {mine.pop():g}" if len(mine) == 1 else "η by task")
+        if len({other.steps for other in self.lines}) > 1:
+            details.append(f"{line.steps} steps")
         return f"{text}, {', '.join(details)}" if details else text
 
 
@@ -268,10 +282,22 @@ def _target(metric: Metric, about: Mapping[str, Any]) -> float | None:
 
 
 def _lines(cells: Iterable[Cell]) -> list[Line]:
-    """Rows by solver and steps; the base first, then every eta in the order of the grid."""
-    lines = list(dict.fromkeys(Line(*cell[1:]) for cell in cells))
-    first = {solver: rank for rank, solver in enumerate(dict.fromkeys(line.solver for line in lines))}
-    return sorted(lines, key=lambda line: (first[line.solver], line.steps, line.cmi))
+    """Rows by solver and steps; the base first, then CMI: one row if each task has one eta, else one for each eta."""
+    cells = list(cells)
+    lines = []
+    for solver in dict.fromkeys(cell.solver for cell in cells):
+        for steps in sorted({cell.steps for cell in cells if cell.solver == solver}):
+            mine = [cell for cell in cells if (cell.solver, cell.steps) == (solver, steps)]
+            for cmi in (False, True):
+                etas = [(cell.task, cell.eta) for cell in mine if cell.cmi == cmi]
+                lines += [Line(solver, cmi, steps, row) for row in _rows(etas)]
+    return lines
+
+
+def _rows(etas: Sequence[tuple[str, float]]) -> list[tuple[tuple[str, float], ...]]:
+    if len({task for task, _ in etas}) == len(etas):
+        return [tuple(etas)] if etas else []
+    return [tuple(pair for pair in etas if pair[1] == eta) for eta in dict.fromkeys(eta for _, eta in etas)]
 
 
 def _figures(rows: Sequence[UnitRow], name: str) -> dict[tuple[str, int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def render(comparison: Comparison, name: str, plots: Sequence[Plot], cases: Sequ
         plots=plots,
         cases=cases,
         lossless=LOSSLESS,
+        configuration=json.dumps(comparison.about["config"], indent=2),
         picture=_picture,
         svg=lambda content: _data("image/svg+xml", content),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -40,6 +41,8 @@ def _blocks(comparison: Comparison, name: str, plots: Sequence[tuple[str, Plot]]
     yield _endings(comparison)
     yield "## Quality against cost\n"
     yield from (f"![{escaped(plot.alt)}]({path})\n" for path, plot in plots)
+    yield "## Configuration\n"
+    yield from (f"    {line}" for line in json.dumps(comparison.about["config"], indent=2).split("\n"))
 
 
 def _figures(comparison: Comparison, quality: Quality) -> str:
@@ -80,7 +83,7 @@ def _differences(comparison: Comparison, task: str) -> str:
             short = str(entry.incomplete or "")
             rows.append(
                 [
-                    escaped(comparison.label(line)),
+                    escaped(comparison.label(line, task)),
                     summary.compared(quality),
                     difference,
                     *tested,
@@ -101,7 +104,7 @@ def _endings(comparison: Comparison) -> str:
                 continue
             counts = (tally.ok, tally.diverged, tally.failed, tally.pending, tally.samples_diverged)
             cost = summary.cost(tally.passes, 0), summary.cost(tally.seconds, 2)
-            rows.append([escaped(comparison.label(line)), escaped(task), *map(str, counts), *cost])
+            rows.append([escaped(comparison.label(line, task)), escaped(task), *map(str, counts), *cost])
     return f"## How the units ended, and what they cost\n\n{summary.COST}\n\n" + _table(header, rows)
 
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.style import context
 
 from cmidiff.evaluate.comparison import Comparison, Line, Quality, Tally
+from cmidiff.evaluate.database import Cell
 from cmidiff.evaluate.statistics import Estimate
 
 # Okabe and Ito's colours, which differ for all kinds of sight; black left out, as it is not seen on a dark page.
@@ -77,14 +78,18 @@ def _kinds(comparison: Comparison, task: str, quality: Quality) -> Iterator[tupl
 def _cost_curves(comparison: Comparison, task: str, quality: Quality, cost: Callable[[Tally], float]) -> list[Curve]:
     """Base and CMI of each solver over its steps."""
     curves = []
-    for rank, pair in enumerate(comparison.sides()):
+    for rank, pair in enumerate(comparison.sides(task)):
         for side in pair:
             if side is None:
                 continue
-            lines = [line for line in comparison.lines if line._replace(steps=side.steps) == side]
+            lines = [line for line in comparison.lines if _same_but_steps(line.cell(task), side.cell(task))]
             points = list(_points(comparison, task, quality, lines, cost))
             curves.append(Curve(side.solver, rank, side.cmi, points))
     return curves
+
+
+def _same_but_steps(one: Cell | None, other: Cell | None) -> bool:
+    return one is not None and other is not None and one._replace(steps=other.steps) == other
 
 
 def _points(
@@ -99,11 +104,12 @@ def _points(
 def _eta_curves(comparison: Comparison, task: str, quality: Quality) -> list[Curve]:
     """Each solver at its most steps over eta, the base at 0; of the solvers with at least two strengths."""
     curves = []
-    for rank, (base, _) in enumerate(comparison.sides()):
+    for rank, (base, _) in enumerate(comparison.sides(task)):
         lines = [line for line in comparison.lines if (line.solver, line.steps) == (base.solver, base.steps)]
-        values = [(line.eta, comparison.entry(line, task, quality).value) for line in lines]
-        points = sorted(((eta, value) for eta, value in values if value is not None), key=lambda point: point[0])
-        if sum(line.cmi for line in lines) > 1:
+        cells = {cell: comparison.entry(line, task, quality).value for line in lines if (cell := line.cell(task))}
+        points = [(cell.eta, value) for cell, value in cells.items() if value is not None]
+        points.sort(key=lambda point: point[0])
+        if sum(cell.cmi for cell in cells) > 1:
             curves.append(Curve(base.solver, rank, True, points))
     return curves
 

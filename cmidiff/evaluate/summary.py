@@ -55,6 +55,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("units", f"{units}: {', '.join(_endings(comparison))}"),
         ("tasks", ", ".join(comparison.tasks)),
         ("prior", str(about["prior"]["name"])),
+        ("steps", ", ".join(str(steps) for steps in sorted({line.steps for line in comparison.lines}))),
         ("samples per unit", str(config["samples"])),
         ("noise", str(config["noise_std"])),
         ("machine", str(about["machine"])),
