@@ -85,13 +85,13 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
             plus, minus = step.denoise(torch.cat([x_t + h * a, x_t - h * a])).chunk(2)
         return (plus - 2 * step.x_hat.detach() + minus) / h**2
 
-    def pulled(x: Tensor) -> Tensor:
+    def back(x: Tensor) -> Tensor:
         """``J(x)^T b``; one graph at a time, no larger than the sampler's own."""
         with torch.enable_grad():
             x.requires_grad_()
             return torch.autograd.grad(step.denoise(x), x, b)[0]
 
-    return (pulled(x_t + h * a) - pulled(x_t - h * a)) / (2 * h)
+    return (back(x_t + h * a) - back(x_t - h * a)) / (2 * h)
 
 
 def gradient_at(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from deepinv.physics import MRI, GaussianNoise, LinearPhysics, Tomography
+from deepinv.physics import MRI, GaussianNoise, LinearPhysics, PhaseRetrieval, Physics, Tomography
 from torch import Tensor
 
 import cmidiff.guidance
@@ -76,7 +76,12 @@ class PhysicsCase:
 
 
 def _task(name: str, shape: Shape = (3, 8, 8), **options: Any) -> PhysicsCase:
-    return PhysicsCase(lambda noise: named.TASKS[name](shape, noise_std=noise, dtype=F64, **options), shape)
+    def build(noise: float) -> LinearPhysics:
+        physics = named.TASKS[name](shape, noise_std=noise, dtype=F64, **options)
+        assert isinstance(physics, LinearPhysics), f"{name} belongs to NONLINEAR"
+        return physics
+
+    return PhysicsCase(build, shape)
 
 
 def _own(noise_std: float) -> LinearPhysics:
@@ -101,6 +106,40 @@ PHYSICS: dict[str, PhysicsCase] = {
     "tomography": PhysicsCase(_tomography, (1, 8, 8)),
 }
 
+
+@dataclass(frozen=True)
+class NonlinearCase:
+    """A physics without an adjoint."""
+
+    build: Callable[[float], Physics]
+    shape: Shape = (3, 8, 8)
+
+
+def _nonlinear(name: str, **options: Any) -> NonlinearCase:
+    return NonlinearCase(lambda noise: named.TASKS[name]((3, 8, 8), noise_std=noise, dtype=F64, **options))
+
+
+def _coded_phase(noise_std: float) -> Physics:
+    """deepinv's phase retrieval, of intensities behind a complex matrix."""
+    matrix = torch.complex(randn(90, 64, seed=41), randn(90, 64, seed=42)) / 8
+    linear = LinearPhysics(
+        A=lambda x: x.flatten(1).to(matrix.dtype) @ matrix.mT,
+        A_adjoint=lambda y: (y @ matrix.conj()).reshape(-1, 1, 8, 8),
+        img_size=(1, 8, 8),
+    )
+    noise: Any = GaussianNoise(noise_std)
+    physics = PhaseRetrieval(linear, noise_model=noise)
+    physics.img_size = (1, 8, 8)
+    return physics
+
+
+NONLINEAR: dict[str, NonlinearCase] = {
+    "phase-retrieval": _nonlinear("phase-retrieval"),
+    "hdr": _nonlinear("hdr"),
+    "nonlinear-blur": _nonlinear("nonlinear-blur", kernel_size=5),
+    "coded-phase": NonlinearCase(_coded_phase, (1, 8, 8)),
+}
+
 # solvers
 
 SOLVERS: dict[str, Guidance] = {
@@ -115,6 +154,7 @@ SOLVERS: dict[str, Guidance] = {
     "cadps": CADPS(iterations=60),
     "cadps-isotropic": CADPS("isotropic"),
     "cadps-exact": CADPS("exact", iterations=8),
+    "cadps-complete": CADPS("exact", iterations=8, complete=True),
     "cadps-switch": CADPS("exact", iterations=8, switch=1.0),
     "cadps-released": CADPS("released", 0.3),
 }

@@ -12,13 +12,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
     ("schedule", "krylov", "draws", "physics"),
-    ("metrics", "measurement", "prior"),
+    ("metrics", "whitening", "prior"),
+    ("measurement",),
     ("step",),
     ("covariance",),
-    ("information", "guidance"),
+    ("information",),
+    ("guidance",),
     ("sampler", "solvers"),
     ("restoration",),
-    ("evaluate", "train", "tuning"),
+    ("evaluate", "train"),
+    ("tuning",),
     ("app",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

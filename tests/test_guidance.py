@@ -233,6 +233,22 @@ def test_cadps(schedule, t, s):
     same(CADPS("exact", switch=0.5 * step.ratio, data_variance=0.7)(step), white)
 
 
+def test_cadps_complete_is_the_whole_gradient_of_the_gaussian_likelihood():
+    """``grad log N(y; A x_hat, S)`` by differentiating it, covariance included; one measured number, whose trace one
+    probe gives exactly."""
+    row, noise, t = MATRIX[:1], 0.2, 400.0
+    prior, y = mixture(D), randn(1, 1, seed=8)
+    x_t = randn(2, D, seed=9).requires_grad_()
+    x_hat, gain = prior(x_t, t).mean, prior.schedule(t)[1] ** 2 / prior.schedule(t)[0]
+    s = noise**2 + torch.einsum("i,bij,j->b", row[0], prior.covariance(x_t, t), row[0])
+    likelihood = -0.5 * (y[:, 0] - x_hat @ row[0]) ** 2 / s - 0.5 * s.log()
+    (theirs,) = torch.autograd.grad(likelihood.sum(), x_t)
+    step = step_at(prior, measured(row, y.expand(2, 1), noise), x_t, t, t - 10)
+    for contraction in ("finite-difference", "double-backward", "second-difference"):
+        ours = CADPS("exact", complete=True, contraction=contraction).estimate(step)
+        torch.testing.assert_close(ours, x_hat.detach() + gain * theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_cadps_diagonal_is_the_posterior_mean_for_a_diagonal_prior():
     thin = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D), torch.linspace(0.1, 0.9, D, dtype=F64)[None])
     step = a_step(prior=thin)
