@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -73,7 +73,7 @@ def measured(images: Images, task: str, parameters: Mapping[str, Any], device: s
     else:
         physics = first.build(shape)
     y = measure(images.truth, physics, seed=images.index)
-    return Problem(images, physics.to(device), y.to(device))
+    return Problem(images, cast(LinearPhysics, physics.to(device)), y.to(device))
 
 
 def restored(

@@ -1,0 +1,115 @@
+"""What `tune` looks for: the strength of the guidance and of CMI, and how both change with the noise level.
+
+The guidance. DPS, MCG (and CA-DPS as released) have a step size: ``scale`` and ``tilt`` make the `Ramp` from ``scale
+sqrt(tilt)`` at pure noise to ``scale / sqrt(tilt)`` at the clean image; ``scale`` is searched over a factor of 8 either
+way of the solver's own, ``tilt`` over a factor of 16. The others have a factor on the guidance, the variance of the
+data (PiGDM, CA-DPS), or a rate (DSG).
+
+CMI. On or off; ``eta = most u |u|`` with u in [-1, 1], finer near zero; its weight; and the upper end of its window in
+``sigma / alpha``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Ramp
+from cmidiff.information import CMI
+
+WEIGHTS = ("reverse-sde", "snr")
+WINDOW_ENDS = (0.3, 30.0)
+
+
+class Trial(Protocol):
+    """What proposes values; Optuna's trials are."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A candidate."""
+
+    solver: Guidance
+    cmi: CMI | None = None
+
+    def __str__(self) -> str:
+        if self.cmi is None:
+            return f"{self.solver}, without CMI"
+        weight, high = self.cmi.weight, self.cmi.window[1]
+        return f"{self.solver}, CMI(eta={self.cmi.eta:.3g}, weight={weight!r}, window to {high:.3g})"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings that are searched.
+
+    Args:
+        base: the solver as it is without tuning.
+        most: the largest ``|eta|``.
+    """
+
+    base: Guidance
+    most: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most < math.inf:
+            raise ValueError(f"the largest |eta| must be a number > 0, received {self.most!r}")
+
+    def first(self) -> list[dict[str, Any]]:
+        """The parameters that are tried before any search: the solver alone, and with the default CMI; the search can
+        then not end below them."""
+        guidance = {name: start for name, start, *_ in self._guidance()[0]}
+        default = CMI()
+        u = math.copysign(math.sqrt(min(abs(default.eta) / self.most, 1.0)), default.eta)
+        weight = default.weight if default.weight in WEIGHTS else WEIGHTS[0]
+        high = min(max(default.window[1], WINDOW_ENDS[0]), WINDOW_ENDS[1])
+        return [guidance | {"cmi": False}, guidance | {"cmi": True, "u": u, "weight": weight, "window": high}]
+
+    def propose(self, trial: Trial) -> Setting:
+        """The setting of a trial."""
+        axes, make = self._guidance()
+        values = {name: trial.suggest_float(name, low, high, log=log) for name, _, low, high, log in axes}
+        solver = make(values)
+        if not trial.suggest_categorical("cmi", (False, True)):
+            return Setting(solver)
+        u = trial.suggest_float("u", -1.0, 1.0)
+        weight = trial.suggest_categorical("weight", WEIGHTS)
+        high = trial.suggest_float("window", *WINDOW_ENDS, log=True)
+        return Setting(solver, replace(CMI(), eta=self.most * u * abs(u), weight=weight, window=(0.0, high)))
+
+    def _guidance(self) -> tuple[list[tuple[str, float, float, float, bool]], Callable[[dict[str, float]], Guidance]]:
+        """The axes (name, start, low, high, logarithmic), and the solver at a point."""
+        base = self.base
+        match base:
+            case DPS() | MCG():
+                scale = _number(base.scale)
+                axes = [_around("scale", scale, 8.0), _around("tilt", 1.0, 16.0)]
+                return axes, lambda v: replace(base, scale=ramp(v["scale"], v["tilt"]))
+            case PiGDM() | CADPS() if getattr(base, "covariance", "") != "released":
+                axes = [_around("scale", _number(base.scale), 3.0), _around("data_variance", base.data_variance, 10.0)]
+                return axes, lambda v: replace(base, scale=v["scale"], data_variance=v["data_variance"])
+            case CADPS():
+                return [_around("scale", _number(base.scale), 8.0)], lambda v: replace(base, scale=v["scale"])
+            case DSG():
+                return [("rate", base.rate, 0.0, 1.0, False)], lambda v: replace(base, rate=v["rate"])
+        raise ValueError(f"{base!r} has no strength to tune: choose dps, pigdm, mcg, dsg or cadps")
+
+
+def ramp(scale: float, tilt: float) -> float | Ramp:
+    """``Ramp(scale sqrt(tilt), scale / sqrt(tilt))``, or the number where it is level."""
+    return scale if tilt == 1.0 else Ramp(scale * math.sqrt(tilt), scale / math.sqrt(tilt))
+
+
+def _around(name: str, start: float, factor: float) -> tuple[str, float, float, float, bool]:
+    return name, start, start / factor, start * factor, True
+
+
+def _number(scale: object) -> float:
+    if isinstance(scale, (int, float)) and scale > 0:
+        return float(scale)
+    raise ValueError(f"the search starts from a step size that is a number > 0, received {scale!r}: give one")

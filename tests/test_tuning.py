@@ -1,0 +1,325 @@
+"""The search for settings, on a prior whose samples cost nothing; the files it reads and writes."""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from PIL import Image
+
+from cmidiff import CADPS, CMI, DDIM, DPS, DSG, MCG, Ancestral, GaussianMixture, PiGDM, ProbabilityFlow, Ramp, restore
+from cmidiff.guidance import Guidance, Unconditional
+from cmidiff.step import Kernel
+from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
+from cmidiff.tuning.problem import measured, quality, restored
+from cmidiff.tuning.study import OtherSearch, Row
+from tests.cases import pictures
+
+SHAPE = (3, 12, 12)
+
+
+def prior() -> GaussianMixture:
+    exact = pictures(SHAPE)
+    means = exact.means.reshape(-1, *SHAPE).float()
+    return GaussianMixture(exact.weights.float(), means, torch.full_like(means, 0.01))
+
+
+def images(count: int, offset: int = 0) -> Images:
+    truth = prior().sample(count, torch.Generator().manual_seed(7)).clamp(0, 1)
+    index = tuple(range(offset, offset + count))
+    return Images(tuple(f"{i}.png" for i in index), index, truth)
+
+
+def search(**changes: Any) -> Search:
+    base = Search(
+        images(8),
+        "inpaint-random",
+        {"hidden": 0.7, "noise_std": 0.1},
+        Space(DPS(0.3)),
+        "pictures",
+        steps=6,
+        trials=6,
+        group=2,
+        seed=3,
+    )
+    return replace(base, **changes)
+
+
+def trials(path: Path) -> list[dict[str, Any]]:
+    """The trials of a study that ended, as values that can be compared."""
+    study = optuna.load_study(study_name="cmidiff", storage=f"sqlite:///{path}")
+    ended = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
+    return [{"params": t.params, "state": t.state.name, "steps": t.intermediate_values} for t in ended]
+
+
+# images
+
+
+def test_images_are_read_in_order_from_a_folder_and_an_archive_alike(tmp_path: Path) -> None:
+    folder, archive = tmp_path / "images", tmp_path / "images.tar"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (5, 16, 20, 3), dtype=np.uint8)
+    with tarfile.open(archive, "w") as tar:
+        for number in (3, 0, 4, 1, 2):
+            buffer = io.BytesIO()
+            Image.fromarray(values[number]).save(buffer, "PNG")
+            (folder / f"{number}.png").write_bytes(buffer.getvalue())
+            info = tarfile.TarInfo(f"deep/{number}.png")
+            info.size = len(buffer.getvalue())
+            tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    (folder / "notes.txt").write_text("no image")
+    for source in (folder, archive):
+        read = read_images(source, count=3, offset=1)
+        assert read.index == (1, 2, 3)
+        assert [Path(name).name for name in read.names] == ["1.png", "2.png", "3.png"]
+        expected = torch.from_numpy(values[1:4]).permute(0, 3, 1, 2) / 255
+        torch.testing.assert_close(read.truth, expected)
+    squared = read_images(folder, count=1, size=16).truth
+    torch.testing.assert_close(squared, torch.from_numpy(values[:1, :, 2:18]).permute(0, 3, 1, 2) / 255)
+
+
+def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    Image.new("RGB", (16, 12)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(ValueError, match=r"a.png is 16x16, b.png is 16x12; give a size"):
+        read_images(tmp_path, count=2)
+    with pytest.raises(ValueError, match=r"c.png cannot be read"):
+        read_images(tmp_path, count=1, offset=2)
+    with pytest.raises(ValueError, match=r"holds 3 images, received count 4"):
+        read_images(tmp_path, count=4)
+    with pytest.raises(ValueError, match=r"a.png is 16x16, received size 64"):
+        read_images(tmp_path, count=1, size=64)
+    with pytest.raises(ValueError, match=r"must be a folder or a tar archive"):
+        read_images(tmp_path / "nowhere", count=1)
+
+
+# problems
+
+
+def test_an_image_has_the_same_mask_noise_and_sample_in_every_batch() -> None:
+    whole, parameters = images(4), {"hidden": 0.5, "noise_std": 0.1}
+    together = measured(whole, "inpaint-random", parameters)
+    alone = measured(whole.part(2, 4), "inpaint-random", parameters)
+    assert torch.equal(together.y[2:], alone.y)
+    assert not torch.equal(together.y[2] == 0, together.y[3] == 0)
+    samples = [restored(p, prior(), DPS(0.3), CMI(eta=0.5), steps=5).samples for p in (together, alone)]
+    torch.testing.assert_close(samples[0][2:], samples[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_that_diverged_scores_as_grey() -> None:
+    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    wild = restored(problem, prior(), DPS(lambda ratio: 1e12), None, steps=5)
+    assert not wild.ok.any()
+    expected = -10 * (problem.images.truth - 0.5).square().flatten(1).mean(1).log10()
+    torch.testing.assert_close(quality(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+# the search
+
+
+@pytest.mark.parametrize("solver", [DPS(0.3), MCG(0.2), PiGDM(), CADPS(), CADPS("released", 0.3), DSG()])
+def test_the_first_trial_is_the_solver_alone(solver: Guidance) -> None:
+    space = Space(solver)
+    alone, with_cmi = (space.propose(optuna.trial.FixedTrial(p)) for p in space.first())
+    assert (alone.solver, alone.cmi) == (solver, None)
+    assert with_cmi.solver == solver
+    assert with_cmi.cmi is not None
+    assert with_cmi.cmi.eta == pytest.approx(CMI().eta)
+
+
+def test_scale_and_tilt_are_the_ends_of_a_ramp() -> None:
+    point = {"scale": 0.6, "tilt": 4.0, "cmi": True, "u": -0.5, "weight": "snr", "window": 2.0}
+    setting = Space(DPS(0.3), most=2.0).propose(optuna.trial.FixedTrial(point))
+    assert setting.solver == DPS(Ramp(1.2, 0.3))
+    assert setting.cmi == replace(CMI(), eta=-0.5, weight="snr", window=(0.0, 2.0))
+
+
+def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(tmp_path: Path) -> None:
+    outcome = tune(search(space=Space(DPS(0.02)), trials=10), prior(), tmp_path / "study.db")
+    alone = outcome.rows[0]
+    assert alone.setting.solver == DPS(0.02)
+    assert sum(outcome.best.tuning) >= sum(alone.tuning)
+    problem = search().problems(held_out=True)[0]
+    assert problem.images.index == (4, 5)
+    sample = restored(problem, prior(), outcome.best.setting.solver, outcome.best.setting.cmi, steps=6)
+    expected = quality(sample, problem.images.truth, "psnr")
+    torch.testing.assert_close(torch.tensor(outcome.best.held_out["psnr"][:2]).double(), expected)
+    # a step size fifty times too small leaves much to gain, on any image
+    assert outcome.kept
+    assert outcome.gain.low is not None
+    assert outcome.gain.low > 0
+    assert outcome.chosen == outcome.best.setting
+    assert "4 hold-out images: better beyond its 95% interval" in outcome.verdict
+
+
+def test_what_is_not_better_on_the_hold_out_images_is_not_taken() -> None:
+    from cmidiff.evaluate.statistics import estimate
+    from cmidiff.tuning.space import Setting
+
+    alone = Row("the solver alone", Setting(DPS(0.3)), [20.0, 20.0], {"psnr": [20.0, 21.0]})
+    lucky = Row("best with CMI", Setting(DPS(0.3), CMI()), [25.0, 25.0], {"psnr": [19.0, 21.5]})
+    outcome = Outcome([alone, lucky], lucky, estimate([-1.0, 0.5]), "psnr", 5, 0)
+    assert not outcome.kept
+    assert outcome.chosen == alone.setting
+    assert "not better than the solver alone, which the preset therefore holds" in outcome.verdict
+
+
+class Stopped(Exception):
+    """What ends a search in the middle."""
+
+
+def test_a_search_that_stopped_anywhere_ends_as_one_that_did_not(tmp_path: Path) -> None:
+    straight = tune(search(), prior(), tmp_path / "straight.db")
+    assert straight.trials == 6
+    for number in (1, 4, 6, 4):
+        count = 0
+
+        def stop(_: Any, number: int = number) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            tune(search(), prior(), tmp_path / "broken.db", stop)
+    resumed = tune(search(), prior(), tmp_path / "broken.db")
+    assert trials(tmp_path / "broken.db") == trials(tmp_path / "straight.db")
+    assert resumed == straight
+
+
+def test_a_killed_search_loses_one_trial_at_most(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.test_tuning import *\n"
+        "tune(search(trials=50), prior(), Path(sys.argv[1]), lambda report: print(report.number, flush=True))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "killed.db")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and int(line) < 4:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(trials(tmp_path / "killed.db")) >= 3
+    tune(search(), prior(), tmp_path / "killed.db")
+    tune(search(), prior(), tmp_path / "straight.db")
+    assert trials(tmp_path / "killed.db") == trials(tmp_path / "straight.db")
+
+
+def test_a_study_of_another_search_is_refused_with_the_difference(tmp_path: Path) -> None:
+    tune(search(trials=1), prior(), tmp_path / "study.db")
+    with pytest.raises(OtherSearch, match=r"steps 6, now 7; seed 3, now 4"):
+        tune(search(steps=7, seed=4), prior(), tmp_path / "study.db")
+    more = tune(search(trials=2), prior(), tmp_path / "study.db")
+    assert more.trials == 2
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(OtherSearch, match="cannot be used as a study"):
+        tune(search(), prior(), tmp_path / "text.db")
+
+
+def test_searches_that_cannot_be_meant_are_refused() -> None:
+    for changes, message in (
+        ({"metric": "beauty"}, "metric must be one of psnr, ssim, lpips, received 'beauty'"),
+        ({"images": images(3)}, "at least 4 images"),
+        ({"trials": 0}, "trials must be a whole number >= 1, received 0"),
+        ({"space": Space(Unconditional())}, "has no strength to tune"),
+        ({"space": Space(DPS(Ramp(1.0, 2.0)))}, "starts from a step size that is a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(**changes)
+    with pytest.raises(ValueError, match=r"largest \|eta\|"):
+        Space(DPS(), most=0.0)
+
+
+# presets
+
+SOLVERS = [DPS(Ramp(6.0, 2.5)), DPS(), MCG(0.5), PiGDM(data_variance=0.2), DSG(0.1, 2), CADPS("exact"), Unconditional()]
+CMIS = [None, CMI(), CMI(eta=-0.3, weight="snr", window=(0.1, math.inf), every=2, probe="gaussian")]
+KERNELS = [Ancestral("large"), DDIM(0.5), ProbabilityFlow(1, churn=2.0)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("cmi", CMIS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_preset_comes_back_as_it_was(solver: Guidance, cmi: CMI | None, kernel: Kernel, tmp_path: Path) -> None:
+    provenance = {"prior": 'a "quoted" nàme\n', "scores": [1.5, -2.0], "more": {"odd key": True}}
+    preset = Preset(solver, cmi, kernel, 37, provenance)
+    save_preset(tmp_path / "preset.toml", preset)
+    assert load_preset(tmp_path / "preset.toml") == preset
+
+
+def test_a_preset_restores_as_its_parts_do(tmp_path: Path) -> None:
+    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    save_preset(tmp_path / "preset.toml", Preset(DPS(Ramp(0.6, 0.1)), CMI(eta=-0.2), DDIM(1.0), 5))
+    options = load_preset(tmp_path / "preset.toml").options
+    given = {"solver": DPS(Ramp(0.6, 0.1)), "cmi": CMI(eta=-0.2), "kernel": DDIM(1.0), "steps": 5}
+    a, b = (restore(problem.y, problem.physics, prior(), **o).samples for o in (options, given))
+    assert torch.equal(a, b)
+
+
+def test_fields_left_out_of_a_preset_are_those_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text('format = "cmidiff preset 1"\n[solver]\nname = "pigdm"\n[cmi]\neta = -1\n')
+    preset = load_preset(tmp_path / "short.toml")
+    assert (preset.solver, preset.cmi, preset.steps) == (PiGDM(data_variance=0.3), CMI(eta=-1.0), 100)
+
+
+HEAD = 'format = "cmidiff preset 1"\n[solver]\nname = "dps"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("format = 1", r"format must be 'cmidiff preset 1', received 1"),
+        ("[solver", r"not valid TOML"),
+        ("speed = 3", r"unknown entry 'speed': it may hold format, steps, solver, cmi, kernel, provenance"),
+        ('format = "cmidiff preset 1"', r"the table \[solver\] is missing"),
+        ('format = "cmidiff preset 1"\nsteps = 0\n[solver]\nname = "dps"', r"steps must be a whole number >= 1"),
+        ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"needs a name, one of dps, .*; received 'dbs'"),
+        ('format = "cmidiff preset 1"\nsolver = "dps"', r"solver must be a table \[solver\]"),
+        (HEAD + "zeta = 1", r"dps has an unknown entry 'zeta': it may hold scale, through_clip"),
+        (HEAD + 'scale = "much"', r"scale must be a number or a ramp \{ start = ..., end = ... \}, received 'much'"),
+        (HEAD + "scale = { start = 1 }", r"a ramp lacks end"),
+        (HEAD + "scale = { start = 1, end = -1 }", r"Ramp: start and end must be numbers > 0"),
+        (HEAD + "scale = -1", r"DPS: scale must be a number >= 0"),
+        (HEAD + 'through_clip = "yes"', r"through_clip must be true or false, received 'yes'"),
+        (HEAD + "scale = true", r"scale must be a number or a ramp"),
+        (HEAD + "[cmi]\nwindow = [1.0]", r"window must be a list of 2 numbers"),
+        (HEAD + '[cmi]\nweight = "none"', r"weight must be one of .*reverse-sde.*, received 'none'"),
+        (HEAD + "[cmi]\neta = inf", r"eta must be finite"),
+        (HEAD + "[cmi]\nprobes = 1.5", r"probes must be a whole number, received 1.5"),
+        (HEAD + '[kernel]\nname = "euler"', r"one of ancestral, ddim, probability-flow; received 'euler'"),
+        (HEAD.replace("dps", "mcg") + 'project = "mine"', r"mcg has an unknown entry 'project'"),
+    ],
+)
+def test_presets_that_cannot_be_meant_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "preset.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_preset(tmp_path / "preset.toml")
+
+
+def test_what_no_file_can_hold_is_not_written(tmp_path: Path) -> None:
+    for preset, message in (
+        (Preset(DPS(lambda ratio: ratio)), "scale cannot be stored"),
+        (Preset(MCG(project=lambda step, x: x)), "project cannot be stored"),
+        (Preset(DPS(), CMI(weight=lambda ratio: 1.0)), "weight cannot be stored"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_preset(tmp_path / "preset.toml", preset)
+        assert not (tmp_path / "preset.toml").exists()
+    with pytest.raises(ValueError, match="cannot read the preset"):
+        load_preset(tmp_path / "nowhere.toml")
