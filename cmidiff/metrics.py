@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import Physics
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
@@ -103,7 +103,7 @@ def lpips(x: Tensor, truth: Tensor, *, net: Literal["alex", "vgg", "squeeze"] = 
     return distance.reshape(len(x)).double()
 
 
-def data_misfit(x: Tensor, y: Tensor, physics: LinearPhysics, *, noise_std: float) -> Tensor:
+def data_misfit(x: Tensor, y: Tensor, physics: Physics, *, noise_std: float) -> Tensor:
     """``|y - A x| / (noise_std sqrt(m))`` per image: about 1 for the true image, more if ``x`` does not explain ``y``.
 
     Args:

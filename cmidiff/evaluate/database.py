@@ -231,19 +231,12 @@ class CellScore:
     network: str
 
 
-class Results:
-    """The results of a run, for reading; while another process writes, too.
+class _Connected:
+    """An open database of a run."""
 
-    Args:
-        folder: of the run.
-
-    Raises:
-        RunError: no run there, or one of another schema.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._connection = _connect_to_read(self.folder)
+    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
+        self.folder = folder
+        self._connection = connection
 
     def __enter__(self) -> Self:
         return self
@@ -307,14 +300,14 @@ class Results:
 
     def content(self) -> dict[str, list[tuple[Any, ...]]]:
         """Everything that two runs of one configuration share, whatever was interrupted: all tables, sorted, less the
-        timing columns, the number of attempts and the time of creation."""
+        timing columns, the number of attempts, the time of creation and the machine."""
         left_out = {"unit": {*TIMING, "attempts"}}
         tables = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         content = {}
         for (table,) in tables:
             names = [row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")]
             kept = ", ".join(name for name in names if name not in left_out.get(table, set()))
-            where = "WHERE key != 'created'" if table == "run" else ""
+            where = "WHERE key NOT IN ('created', 'machine')" if table == "run" else ""
             content[table] = sorted(self._connection.execute(f"SELECT {kept} FROM {table} {where}"), key=repr)
         return content
 
@@ -325,7 +318,21 @@ class Results:
         return found
 
 
-class Writer:
+class Results(_Connected):
+    """The results of a run, for reading; while another process writes, too.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunError: no run there, or one of another schema.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(Path(folder), _connect_to_read(Path(folder)))
+
+
+class Writer(_Connected):
     """The one writer of a run: a second one, in any process, is refused.
 
     Args:
@@ -337,28 +344,16 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
         self._lock = _lock(folder)
         try:
-            self._connection = _create(folder)
+            super().__init__(folder, _create(folder))
         except BaseException:
             self._lock.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        self._connection.close()
+        super().close()
         self._lock.close()
-
-    def value(self, key: str) -> Any:
-        """A value of the table ``run``; None if it has none."""
-        found = self._connection.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
-        return None if found is None else json.loads(found[0])
 
     def plan(
         self,
@@ -373,12 +368,12 @@ class Writer:
                 "INSERT OR REPLACE INTO run VALUES (?, ?)",
                 [(key, json.dumps(value, sort_keys=True)) for key, value in about.items()],
             )
-            c.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", map(astuple, images))
+            c.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(row) for row in images])
             c.executemany(f"INSERT OR IGNORE INTO unit ({', '.join(Unit._fields)}) VALUES (?, ?, ?, ?, ?, ?, ?)", units)
             c.execute("DELETE FROM metric WHERE name NOT IN (SELECT metric FROM score)")
             c.executemany(
                 "INSERT INTO metric VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET absent = excluded.absent",
-                map(astuple, metrics),
+                [astuple(metric) for metric in metrics],
             )
 
     def statuses(self) -> dict[Unit, Status]:
@@ -386,13 +381,14 @@ class Writer:
         rows = self._connection.execute(f"SELECT {', '.join(Unit._fields)}, status FROM unit ORDER BY id")
         return {_unit(row[:7]): row[7] for row in rows}
 
-    def record_measurement(self, image: str, task: str, seed: int, path: str) -> None:
-        with self._connection as c:
-            c.execute("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)", (image, task, seed, path))
+    def record(self, outcomes: Iterable[Outcome], measured: Iterable[tuple[str, str, int, str]] = ()) -> None:
+        """Finished units, all in one transaction; what they held before is replaced.
 
-    def record(self, outcomes: Iterable[Outcome]) -> None:
-        """Finished units, all in one transaction; what they held before is replaced."""
+        Args:
+            measured: image, task, seed and path of the pictures of their measurements.
+        """
         with self._connection as c:
+            c.executemany("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)", measured)
             for outcome in outcomes:
                 _record(c, outcome)
 
@@ -403,15 +399,14 @@ class Writer:
             c.execute("DELETE FROM cell_score")
             c.executemany("INSERT INTO cell_score VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def set_absent(self, metric: str, absent: str | None) -> None:
-        """Why a metric has no values."""
+    def add_score(self, unit: Unit, metric: str, value: float) -> None:
+        """A score that a finished unit had not yet."""
         with self._connection as c:
-            c.execute("UPDATE metric SET absent = ? WHERE name = ?", (absent, metric))
+            c.execute("INSERT OR REPLACE INTO score VALUES (?, ?, ?)", (_id(c, unit), metric, _stored(value)))
 
 
 def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
-    where = " AND ".join(f"{name} = ?" for name in Unit._fields)
-    (unit,) = c.execute(f"SELECT id FROM unit WHERE {where}", outcome.unit).fetchone()
+    unit = _id(c, outcome.unit)
     for table in ("sample", "picture", "score"):
         c.execute(f"DELETE FROM {table} WHERE unit = ?", (unit,))
     c.execute(
@@ -433,6 +428,11 @@ def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
     c.executemany("INSERT INTO picture VALUES (?, ?, ?, ?)", pictures)
     scores = [(unit, name, _stored(value)) for name, value in outcome.scores.items()]
     c.executemany("INSERT INTO score VALUES (?, ?, ?)", scores)
+
+
+def _id(c: sqlite3.Connection, unit: Unit) -> int:
+    where = " AND ".join(f"{name} = ?" for name in Unit._fields)
+    return c.execute(f"SELECT id FROM unit WHERE {where}", unit).fetchone()[0]
 
 
 def _create(folder: Path) -> sqlite3.Connection:
