@@ -2,8 +2,8 @@
 
 from cmidiff.prior.base import Denoiser as Denoiser
 from cmidiff.prior.base import Prediction as Prediction
-from cmidiff.prior.load import PRIORS as PRIORS
-from cmidiff.prior.load import PriorInfo as PriorInfo
+from cmidiff.prior.known import PRIORS as PRIORS
+from cmidiff.prior.known import PriorInfo as PriorInfo
 from cmidiff.prior.load import load_prior as load_prior
 from cmidiff.prior.mixture import GaussianMixture as GaussianMixture
 from cmidiff.prior.network import NetworkPrior as NetworkPrior

@@ -1,131 +1,152 @@
-"""Priors by name or path: the one place that knows where weights lie."""
+"""Priors by name or path: the one door through which weights come in."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 
-from cmidiff.prior.network import NetworkPrior, Parametrisation
-from cmidiff.prior.patch import PatchUNet
-from cmidiff.schedule import DDPM
+from cmidiff.prior import guided_diffusion, pipeline
+from cmidiff.prior.card import Fields, card_beside
+from cmidiff.prior.fetch import hash_of
+from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
+from cmidiff.prior.loaded import Loaded
+from cmidiff.prior.network import NetworkPrior
+from cmidiff.prior.weights import SUFFIXES, read_tensors
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-@dataclass(frozen=True)
-class PriorInfo:
-    """An entry of the table of priors."""
-
-    name: str
-    description: str
-    folder: Path
-
-    def where(self) -> Path | None:
-        """The folder of its weights, or None if they are not present."""
-        return self.folder if (self.folder / "unet" / "diffusion_pytorch_model.safetensors").is_file() else None
-
-    @property
-    def licence(self) -> str:
-        return str(read_card(self.folder).get("licence", "not stated"))
-
-
-PRIORS: dict[str, PriorInfo] = {
-    "natural-64": PriorInfo(
-        "natural-64",
-        "natural images, trained at 64x64 by this project, embedded; any size divisible by 8",
-        WEIGHTS / "natural-64",
-    )
-}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_prior(
-    name_or_path: str | Path = "natural-64", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path = "natural-64",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    label: int | None = None,
+    card: Mapping[str, Any] | str | Path | None = None,
+    checkpointing: bool = False,
+    channels_last: bool = False,
+    max_batch: int | None = None,
 ) -> NetworkPrior:
-    """A network prior by its name in `PRIORS`, or from a folder in diffusers' format (``unet/`` and ``scheduler/``).
+    """A network prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
 
-    Loading executes no code from the files: a JSON configuration and safetensors.
+    Loading executes no code from the files: JSON configurations, safetensors, and pickles of which only tensors are
+    read. Every tensor of the network must be in the file, with its shape and finite.
 
     Args:
-        name_or_path: a name of the table or a folder.
+        name_or_path: a name of the table; ``hf:OWNER/NAME``, a pipeline of the hub; a folder in diffusers' format; a
+            ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
         device: where the network runs.
-        dtype: of its weights and of ``x_t``.
+        dtype: precision of the network; the state keeps its own.
+        label: the class, from 0, of a class-conditional network.
+        card: what a file does not say about itself, as an object or as the path of a JSON file; by default
+            ``FILE.json`` or ``card.json`` beside it.
+        checkpointing: activations are computed again for a gradient instead of being kept.
+        channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
+        max_batch: at most this many rows are in the network at once.
 
     Raises:
-        FileNotFoundError: unknown name, or files that are not there.
-        ValueError: a configuration or weights that do not fit each other.
+        FileNotFoundError: an unknown name, or files that are not there and cannot be fetched.
+        ValueError: files that do not fit each other or are not what they should be; a label that does not exist.
     """
-    known = PRIORS.get(str(name_or_path))
-    folder = known.folder if known else Path(name_or_path)
-    if not (folder / "unet" / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no prior {str(name_or_path)!r}: neither a known name ({', '.join(PRIORS)}) nor a "
-            "folder with unet/config.json"
-        )
-    return _from_diffusers(folder, known.name if known else folder.name, torch.device(device), dtype)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What is known of the weights: data, licence, training, hash; empty without a card."""
-    return _json(folder / "card.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _from_diffusers(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> NetworkPrior:
-    from diffusers.models.attention_processor import Attention, AttnProcessor
-    from diffusers.models.unets.unet_2d import UNet2DModel
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"the weights of prior {name!r} are missing: {weights}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, received {dtype}")
     try:
-        unet = cast(UNet2DModel, UNet2DModel.from_config(config))  # pyright: ignore[reportCallIssue]
-        unet.load_state_dict(load_file(weights))
-    except (RuntimeError, OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{weights} and {folder / 'unet' / 'config.json'} make no network: {error}") from error
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())  # fused attention has no second derivative
-    patch = int(_json(folder / "model_index.json").get("patch_size", 1))
-    network = PatchUNet(unet, patch).to(device=device, dtype=dtype).eval().requires_grad_(False)
-    channels = int(config["in_channels"]) // patch**2
-    schedule, parametrisation = _scheduler(folder)
+        name, known, loaded = _load(str(name_or_path), _stated(card), checkpointing)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{name_or_path} cannot be read: {error.strerror or error}") from error
+    known = known | ({"assumed": list(loaded.assumed)} if loaded.assumed else {})
+    network = loaded.network.to(device=torch.device(device), dtype=dtype)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return NetworkPrior(
-        network,
-        parametrisation,
-        schedule,
-        learned_variance=int(config["out_channels"]) == 2 * int(config["in_channels"]),
-        channels=channels,
-        multiple=patch * 2 ** (len(config["block_out_channels"]) - 1),
+        network.eval().requires_grad_(False),
+        loaded.parametrisation,
+        loaded.schedule,
+        learned_variance=loaded.learned_variance,
+        value_range=loaded.value_range,
+        channels=loaded.channels,
+        multiple=loaded.multiple,
         name=name,
-        card=read_card(folder),
+        card=known,
+        dtype=dtype,
+        max_batch=max_batch,
+        classes=loaded.classes,
+        label=label,
     )
 
 
-def _scheduler(folder: Path) -> tuple[DDPM, Parametrisation]:
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: it states the noise schedule and what the network predicts")
-    config = json.loads(path.read_text())
-    kind: Literal["linear", "squaredcos_cap_v2"] = config.get("beta_schedule", "linear")
-    levels, prediction = int(config.get("num_train_timesteps", 1000)), config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"{path}: prediction_type must be one of {', '.join(PREDICTIONS)}, received {prediction!r}")
-    match kind:
-        case "linear":
-            schedule = DDPM.linear(levels, float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02)))
-        case "squaredcos_cap_v2":
-            schedule = DDPM.cosine(levels)
-        case _:
-            raise ValueError(f"{path}: beta_schedule must be linear or squaredcos_cap_v2, received {kind!r}")
-    return schedule, PREDICTIONS[prediction]
+def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
+    """The name of a prior, its card, and what was loaded."""
+    if source in PRIORS:
+        if card is not None:
+            raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
+        return source, PRIORS[source].card, _load_known(PRIORS[source], checkpointing)
+    path = pipeline.fetch_from_hub(source) if source.startswith(pipeline.HUB) else Path(source)
+    name = source if source.startswith(pipeline.HUB) else path.stem if path.is_file() else path.name
+    if path.is_file():
+        card = card or card_beside(path) or Fields({}, f"the card of {path.name}")
+        return name, dict(card.values), _load_file(path, card, checkpointing)
+    if pipeline.is_folder(path):
+        own = read_card(path) if card is None else dict(card.values)
+        return name, own, pipeline.load_folder(path, checkpointing=checkpointing)
+    raise FileNotFoundError(
+        f"no prior {source!r}: neither a known name ({', '.join(PRIORS)}), nor hf:OWNER/NAME, nor a file, nor a folder "
+        "with unet/config.json"
+    )
+
+
+def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
+    if info.url is None:
+        return pipeline.load_folder(info.folder, checkpointing=checkpointing)
+    path = info.fetched()
+    loaded = _load_file(path, Fields(info.card, f"the card of {info.name}"), checkpointing)
+    record_first_use(path, info.card)
+    return loaded
+
+
+def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}: weights in another format are not read")
+    entry = card.values.get("entry")
+    tensors = read_tensors(path, None if entry is None else str(entry))
+    kind = _kind(card, path)
+    if kind == "UNet2DModel":
+        return pipeline.load_tensors(tensors, card, path, checkpointing=checkpointing)
+    if kind is None and not guided_diffusion.is_guided_diffusion(tensors):
+        raise ValueError(
+            f"{path} does not say what network it is for (its first tensor is {next(iter(tensors))}): state it in a "
+            f"card, {path.name}.json beside it; see docs/priors.md"
+        )
+    return guided_diffusion.load(tensors, card, path, checkpointing=checkpointing)
+
+
+def _kind(card: Fields, path: Path) -> str | None:
+    """The architecture that a card names, with the hash it states checked."""
+    if (sha256 := card.values.get("sha256")) is not None and "url" not in card and hash_of(path) != sha256:
+        raise ValueError(
+            f"{path} is another file than its card says: its sha256 must be {sha256}, received {hash_of(path)}"
+        )
+    architecture = card.values.get("architecture")
+    if architecture is None:
+        return None
+    kinds = {"guided-diffusion": "guided-diffusion", "UNet2DModel": "UNet2DModel"}
+    if isinstance(architecture, str):
+        return card.choice("architecture", kinds)
+    return card.within("architecture").choice("kind", kinds)
+
+
+def _stated(card: Mapping[str, Any] | str | Path | None) -> Fields | None:
+    if card is None or isinstance(card, Mapping):
+        return None if card is None else Fields(card, "the card")
+    return Fields.read(Path(card))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What is known of the weights in a folder: data, licence, training, hash; empty without a card."""
+    path = folder / "card.json"
+    return dict(Fields.read(path).values) if path.is_file() else {}

@@ -8,6 +8,9 @@ With ``x_t = alpha x_0 + sigma eps``:
     v      x_hat = (alpha x_t - sigma v) / (alpha^2 + sigma^2),   v = alpha eps - sigma x_0
     flow   x_hat = (x_t - sigma u) / (alpha + sigma),             u = eps - x_0
 
+The state keeps its own precision whatever the network's: ``x_t`` is rounded on its way in, ``x_hat`` is formed from the
+unrounded ``x_t``, and times are never rounded.
+
 Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239 (eps); Salimans, Ho 2022, https://arxiv.org/abs/2202.00512
 (v); Lipman et al. 2023,
 https://arxiv.org/abs/2210.02747 (flow).
@@ -15,17 +18,19 @@ https://arxiv.org/abs/2210.02747 (flow).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cmidiff.prior.base import Prediction
 from cmidiff.schedule import DDPM, Schedule
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
 
 
 class NetworkPrior:
@@ -33,7 +38,7 @@ class NetworkPrior:
 
     Args:
         network: ``(x_t, t) -> output`` with ``x_t`` of shape (B, C, H, W) and ``t`` of shape (B,): the schedule's
-            times, in the dtype of ``x_t``.
+            times, never in less than single precision. With ``classes``, ``(x_t, t, label)``.
         parametrisation: what the output means.
         schedule: the perturbation kernel it was trained on; the DDPM linear grid by default.
         learned_variance: the output has 2C channels, the second half being ``v`` in [-1, 1] of Nichol and Dhariwal's
@@ -43,6 +48,14 @@ class NetworkPrior:
         multiple: sides must be divisible by this (2 to the number of downsamplings).
         name: for messages and records.
         card: source, licence, hash, training of the weights.
+        dtype: precision of the network's input; by default that of ``x_t``.
+        max_batch: at most this many rows are in the network at once. A gradient then computes each such part again
+            instead of keeping them all.
+        classes: number of classes of a class-conditional network.
+        label: the class, from 0.
+
+    Raises:
+        ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have.
     """
 
     def __init__(
@@ -57,11 +70,17 @@ class NetworkPrior:
         multiple: int = 1,
         name: str = "network",
         card: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        max_batch: int | None = None,
+        classes: int | None = None,
+        label: int | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
                 f"parametrisation must be one of {get_args(Parametrisation)}, received {parametrisation!r}"
             )
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
         self.schedule: Schedule = DDPM.linear() if schedule is None else schedule
@@ -71,14 +90,44 @@ class NetworkPrior:
         self.multiple = multiple
         self.name = name
         self.card = {} if card is None else card
+        self.dtype = dtype
+        self.max_batch = max_batch
+        self.classes = classes
+        self.label = _checked_label(label, classes, name)
+
+    def with_label(self, label: int) -> NetworkPrior:
+        """The same prior for another class, from 0; the network is shared.
+
+        Raises:
+            ValueError: there is no such class, or there are none.
+        """
+        other = copy.copy(self)
+        other.label = _checked_label(label, self.classes, self.name)
+        return other
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
-        out = self.network(x_t, torch.full((len(x_t),), t, dtype=x_t.dtype, device=x_t.device))
+        out = self._output(x_t, torch.full((len(x_t),), t, dtype=_at_least_single(x_t.dtype), device=x_t.device))
         fraction = None
         if self.learned_variance:
             out, v = out.chunk(2, dim=1)
             fraction = (v + 1) / 2
         return Prediction(self._clean(x_t, t, out), fraction)
+
+    def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's output in the dtype of ``x_t``, evaluated in parts of ``max_batch``."""
+        if self.max_batch is None or len(x_t) <= self.max_batch:
+            return self._evaluate(x_t, t)
+        parts = zip(x_t.split(self.max_batch), t.split(self.max_batch), strict=True)
+        if not (torch.is_grad_enabled() and x_t.requires_grad):
+            return torch.cat([self._evaluate(*part) for part in parts])
+        again = (checkpoint(self._evaluate, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+        return torch.cat([cast(Tensor, out) for out in again])
+
+    def _evaluate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        inside = x_t if self.dtype is None else x_t.to(self.dtype)
+        if self.label is None:
+            return self.network(inside, t).to(x_t.dtype)
+        return self.network(inside, t, torch.full_like(t, self.label, dtype=torch.long)).to(x_t.dtype)
 
     def _clean(self, x_t: Tensor, t: float, out: Tensor) -> Tensor:
         alpha_t, sigma_t = self.schedule(t)
@@ -91,3 +140,19 @@ class NetworkPrior:
                 return (alpha_t * x_t - sigma_t * out) / (alpha_t**2 + sigma_t**2)
             case "flow":
                 return (x_t - sigma_t * out) / (alpha_t + sigma_t)
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _checked_label(label: int | None, classes: int | None, name: str) -> int | None:
+    if classes is None:
+        if label is not None:
+            raise ValueError(f"the prior {name} is not class-conditional, received label={label}: leave it out")
+        return None
+    if label is None:
+        raise ValueError(f"the prior {name} is class-conditional: pass label=, a class from 0 to {classes - 1}")
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+        raise ValueError(f"label must be a class of {name}, from 0 to {classes - 1}, received {label!r}")
+    return label

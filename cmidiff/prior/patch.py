@@ -30,8 +30,8 @@ class PatchUNet(nn.Module):
         self.unet = unet
         self.patch_size = patch_size
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W) and times ``t`` of shape
-        (B,)."""
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W), times ``t`` and, of a
+        class-conditional network, labels of shape (B,)."""
         patches = pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
-        return pixel_shuffle(self.unet(patches, t, return_dict=False)[0], self.patch_size)
+        return pixel_shuffle(self.unet(patches, t, class_labels=label, return_dict=False)[0], self.patch_size)

@@ -1,0 +1,112 @@
+"""The table of priors that have a name: their cards, where their weights are expected, and how to get them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmidiff.prior.card import Fields
+from cmidiff.prior.fetch import bar, fetch, hash_of
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+CACHE = "CMIDIFF_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: ``$CMIDIFF_CACHE``, or the user's cache folder on this platform."""
+    if own := os.environ.get(CACHE):
+        return Path(own).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("cmidiff", appauthor=False) / "priors"
+
+
+@dataclass(frozen=True)
+class PriorInfo:
+    """An entry of the table of priors."""
+
+    name: str
+    description: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its card, and of its weights if they are part of the package."""
+        return WEIGHTS / self.name
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What is known of the weights: source, data, licence, architecture, hash."""
+        return dict(Fields.read(self.folder / "card.json").values)
+
+    @property
+    def licence(self) -> str:
+        return str(self.card.get("licence", "not stated"))
+
+    @property
+    def url(self) -> str | None:
+        """Where the weights are fetched from; None if they are part of the package."""
+        return self.card.get("url")
+
+    @property
+    def expected(self) -> Path:
+        """Where its weights are, or have to be put."""
+        name = self.card.get("file")
+        return cache_folder() / name if name else self.folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+    def where(self) -> Path | None:
+        """The file of its weights, or None if it is not present."""
+        return self.expected if self.expected.is_file() else None
+
+    def fetched(self) -> Path:
+        """The file of its weights, fetched if it is not present.
+
+        Its hash is the card's, or that of the first file that was used under this name.
+
+        Raises:
+            FileNotFoundError: it cannot be fetched.
+            ValueError: it is another file than the card, or the first use, says.
+        """
+        card, path = self.card, self.expected
+        if not path.is_file():
+            with bar(path.name) as progress:
+                fetch(card["url"], path, size=card.get("size"), sha256=card.get("sha256"), progress=progress)
+        _check_file(path, card)
+        return path
+
+
+def _check_file(path: Path, card: dict[str, Any]) -> None:
+    size, again = path.stat().st_size, f"remove it, and it is fetched from {card['url']}"
+    if "size" in card and size != card["size"]:
+        raise ValueError(f"{path} must have {card['size']:,} bytes, received {size:,}: {again}")
+    first_use = record_of(path)
+    sha256 = card.get("sha256") or (first_use.read_text().strip() if first_use.is_file() else None)
+    if sha256 is not None and (found := hash_of(path)) != sha256:
+        source = "its card" if "sha256" in card else f"the first use, kept in {first_use}"
+        raise ValueError(f"{path} must have the sha256 {sha256} ({source}), received {found}: {again}")
+
+
+def record_of(path: Path) -> Path:
+    """Where the hash of a file is recorded when it is first used."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def record_first_use(path: Path, card: dict[str, Any]) -> None:
+    """Record the hash of a file that has proved to be a network, if its card knows none."""
+    record = record_of(path)
+    if "sha256" not in card and not record.is_file():
+        try:
+            record.write_text(f"{hash_of(path)}\n")
+        except OSError:  # a shared folder that cannot be written to vouches for its files itself
+            return
+
+
+PRIORS: dict[str, PriorInfo] = {
+    info.name: info
+    for info in (
+        PriorInfo("natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"),
+        PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB"),
+        PriorInfo("imagenet-256", "ImageNet, 256x256, unconditional, of guided diffusion; 552.8 M parameters, 2.2 GB"),
+    )
+}

@@ -1,0 +1,208 @@
+"""Unconditional and class-conditional pipelines of diffusers: a folder, a hub name, or a bare ``UNet2DModel``.
+
+A folder holds ``unet/`` and ``scheduler/``, or the same files at its top, as the older pipelines of the hub do. Only
+JSON and safetensors are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmidiff.prior.card import Fields, grid_of_betas, schedule_of, value_range_of
+from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
+from cmidiff.prior.network import Parametrisation
+from cmidiff.prior.patch import PatchUNet
+from cmidiff.prior.weights import fill, read_tensors
+from cmidiff.schedule import DDPM, Schedule
+
+HUB = "hf:"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
+PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+# Schedulers whose levels are a discrete grid of betas; others know other times.
+FOREIGN_SCHEDULERS = re.compile("ScoreSde|Karras|EDM|FlowMatch|CMStochastic|TCD|LCM", re.IGNORECASE)
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder has the configuration of a network."""
+    return _part(folder, "unet", CONFIG_FILE) is not None
+
+
+def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
+    """The network of a pipeline's folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a configuration or weights that do not fit each other.
+    """
+    config = _part(folder, "unet", CONFIG_FILE)
+    if config is None:
+        raise FileNotFoundError(f"{folder} has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no pipeline")
+    if any((folder / latent).exists() for latent in ("vae", "vqvae")):
+        raise ValueError(
+            f"{folder} is a latent pipeline: its network denoises codes, not pictures, which is no prior here"
+        )
+    weights = config.with_name(WEIGHTS_FILE)
+    if not weights.is_file():
+        raise FileNotFoundError(f"the weights of prior {folder.name!r} are missing: {weights}")
+    index, fields = folder / "model_index.json", Fields.read(config)
+    patch = Fields.read(index).integer("patch_size", 1, low=1, high=64) if index.is_file() else 1
+    try:
+        network = build(fields, read_tensors(weights), weights, patch, checkpointing=checkpointing)
+    except ValueError as error:
+        raise ValueError(f"{config} and its weights make no network: {error}") from error
+    scheduler = _part(folder, "scheduler", SCHEDULER_FILE)
+    if scheduler is None:
+        raise FileNotFoundError(
+            f"{folder / 'scheduler' / SCHEDULER_FILE} is missing: it states the noise schedule and what the network "
+            "predicts"
+        )
+    schedule, parametrisation = read_scheduler(Fields.read(scheduler))
+    return _loaded(network, fields, patch, parametrisation, schedule)
+
+
+def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
+    """The network of a single file whose card states the ``UNet2DModel`` under ``architecture``.
+
+    Raises:
+        ValueError: a card or tensors that make no network.
+    """
+    fields = card.within("architecture")
+    patch = fields.integer("patch_size", 1, low=1, high=64)
+    if "parametrisation" not in card:
+        raise card.wrong("parametrisation", f"one of {', '.join(PARAMETRISATIONS)}")
+    config = Fields({k: v for k, v in fields.values.items() if k not in ("kind", "patch_size")}, fields.where)
+    network = build(config, tensors, path, patch, checkpointing=checkpointing)
+    parametrisation = card.choice("parametrisation", PARAMETRISATIONS)
+    loaded = _loaded(network, config, patch, parametrisation, schedule_of(card))
+    return Loaded(**{**vars(loaded), "value_range": value_range_of(card)})
+
+
+def build(
+    config: Fields, tensors: Mapping[str, Tensor], path: Path, patch: int, *, checkpointing: bool = False
+) -> PatchUNet:
+    """The network of a configuration, with its weights.
+
+    Raises:
+        ValueError: no ``UNet2DModel``, or tensors that are not its own.
+    """
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    _check_config(config)
+    try:
+        with torch.device("meta"):
+            unet = cast(UNet2DModel, UNet2DModel.from_config(dict(config.values)))  # pyright: ignore[reportCallIssue]
+    except Exception as error:  # a configuration from anywhere meets code that trusts it
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{config.where} makes no UNet2DModel: {type(error).__name__}: {reason}") from error
+    fill(unet, tensors, path)
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())  # fused attention has no second derivative
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    return PatchUNet(unet, patch)
+
+
+def _check_config(config: Fields) -> None:
+    """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
+    kind = config.values.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise config.wrong("_class_name", "UNet2DModel: pipelines guided by text or on latent codes are no priors here")
+    widths = config.numbers("block_out_channels")
+    if not 1 <= len(widths) <= 16 or not all(w.is_integer() and 1 <= w <= 2**16 for w in widths):
+        raise config.wrong("block_out_channels", "1 to 16 whole numbers from 1 to 65536")
+    config.integer("layers_per_block", 2, low=1, high=64)
+    for channels in ("in_channels", "out_channels"):
+        config.integer(channels, 3, low=1, high=2**12)
+
+
+def _loaded(
+    network: PatchUNet, config: Fields, patch: int, parametrisation: Parametrisation, schedule: Schedule
+) -> Loaded:
+    given, made = config.integer("in_channels", 3), config.integer("out_channels", 3)
+    if given % patch**2 or made not in (given, 2 * given):
+        raise ValueError(
+            f"{config.where}: in_channels = {given} and out_channels = {made} must be the same or one to two, and "
+            f"patch_size = {patch} must divide them"
+        )
+    classes = config.integer("num_class_embeds", low=1) if "num_class_embeds" in config else None
+    return Loaded(
+        network,
+        parametrisation,
+        schedule,
+        learned_variance=made == 2 * given,
+        channels=given // patch**2,
+        multiple=patch * 2 ** (len(config.numbers("block_out_channels")) - 1),
+        classes=classes,
+    )
+
+
+def read_scheduler(config: Fields) -> tuple[DDPM, Parametrisation]:
+    """The grid and the parametrisation in a scheduler's configuration.
+
+    Raises:
+        ValueError: a scheduler without a discrete grid of betas, or with one that is not known here.
+    """
+    if FOREIGN_SCHEDULERS.search(str(config.values.get("_class_name", ""))):
+        raise config.wrong(
+            "_class_name", "a scheduler with betas (DDPM, DDIM, PNDM, ...): use cmidiff.prior.from_callable"
+        )
+    parametrisation = config.choice("prediction_type", PREDICTIONS, "epsilon")
+    if "trained_betas" in config:
+        return grid_of_betas(np.asarray(config.numbers("trained_betas")), config.where), parametrisation
+    levels = config.integer("num_train_timesteps", 1000, low=1, high=100_000)
+    first, last = config.number("beta_start", 1e-4), config.number("beta_end", 0.02)
+    if not 0 < first <= last < 1:
+        raise config.wrong("beta_start", f"between 0 and beta_end = {last}, which is below 1")
+    grids = {
+        "linear": lambda: DDPM.linear(levels, first, last),
+        "scaled_linear": lambda: grid_of_betas(np.linspace(first**0.5, last**0.5, levels) ** 2, config.where),
+        "squaredcos_cap_v2": lambda: DDPM.cosine(levels),
+    }
+    try:
+        return config.choice("beta_schedule", grids, "linear")(), parametrisation
+    except ValueError as error:
+        raise ValueError(f"{config.where}: {error}") from error
+
+
+def _part(folder: Path, name: str, file: str) -> Path | None:
+    """A file of a part of the pipeline, in its own folder or at the top."""
+    return next((path for path in (folder / name / file, folder / file) if path.is_file()), None)
+
+
+def fetch_from_hub(name: str) -> Path:
+    """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, fetched if it is not here.
+
+    Raises:
+        FileNotFoundError: there is no such pipeline, or it is not here and the hub cannot be reached.
+        ValueError: not a name of the hub.
+    """
+    import huggingface_hub
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
+    wanted = [f"{part}{file}" for part in ("", "unet/") for file in (CONFIG_FILE, WEIGHTS_FILE)]
+    wanted += ["model_index.json", SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json"]
+    try:
+        found = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is not a name of the hub: {error}") from error
+    except Exception as error:  # offline, unknown, gated: as many classes as the hub has versions
+        raise FileNotFoundError(
+            f"the prior {name} is not on this machine and cannot be fetched from https://huggingface.co/{repository} "
+            f"({type(error).__name__}): put its folder anywhere and pass the path"
+        ) from error
+    folder = Path(found)
+    if not is_folder(folder):
+        raise FileNotFoundError(f"{name} has no UNet2DModel: only unconditional and class-conditional pipelines do")
+    return folder

@@ -1,0 +1,198 @@
+"""Tensors from files that nobody vouches for.
+
+A safetensors file is numbers. A ``.pt`` file is a pickle, a program that torch runs with all but its harmless
+instructions taken away (``weights_only``). What comes out is checked before it is used: every tensor that the network
+has must be there, with its shape, finite, and no other; the first one that differs is named.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAFETENSORS = (".safetensors",)
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (*SAFETENSORS, *PICKLES)
+PICKLE_SIGN = b"\x80"
+
+
+def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The state dictionary in a file, on the CPU.
+
+    Args:
+        path: a ``.safetensors`` or a ``.pt`` (``.pth``, ``.ckpt``, ``.bin``) file.
+        entry: which of several dictionaries in it (``"ema"``, say); by default the only one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not weights, truncated, or a pickle that does more than hold tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    content = _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickle(path)
+    return _without_wrapper(_state_dict(content, path, entry))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({_one_line(error)}){_looks_like(path)}: fetch it again"
+        ) from error
+
+
+def _read_pickle(path: Path) -> object:
+    if not (zipfile.is_zipfile(path) or _head(path).startswith(PICKLE_SIGN)):
+        raise ValueError(f"{path} is not a whole checkpoint of torch{_looks_like(path)}: fetch it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} was refused: it holds more than tensors{_named_by(error)}, and reading the rest could run code: "
+            "ask for a file of tensors, best safetensors"
+        ) from error
+    except Exception as error:  # whatever bytes that are no checkpoint make torch stumble over
+        raise ValueError(f"{path} is not a whole checkpoint of torch ({_one_line(error)}): fetch it again") from error
+
+
+def _named_by(error: Exception) -> str:
+    """The function or class that a pickle asks for, from torch's message."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it asks for {found[1]})" if found else ""
+
+
+def _one_line(error: object, most: int = 120) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
+
+
+def _looks_like(path: Path) -> str:
+    """What a file seems to be, where that explains why it cannot be read."""
+    head = _head(path)
+    signs = {
+        b"PK": "a checkpoint of torch that was cut short" if not zipfile.is_zipfile(path) else "a checkpoint of torch",
+        PICKLE_SIGN: "a pickle",
+        b"\x89PNG": "a PNG picture",
+        b"\xff\xd8\xff": "a JPEG picture",
+        b"<": "a web page",
+        b"version https://git-lfs": "the pointer of git-lfs in place of the file",
+    }
+    if not head:
+        return "; it is empty"
+    if head[8:10] == b'{"':
+        return "; it seems to be a safetensors file" + ("" if path.suffix in SAFETENSORS else " under another name")
+    return next((f"; it seems to be {what}" for sign, what in signs.items() if head.startswith(sign)), "")
+
+
+def _state_dict(content: object, path: Path, entry: str | None) -> dict[str, Tensor]:
+    """The dictionary of tensors in what was read."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a dictionary of tensors, received {type(content).__name__}")
+    if entry is not None:
+        if not isinstance(content.get(entry), Mapping):
+            names = ", ".join(map(repr, list(content)[:8]))
+            raise ValueError(f"{path} has no dictionary {entry!r}: its entries are {names}")
+        content = content[entry]
+    elif inner := [key for key, value in content.items() if isinstance(value, Mapping) and value]:
+        if len(inner) > 1:
+            raise ValueError(
+                f'{path} holds several dictionaries ({inner}): state one in the card, "entry": {inner[0]!r}'
+            )
+        content = content[inner[0]]
+    assert isinstance(content, Mapping)
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    return tensors
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the ``module.`` that training on several devices puts before them."""
+    prefix = "module."
+    if all(name.startswith(prefix) for name in tensors):
+        return {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored: Iterable[str] = ()) -> None:
+    """Give ``network``, built on the meta device, its tensors; nothing is ever initialised at random.
+
+    Args:
+        network: on the meta device.
+        tensors: by the names of its state dictionary.
+        where: the file, for messages.
+        ignored: names that may be in the file in vain.
+
+    Raises:
+        ValueError: a tensor that is missing, too many, of another shape, not plain numbers, or not finite.
+    """
+    wanted = network.state_dict()
+    for name, slot in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"{where} is not for this architecture: {name} of shape {tuple(slot.shape)} is missing")
+        _check_tensor(name, tensors[name], tuple(slot.shape), where)
+    surplus = [name for name in tensors if name not in wanted and name not in set(ignored)]
+    if surplus:
+        raise ValueError(
+            f"{where} is not for this architecture: it has {surplus[0]} of shape {tuple(tensors[surplus[0]].shape)}, "
+            f"which the network has not ({len(surplus)} such tensors)"
+        )
+    network.load_state_dict({name: tensors[name] for name in wanted}, assign=True)
+    stray = [name for name, value in _all_tensors(network) if value.is_meta]
+    if stray:
+        raise ValueError(f"the architecture of {where} has {stray[0]}, which files do not hold: it cannot be loaded")
+
+
+def _all_tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], where: Path) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{where} is not for this architecture: {name} must have shape {shape}, received {tuple(tensor.shape)}"
+        )
+    # A few bytes can claim to be any number of numbers: repeated, sparse, or on a device without memory.
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    held = tensor.untyped_storage().nbytes() if plain else 0
+    if not tensor.is_floating_point() or held < tensor.numel() * tensor.element_size():
+        raise ValueError(
+            f"{where}: {name} must be plain floating-point numbers, received {tensor.dtype} on {tensor.device} "
+            f"({tensor.layout})"
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{where}: {name} has {bad} values that are not finite: the file is damaged, fetch it again")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name to shape."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def parameters_of(network: Any) -> int:
+    """Number of parameters of a network, 0 of a function."""
+    return sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
