@@ -1,11 +1,16 @@
-"""What a guidance needs to know of the measurement: ``y = A x_0 + n``, ``n ~ N(0, sigma_y^2 I)``, in the prior's own
+"""What a guidance needs to know of the measurement: ``y = A(x_0) + n``, ``n ~ N(0, sigma_y^2 I)``, in the prior's own
 units.
 
 The physics speaks of images at the door (say, grayscale photographs of 250 x 187 pixels in [0, 1]); the prior of its
 own canvas (three channels, sides divisible by 8, [-1, 1]). `Measurement` is the bridge. With ``P`` the map from canvas
-to image (crop, then the mean of the channels where the physics has one and the prior three) and ``x01 = low + (x + 1)/2
-(high - low)``, the affine part moves into ``y``, so that all solvers see a linear ``A P`` and one noise level. ``P P^T
-= c I`` with ``c = 1`` or ``1/3``: spectra of ``A`` serve ``A P`` too.
+to image (crop, then the mean of the channels where the physics has one and the prior three) and ``x01 = gain x +
+offset``, the affine part of a linear physics moves into ``y``, so that all solvers see a linear ``A P`` and one noise
+level. ``P P^T = c I`` with ``c = 1`` or ``1/3``: spectra of ``A`` serve ``A P`` too. A non-linear physics is composed
+with the affine map instead, ``A'(x) = A(gain P x + offset) / gain``, which is the same up to a constant where ``A`` is
+linear.
+
+Noise whose variance differs from entry to entry (photons) is whitened: ``y`` and ``A`` are both multiplied by
+``weight``, after which ``sigma_y`` is one number again.
 
 Two products carry every covariance-aware solver while ``Sigma_post ~ r^2 I``, with ``S = sigma_y^2 I + r^2 A A^T``:
 
@@ -13,12 +18,11 @@ Two products carry every covariance-aware solver while ``Sigma_post ~ r^2 I``, w
     whiten(z, r2)  = A^T S^-1/2 z      (the probes of the symmetric CMI estimator)
 
 both in closed form if the physics declares its SVD (`deepinv.physics.DecomposablePhysics`), by Krylov iterations
-otherwise.
+otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -27,8 +31,9 @@ import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff.krylov import conjugate_gradient, lanczos_apply
+from cmidiff.krylov import conjugate_gradient
 from cmidiff.physics import known_entries, measured_count
+from cmidiff.whitening import inverse_root
 
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
@@ -38,11 +43,13 @@ class Measurement:
     """A measurement on the prior's canvas.
 
     Args:
-        y: measurement, shape (B, ...), in the units of the physics applied to the canvas.
+        y: measurement, shape (B, ...), in the units of the physics applied to the canvas, times ``weight``.
         physics: the forward operator, applied to the image.
         noise_std: sigma_y >= 0, in the units of ``y``.
         shape: (C, H, W) of the canvas.
         image: (c, h, w) of the image; ``h <= H`` and ``w <= W``, and ``c`` is ``C`` or 1.
+        affine: ``(gain, offset)`` from the canvas to the image, for a non-linear physics alone.
+        weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
     """
 
     y: Tensor
@@ -50,6 +57,8 @@ class Measurement:
     noise_std: float
     shape: tuple[int, ...]
     image: tuple[int, ...]
+    affine: tuple[float, float] = (1.0, 0.0)
+    weight: Tensor | None = None
 
     @property
     def linear(self) -> bool:
@@ -77,17 +86,55 @@ class Measurement:
 
     def A(self, x: Tensor) -> Tensor:
         """``A x``."""
-        return self.physics.A(self.crop(x))
+        image, (gain, offset) = self.crop(x), self.affine
+        measured = self.physics.A(image) if self.affine == (1.0, 0.0) else self.physics.A(gain * image + offset) / gain
+        return measured if self.weight is None else self.weight * measured
 
     def At(self, e: Tensor) -> Tensor:
         """``A^T e``."""
         if not isinstance(self.physics, LinearPhysics):
-            raise TypeError(_nonlinear("the adjoint", self.physics))
-        return self.canvas(self.physics.A_adjoint(e))
+            raise TypeError(nonlinear("the adjoint", self.physics))
+        return self.canvas(self.physics.A_adjoint(e if self.weight is None else self.weight * e))
 
     def pull(self, x_hat: Tensor, e: Tensor) -> Tensor:
-        """``(dA/dx at x_hat)^T e``: the adjoint of a linear physics, a vector-Jacobian product otherwise."""
-        return self.canvas(self.physics.A_vjp(self.crop(x_hat), e))
+        """``(dA/dx at x_hat)^T e``: the adjoint of a linear physics, a vector-Jacobian product otherwise.
+
+        The product is automatic differentiation's, not ``physics.A_vjp``: deepinv's own is complex for a phase
+        retrieval of real images."""
+        if self.linear:
+            return self.At(e)
+        with torch.enable_grad():
+            x = x_hat.detach().requires_grad_()
+            return torch.autograd.grad(self.A(x), x, e)[0]
+
+    def linearised(self, x_hat: Tensor) -> Measurement:
+        """The linear measurement that this one is near ``x_hat``: ``A = dA/dx`` there, the noise the same, and ``y``
+        such that the residual at ``x_hat`` is that of this one, ``y - A(x_hat) + A x_hat``.
+
+        What needs a linear operator takes it in place of ``step.measurement``: `A`, `At`, `solve` and `whiten` are
+        Jacobian products (``A x`` and ``A^T e`` one backward pass each, through a graph that is made once). Rows of
+        their arguments belong to the rows of ``x_hat``. A linear measurement is returned as it is.
+
+        Args:
+            x_hat: where, on the canvas, shape (B, C, H, W).
+        """
+        if self.linear:
+            return self
+        with torch.enable_grad():
+            x = x_hat.detach().requires_grad_()
+            value = self.A(x)
+            e = torch.zeros_like(value, requires_grad=True)
+            pulled = torch.autograd.grad(value, x, e, create_graph=True)[0]  # linear in e: its derivative is dA/dx
+
+        def forward(v: Tensor) -> Tensor:
+            return torch.autograd.grad(pulled, e, v, retain_graph=True)[0]
+
+        def adjoint(u: Tensor) -> Tensor:
+            return torch.autograd.grad(value, x, u, retain_graph=True)[0]
+
+        physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=x.device)
+        y = self.y - value.detach() + forward(x.detach())
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape)
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
@@ -97,9 +144,9 @@ class Measurement:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1 e``, the minimum-norm solution where ``sigma_y = 0``; ``e`` as ``y``, ``r2
         > 0``."""
         s2 = self.noise_std**2
-        if isinstance(self.physics, DecomposablePhysics):
+        if self._decomposed:
             return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
-        tolerance = 1e-10 if e.dtype == torch.float64 else 1e-5
+        tolerance = 1e-10 if e.real.dtype == torch.float64 else 1e-5
         return conjugate_gradient(
             lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=200, tolerance=tolerance
         )
@@ -107,16 +154,16 @@ class Measurement:
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""
         s2 = self.noise_std**2
-        if isinstance(self.physics, DecomposablePhysics):
+        if self._decomposed:
             return self._spectral(z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
 
-        def inverse_root(w: Tensor) -> Tensor:
-            if s2 > 0:
-                return w.clamp_min(s2).rsqrt()
-            seen = w > 1e2 * torch.finfo(w.dtype).eps * w.amax(-1, keepdim=True)  # the others are rounded zeros
-            return torch.where(seen, w, math.inf).rsqrt()
+        # S^-1/2 on the side of the signal: A^T z is in the range of A^T A, where noise-free measurements are regular
+        return inverse_root(lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(z), s2)
 
-        return self.At(lanczos_apply(lambda v: s2 * v + r2 * self.A(self.At(v)), z, inverse_root, iterations=60))
+    @property
+    def _decomposed(self) -> bool:
+        """Whether the singular values of ``A`` are declared: weights change them."""
+        return isinstance(self.physics, DecomposablePhysics) and self.weight is None
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""
@@ -132,13 +179,13 @@ class Measurement:
         """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
         ``y`` if ``sigma_y = 0``. Entries that a mask hides are not counted in ``m``."""
         r = self.residual(x_hat)
-        physics = cast(LinearPhysics, self.physics)
-        known, m = known_entries(physics, r), measured_count(physics, r).to(r.real)
+        known, m = known_entries(self.physics, r), measured_count(self.physics, r).to(r.real)
         seen = r if known is None else r * known
         return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
 
 
-def _nonlinear(what: str, physics: Physics) -> str:
+def nonlinear(what: str, physics: Physics) -> str:
+    """Why ``what`` is refused with a physics that is not linear."""
     return (
         f"{what} needs a linear physics, received {type(physics).__name__}: "
         "use DPS or DSG, which need only the gradient of the residual, or pass a deepinv LinearPhysics"

@@ -129,7 +129,7 @@ def _coded_phase(noise_std: float) -> Physics:
     )
     noise: Any = GaussianNoise(noise_std)
     physics = PhaseRetrieval(linear, noise_model=noise)
-    physics.img_size = (1, 8, 8)
+    physics.img_size = (1, 8, 8)  # pyright: ignore[reportArgumentType]
     return physics
 
 

@@ -43,6 +43,20 @@ def checked_noise_std(noise_std: float) -> float:
     return float(noise_std)
 
 
+def checked_gain(gain: float) -> float:
+    """``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1].
+
+    Raises:
+        ValueError: unless it is a positive, finite number.
+    """
+    if not isinstance(gain, Real) or not math.isfinite(gain) or gain <= 0:
+        raise ValueError(
+            f"The gain of Poisson noise must be a positive number, what one photon is worth; got {gain!r}. "
+            "For 100 photons in a white pixel, use 0.01."
+        )
+    return float(gain)
+
+
 def checked_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype``, which must be ``torch.float32`` or ``torch.float64``.
 

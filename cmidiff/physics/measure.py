@@ -1,18 +1,46 @@
-"""``y = A x + n``, drawn reproducibly, and how many numbers of ``y`` were really measured."""
+"""``y = A(x) + n``, drawn reproducibly, and how many numbers of ``y`` were really measured.
+
+Noise is Gaussian, or that of counted photons, ``y = gain N`` with ``N ~ Poisson(A(x) / gain)``: one photon is worth
+``gain``, and the variance of ``y`` is ``gain A(x)``; or both.
+"""
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from deepinv.physics import MRI, GaussianNoise, Inpainting, LinearPhysics, MultiCoilMRI
+from deepinv.physics import MRI, GaussianNoise, Inpainting, MultiCoilMRI, Physics, PoissonGaussianNoise, PoissonNoise
 from torch import Tensor
 
-from cmidiff.physics.check import checked_noise_std
+from cmidiff.physics.check import checked_gain, checked_noise_std
 
 
-def measure(x: Tensor, physics: LinearPhysics, *, seed: int | Sequence[int] = 0) -> Tensor:
-    """The noisy measurement ``y = A x + n`` of each image of a batch; ``x`` is left as it is.
+class Noise(NamedTuple):
+    """What is known of a physics' noise: ``Var y = sigma^2 + gain A(x)``, each of shape (1,) or (B,)."""
+
+    sigma: Tensor
+    gain: Tensor
+    counts: bool
+    """Whether ``y`` is in photons, ``Poisson(A(x) / gain)``, instead of in units of ``A(x)``."""
+
+
+def noise_of(physics: Physics) -> Noise | None:
+    """The noise that the physics declares; None if it is neither Gaussian nor Poisson."""
+    model: Any = physics.noise_model
+    none = torch.zeros(1)
+    match model:
+        case GaussianNoise():
+            return Noise(torch.as_tensor(model.sigma).flatten(), none, False)
+        case PoissonNoise():
+            return Noise(none, torch.as_tensor(model.gain).flatten(), not bool(model.normalize))
+        case PoissonGaussianNoise():
+            return Noise(torch.as_tensor(model.sigma).flatten(), torch.as_tensor(model.gain).flatten(), False)
+        case _:
+            return None
+
+
+def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Tensor:
+    """The noisy measurement ``y = A(x) + n`` of each image of a batch; ``x`` is left as it is.
 
     The noise of an image is drawn by a generator of its own, so it depends on the image's seed alone: not on the batch,
     nor on torch's global state, nor on the precision. With one seed for a whole batch, all its images receive the same
@@ -20,28 +48,36 @@ def measure(x: Tensor, physics: LinearPhysics, *, seed: int | Sequence[int] = 0)
 
     Args:
         x: clean images in [0, 1], ``(B, C, H, W)``, float.
-        physics: carries a ``deepinv.physics.GaussianNoise``; its sigma is in units of an image in [0, 1].
+        physics: carries a ``deepinv.physics.GaussianNoise`` (its sigma is in units of an image in [0, 1]),
+            ``PoissonNoise`` or ``PoissonGaussianNoise`` (its gain is what one photon is worth; where ``A(x)`` is
+            negative there are none).
         seed: one for all images, or one per image.
 
     Returns:
-        ``y``, ``(B, ...)``, of the dtype of ``A x``.
+        ``y``, ``(B, ...)``, of the dtype of ``A(x)``.
 
     Raises:
         ValueError: for images that are no floats, not finite, empty or of a size the physics is not for; for another
-            number of seeds than images; for a physics without Gaussian noise.
+            number of seeds than images; for a physics with other noise.
     """
     _check_images(x, physics)
-    seeds = _seeds(seed, len(x))
-    sigma = _sigma(physics, len(x))
+    generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(x))]
+    noise = _checked_noise(physics, len(x))
     with torch.no_grad():
         clean = physics.A(x)
-    noise = torch.stack([_standard_normal(clean[0], s) for s in seeds])
-    noise = noise * sigma.to(device=noise.device, dtype=noise.real.dtype).reshape(-1, *(1,) * (clean.ndim - 1))
     known = known_entries(physics, clean)
-    return clean + (noise if known is None else noise * known)
+    sigma, gain = (_per_image(value, clean) for value in (noise.sigma, noise.gain))
+    y = clean
+    if bool((noise.gain > 0).any()):
+        photons = torch.stack([_photons(a, g) for a, g in zip(clean / gain, generators, strict=True)])
+        y = photons if noise.counts else photons * gain
+    if bool((noise.sigma > 0).any()):
+        normal = torch.stack([_standard_normal(a, g) for a, g in zip(clean, generators, strict=True)]) * sigma
+        y = y + (normal if known is None else normal * known)
+    return y.clone() if y is clean else y
 
 
-def known_entries(physics: LinearPhysics, y: Tensor) -> Tensor | None:
+def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
     """Which entries of ``y`` carry a measurement: 1 where they do, 0 where a mask hides them; ``None`` if all do.
 
     Args:
@@ -58,7 +94,7 @@ def known_entries(physics: LinearPhysics, y: Tensor) -> Tensor | None:
     return known[:, :, None] if isinstance(physics, MultiCoilMRI) else known
 
 
-def measured_count(physics: LinearPhysics, y: Tensor) -> Tensor:
+def measured_count(physics: Physics, y: Tensor) -> Tensor:
     """``m``, the number of measured entries of each image, hidden ones not counted: ``(B,)``, float64."""
     known = known_entries(physics, y)
     if known is None:
@@ -66,7 +102,7 @@ def measured_count(physics: LinearPhysics, y: Tensor) -> Tensor:
     return known.expand(y.shape).flatten(1).sum(1, dtype=torch.float64)
 
 
-def _check_images(x: Tensor, physics: LinearPhysics) -> None:
+def _check_images(x: Tensor, physics: Physics) -> None:
     if not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         raise ValueError(
             f"x must be a batch of images (B, C, H, W) of floats in [0, 1]; got {tuple(x.shape)} of {x.dtype}. "
@@ -76,7 +112,7 @@ def _check_images(x: Tensor, physics: LinearPhysics) -> None:
         raise ValueError(
             f"x must be finite; got {int((~x.isfinite()).sum())} NaN or infinite values. Clean the images."
         )
-    expected = physics.img_size
+    expected = getattr(physics, "img_size", None)
     if not isinstance(expected, tuple | list | torch.Size) or len(expected) != x.ndim - 1:
         return
     if any(want not in (1, got) for want, got in zip(expected, x.shape[1:], strict=True)):
@@ -94,22 +130,36 @@ def _seeds(seed: int | Sequence[int], images: int) -> list[int]:
     return [operator.index(seed)] * images
 
 
-def _sigma(physics: LinearPhysics, images: int) -> Tensor:
-    if not isinstance(physics.noise_model, GaussianNoise):
+def _checked_noise(physics: Physics, images: int) -> Noise:
+    noise = noise_of(physics)
+    if noise is None:
         raise ValueError(
-            f"The physics must carry Gaussian noise; its noise_model is {type(physics.noise_model).__name__}. Set "
-            "physics.noise_model = deepinv.physics.GaussianNoise(sigma)."
+            "The physics must carry Gaussian noise or that of photons; its noise_model is "
+            f"{type(physics.noise_model).__name__}. Set physics.noise_model = deepinv.physics.GaussianNoise(sigma)."
         )
-    sigma = torch.as_tensor(physics.noise_model.sigma).flatten()
-    if len(sigma) not in (1, images):
-        raise ValueError(f"There must be one noise level, or one per image; got {len(sigma)} for {images} images.")
-    for value in sigma.tolist():
+    if len(noise.sigma) not in (1, images) or len(noise.gain) not in (1, images):
+        got = max(len(noise.sigma), len(noise.gain))
+        raise ValueError(f"There must be one noise level, or one per image; got {got} for {images} images.")
+    for value in noise.sigma.tolist():
         checked_noise_std(value)
-    return sigma
+    for value in noise.gain.tolist() if not isinstance(physics.noise_model, GaussianNoise) else ():
+        checked_gain(value)
+    return noise
 
 
-def _standard_normal(like: Tensor, seed: int) -> Tensor:
+def _per_image(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(device=like.device, dtype=like.real.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _photons(rate: Tensor, generator: torch.Generator) -> Tensor:
+    """Poisson counts, drawn in double precision on the CPU."""
+    if rate.is_complex():
+        raise ValueError("Photons need a real measurement; A(x) is complex. Use GaussianNoise.")
+    counts = torch.poisson(rate.detach().cpu().double().clamp_min(0.0), generator=generator)
+    return counts.to(device=rate.device, dtype=rate.dtype)
+
+
+def _standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """White noise of variance 1, drawn in double precision on the CPU so that it is the same everywhere."""
-    generator = torch.Generator().manual_seed(seed)
     double = torch.complex128 if like.is_complex() else torch.float64
     return torch.randn(like.shape, generator=generator, dtype=double).to(device=like.device, dtype=like.dtype)

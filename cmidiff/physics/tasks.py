@@ -5,6 +5,8 @@ bicubic x4, Gaussian 61x61 std 5, motion 61x61 intensity 0.5. The DPS code
 (https://github.com/DPS2022/diffusion-posterior-sampling): Gaussian std 3 with ``padding="reflect"``, random mask 92%,
 and noise 0.05 of images in [-1, 1], which is noise_std 0.025 here.
 
+Three tasks are not linear (``cmidiff.physics.nonlinear``): phase retrieval, a clipped exposure and the blur of light.
+
 Everywhere: ``shape`` is ``(C, H, W)`` of the images, ``noise_std`` the standard deviation of the noise in units of an
 image in [0, 1], ``seed`` any integer, ``dtype`` ``torch.float32`` or ``torch.float64``; a bad value raises
 ``ValueError``.
@@ -18,14 +20,16 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from deepinv.physics import Denoising, LinearPhysics
+from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
-from cmidiff.physics.check import Shape, checked_shape
+from cmidiff.physics.check import Shape, checked_gain, checked_shape
 from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs
+from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
 from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
 
 Device = str | torch.device
+POISSON = "poisson"  # the parameter that every task takes
 
 
 def denoise(
@@ -151,7 +155,49 @@ def compressed_sensing(
     return from_signs(signs, ratio=ratio, noise_std=noise_std, dtype=dtype, device=device)
 
 
-TASKS: dict[str, Callable[..., LinearPhysics]] = {
+def phase_retrieval(
+    shape: Shape,
+    *,
+    oversampling: float = 2.0,
+    noise_std: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Physics:
+    """The magnitudes of the Fourier transform are measured, not the phases; see ``FourierMagnitude``. Not linear."""
+    return FourierMagnitude(shape, oversampling, gaussian_noise(noise_std, dtype)).to(device)
+
+
+def hdr(
+    shape: Shape,
+    *,
+    factor: float = 2.0,
+    noise_std: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Physics:
+    """Contrast times ``factor``, clipped to what a sensor holds; see ``Exposure``. Not linear."""
+    return Exposure(shape, factor, gaussian_noise(noise_std, dtype)).to(device)
+
+
+def nonlinear_blur(
+    shape: Shape,
+    *,
+    kernel_size: int = 61,
+    intensity: float = 0.5,
+    padding: str = "circular",
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> Physics:
+    """Light blurred by a shaken camera, then stored by the sRGB curve; see ``LightBlur``. Not linear."""
+    kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
+    return LightBlur(
+        from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device), shape
+    )
+
+
+TASKS: dict[str, Callable[..., Physics]] = {
     "denoise": denoise,
     "inpaint-box": inpaint_box,
     "inpaint-random": inpaint_random,
@@ -160,6 +206,9 @@ TASKS: dict[str, Callable[..., LinearPhysics]] = {
     "super-resolution": super_resolution,
     "colorize": colorize,
     "compressed-sensing": compressed_sensing,
+    "phase-retrieval": phase_retrieval,
+    "hdr": hdr,
+    "nonlinear-blur": nonlinear_blur,
 }
 """The one table of names, for the command line."""
 
@@ -169,8 +218,9 @@ _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "deblur-gaussian": ("kernel", gaussian_kernel),
     "deblur-motion": ("kernel", motion_kernel),
     "compressed-sensing": ("signs", random_signs),
+    "nonlinear-blur": ("kernel", motion_kernel),
 }
-_GIVEN: dict[str, tuple[str, Callable[..., LinearPhysics]]] = {
+_GIVEN: dict[str, tuple[str, Callable[..., Physics]]] = {
     "mask": ("mask", from_mask),
     "kernel": ("kernel", from_kernel),
 }
@@ -186,7 +236,8 @@ class Task:
 
     Args:
         name: one of ``TASKS``, or ``"mask"`` or ``"kernel"``.
-        parameters: the task's keyword arguments, JSON values; those left out have their defaults.
+        parameters: the task's keyword arguments, JSON values; those left out have their defaults. With ``"poisson"``,
+            the gain of a ``deepinv.physics.PoissonNoise``, that is the noise, and ``noise_std`` has no meaning.
         tensors: what was drawn or given, under ``"mask"``, ``"kernel"`` or ``"signs"``; it is used and the seed is not.
 
     Raises:
@@ -198,7 +249,7 @@ class Task:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = _parameters(self.name)
+        known = [*_parameters(self.name), POISSON]
         for parameter in self.parameters:
             if parameter not in known:
                 raise ValueError(f"Task {self.name!r} has no parameter {parameter!r}. {_nearest(parameter, known)}")
@@ -231,13 +282,19 @@ class Task:
         task.build(shape)
         return task
 
-    def build(self, shape: Shape, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> LinearPhysics:
+    def build(self, shape: Shape, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Physics:
         """The physics for images of ``shape`` ``(C, H, W)``.
 
         Raises:
             ValueError: if a stored tensor belongs to images of another size, or for what the named function refuses.
         """
-        image = checked_shape(shape)
+        physics = self._build(checked_shape(shape), dtype, device)
+        if POISSON in self.parameters:
+            gain = torch.tensor(checked_gain(self.parameters[POISSON]), dtype=dtype, device=device)
+            physics.noise_model = PoissonNoise(gain, clip_positive=True)
+        return physics
+
+    def _build(self, image: tuple[int, int, int], dtype: torch.dtype, device: Device) -> Physics:
         options: dict[str, Any] = {
             "noise_std": self.parameters.get("noise_std", 0.05),
             "dtype": dtype,
@@ -247,7 +304,8 @@ class Task:
             return from_mask(self.tensors["mask"], image, **options)
         if "kernel" in self.tensors:
             padding = self.parameters.get("padding", "circular")
-            return from_kernel(self.tensors["kernel"], image, padding=padding, **options)
+            blur = from_kernel(self.tensors["kernel"], image, padding=padding, **options)
+            return LightBlur(blur, image) if self.name == "nonlinear-blur" else blur
         if "signs" in self.tensors:
             signs = self.tensors["signs"]
             if tuple(signs.shape) != image:
@@ -255,7 +313,8 @@ class Task:
                     f"The signs were drawn for images of {tuple(signs.shape)}; got {image}. Use that shape."
                 )
             return from_signs(signs, ratio=self.parameters.get("ratio", 0.25), **options)
-        return TASKS[self.name](image, **{**self.parameters, "dtype": dtype, "device": device})
+        own = {name: value for name, value in self.parameters.items() if name != POISSON}
+        return TASKS[self.name](image, **{**own, "dtype": dtype, "device": device})
 
 
 def _parameters(name: str) -> dict[str, Any]:
