@@ -18,6 +18,9 @@ The trace is estimated with probes. For constant ``a`` and ``b`` let ``C(a, b) =
 are all unbiased; the first has the smallest variance. ``C`` is the derivative of the network's Jacobian, had in four
 ways (`contract`).
 
+Of a non-linear physics ``A`` is the derivative at ``x_hat``, held constant where ``I`` is differentiated: the paper's
+third open question, answered by its simplest choice.
+
 Source: Hamidi, Yang, "Conditional Mutual Information Based Diffusion Posterior Sampling for Solving Inverse Problems",
 2025, https://arxiv.org/abs/2501.02880;
 trace estimation: Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990.
@@ -27,11 +30,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.covariance import Covariance, CovarianceName, bind
@@ -219,7 +222,7 @@ def value_at(step: Step, covariance: Covariance, *, probes: int = 8, iterations:
 
 def exact(
     prior: Denoiser,
-    physics: LinearPhysics | Measurement,
+    physics: Physics | Measurement,
     x_t: Tensor,
     t: float,
     *,
@@ -241,16 +244,16 @@ def exact(
     """
     step = _standing(prior, physics, x_t, t, noise_std, seed=0)
     measurement, s2 = step.measurement, _noise_variance(step.measurement)
-    m = measurement.y[0].numel()
-    known = _known(measurement)
-    entries = range(m) if known is None else known.expand_as(measurement.y).flatten(1).any(0).nonzero().flatten()
+    y, known = measurement.y.new_zeros(len(x_t), *measurement.y.shape[1:]), _known(measurement)
+    entries = range(y[0].numel()) if known is None else known.expand_as(y).flatten(1).any(0).nonzero().flatten()
+    rows = []  # of A, for each state
+    for i in map(int, entries):
+        one = y.clone().flatten(1)
+        one[:, i] = 1
+        rows.append(measurement.At(one.reshape(y.shape)))
     with torch.enable_grad():
-        measured = measurement.A(step.x_hat).flatten(1)
-        columns = []  # of A J A^T, each a vector-Jacobian product of the whole batch
-        for i in map(int, entries):
-            (pulled,) = torch.autograd.grad(measured[:, i].sum(), step.x_t, create_graph=True)
-            columns.append(measurement.A(pulled).flatten(1)[:, list(map(int, entries))])
-        s = step.covariance_gain / s2 * torch.stack(columns, -1)
+        pulled = [torch.autograd.grad(step.x_hat, step.x_t, row, create_graph=True)[0].flatten(1) for row in rows]
+        s = torch.stack(pulled, 1) @ torch.stack(rows, 1).flatten(2).mT * (step.covariance_gain / s2)
         s = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + 0.5 * (s + s.mT)
         value = 0.5 * torch.linalg.slogdet(s)[1]
         grad = torch.autograd.grad(value.sum(), step.x_t, allow_unused=True)[0] if value.requires_grad else None
@@ -260,7 +263,7 @@ def exact(
 
 def estimate(
     prior: Denoiser,
-    physics: LinearPhysics | Measurement,
+    physics: Physics | Measurement,
     x_t: Tensor,
     t: float,
     *,
@@ -279,7 +282,7 @@ def estimate(
 
 def gradient(
     prior: Denoiser,
-    physics: LinearPhysics | Measurement,
+    physics: Physics | Measurement,
     x_t: Tensor,
     t: float,
     *,
@@ -301,7 +304,7 @@ def gradient(
 
 
 def _standing(
-    prior: Denoiser, physics: LinearPhysics | Measurement, x_t: Tensor, t: float, noise_std: float | None, seed: int
+    prior: Denoiser, physics: Physics | Measurement, x_t: Tensor, t: float, noise_std: float | None, seed: int
 ) -> Step:
     """A step that is looked at and not taken."""
     shape = tuple(x_t.shape[1:])
@@ -315,7 +318,14 @@ def _standing(
         measurement = Measurement(torch.zeros_like(physics.A(x_t)), physics, stated, shape, shape)
     draws = SeededDraws([(seed, k) for k in range(len(x_t))])
     no_kernel = cast(Kernel, None)
-    return evaluate(Step(x_t, t, t, 0, 1, x_t, None, prior, measurement, no_kernel, draws), graph=True)
+    return _linearised(evaluate(Step(x_t, t, t, 0, 1, x_t, None, prior, measurement, no_kernel, draws), graph=True))
+
+
+def _linearised(step: Step) -> Step:
+    """The step with its measurement linearised at ``x_hat``; itself if that is linear."""
+    if step.measurement.linear:
+        return step
+    return replace(step, measurement=step.measurement.linearised(step.x_hat))
 
 
 def _noise_variance(measurement: Measurement) -> float:
@@ -438,9 +448,10 @@ class CMI:
         """The step with its mean moved."""
         if not self.active(step):
             return step
+        linear = _linearised(step)
         grad = gradient_at(
-            step,
-            bind(self.covariance, step, data_variance=self.data_variance),
+            linear,
+            bind(self.covariance, linear, data_variance=self.data_variance),
             estimator=self.estimator,
             contraction=self.contraction,
             probe=self.probe,

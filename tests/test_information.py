@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.covariance import Exact, Isotropic
@@ -473,3 +473,25 @@ def test_a_window_in_times_and_a_weight_in_times():
     assert seen == [400.0]
     with pytest.raises(ValueError, match="times"):
         CMI(times=(2.0, 1.0))
+
+
+def test_a_nonlinear_physics_is_linearised_at_x_hat():
+    """Its derivative is dense here: ``A(x) = tanh(B x)``, ``dA/dx = diag(1 - tanh^2(B x_hat)) B``."""
+
+    class Saturating(Physics):
+        img_size = (D,)
+
+        def A(self, x: Tensor, **_: object) -> Tensor:
+            return torch.tanh(x @ MATRIX.mT)
+
+    prior, t = mixture(), 400.0
+    x_hat = prior(X_T, t).mean[0]
+    slope = (1 - torch.tanh(MATRIX @ x_hat) ** 2)[:, None] * MATRIX
+    theirs = exact(prior, matrix_physics(slope, noise_std=NOISE), X_T, t)
+    for ours, value in zip(exact(prior, Saturating(), X_T, t, noise_std=NOISE), theirs, strict=True):
+        torch.testing.assert_close(ours, value, rtol=1e-9, atol=1e-10)
+    step = step_at(prior, replace(given(), physics=Saturating()), X_T, t, t - 10)
+    linear = step_at(prior, replace(given(), physics=matrix_physics(slope, noise_std=NOISE)), X_T, t, t - 10)
+    cmi = CMI(0.3, covariance="exact")
+    torch.testing.assert_close(cmi(step).shift, cmi(linear).shift, rtol=1e-6, atol=1e-8)
+    assert cmi(step).measurement is step.measurement
