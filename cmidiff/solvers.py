@@ -29,12 +29,13 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Guidance
 
     Args:
         name: of `SOLVERS`.
-        options: JSON values by field, e.g. ``{"scale": 1.0}``.
+        options: JSON values by field, as ``{"scale": 1.0}``; ``{"start": 6.0, "end": 2.0}`` is a `Ramp`.
 
     Raises:
-        ValueError: unknown name or option (what there is, is listed), or a value that the solver refuses.
+        ValueError, TypeError: unknown name or option (what there is, is listed), or a value that the solver refuses.
     """
     import cmidiff.guidance
+    from cmidiff.guidance import Ramp
 
     if name not in SOLVERS:
         near = difflib.get_close_matches(name.lower(), SOLVERS, n=3, cutoff=0.5)
@@ -47,4 +48,5 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Guidance
     for option in options or {}:
         if option not in settable:
             raise ValueError(f"solver {name!r} has no option {option!r}: it has {', '.join(settable) or 'none'}")
-    return solver(**{**preset, **(options or {})})
+    values = {k: Ramp(**v) if isinstance(v, Mapping) else v for k, v in (options or {}).items()}
+    return solver(**{**preset, **values})

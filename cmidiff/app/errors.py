@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130  # exit codes
+FAILED, BAD_INPUT, DIVERGED, UNWRITABLE, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 
 
 class BadInput(Exception):

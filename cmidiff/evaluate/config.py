@@ -17,15 +17,15 @@
     [[settings]]                    # above both: what holds for one task and one solver
     task = "super-resolution"
     solver = "dps"
-    scale = 2.0
+    scale = 2.0                     # or preset = "FILE" of cmidiff tune: solver, CMI and kernel
 
 Everything that decides a result is in it; how the work is done (device, batch, engine) is not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import inspect
 import json
 import math
 import re
@@ -33,14 +33,16 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cmidiff.evaluate.database import Cell, RunError
-from cmidiff.solvers import SOLVERS, make_solver
+from cmidiff.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from cmidiff.guidance import Guidance
     from cmidiff.information import CMI
+    from cmidiff.step import Kernel
+    from cmidiff.tuning.preset import Preset
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 CURVE_STEPS = (20, 50, 100, 250, 1000)
@@ -59,11 +61,12 @@ class TaskChoice:
 
 @dataclass(frozen=True)
 class SolverChoice:
-    """A solver: its name in `cmidiff.solvers.SOLVERS`, its options, its own strengths of CMI, and how the tables call
-    it."""
+    """A solver: its name in `cmidiff.solvers.SOLVERS`, its options (above those of a preset of `cmidiff tune`), its own
+    strengths of CMI, and how the tables call it."""
 
     solver: str
     label: str = ""
+    preset: Path | None = None
     eta: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ class Setting:
 
     task: str
     solver: str
+    preset: Path | None = None
     eta: tuple[float, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -90,7 +94,7 @@ class Config:
         offset, limit: which images, by their sorted names; no limit takes all.
         tasks, solvers, settings: see the classes.
         cmi: ``off`` (the base solver), ``on``, or both.
-        eta: strengths of CMI, dimensionless; a solver or a setting may have its own.
+        eta: strengths of CMI, dimensionless; a solver or a setting may have its own. Without any, CMI's default.
         cmi_options: other fields of `cmidiff.CMI`.
         steps: of the sampler; several make a curve.
         seeds: of mask, noise and sampler; a unit each.
@@ -112,7 +116,7 @@ class Config:
     solvers: tuple[SolverChoice, ...] = ()
     settings: tuple[Setting, ...] = ()
     cmi: tuple[str, ...] = ("off", "on")
-    eta: tuple[float, ...] = (0.1,)
+    eta: tuple[float, ...] = ()
     cmi_options: dict[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = (0,)
@@ -140,7 +144,8 @@ class Config:
         yield bad_cmi, f"cmi must be off, on, or both, received {', '.join(self.cmi) or 'nothing'}"
         for name in ("steps", "seeds", "eta"):
             values = getattr(self, name)
-            yield not values or len(set(values)) < len(values), f"{name} needs values, each once, received {values}"
+            wrong = len(set(values)) < len(values) or (not values and name != "eta")
+            yield wrong, f"{name} needs values, each once, received {list(values)}"
         yield any(n < 1 for n in self.steps), f"steps must be whole numbers >= 1, received {list(self.steps)}"
         yield any(n < 0 for n in self.seeds), f"seeds must be whole numbers >= 0, received {list(self.seeds)}"
         zero = "on" in self.cmi and any(eta == 0 or not math.isfinite(eta) for eta in self.eta)
@@ -174,24 +179,32 @@ class Config:
             for eta in self._etas(task, solver)
         ]
 
-    def guidance(self, task: str, solver: str) -> Guidance:
-        """The solver of a cell.
+    def setup(self, cell: Cell) -> Setup:
+        """What restores the units of a cell.
 
         Raises:
-            ValueError: unknown, or options that it refuses.
+            ValueError, TypeError: unknown names, options that are refused, or a preset of another solver or number of
+                steps.
         """
-        choice = self._solver(solver)
-        options = dict(choice.options)
-        for setting in self._settings(task, solver):
-            options |= setting.options
-        return make_solver(choice.solver, options)
+        from cmidiff.sampler import Ancestral
+        from cmidiff.solvers import make_solver
 
-    def correction(self, cell: Cell) -> CMI | None:
-        """CMI of a cell; None for the base solver.
+        choice, settings = self._solver(cell.solver), self._settings(cell.task, cell.solver)
+        options = {**choice.options, **{key: value for s in settings for key, value in s.options.items()}}
+        guidance = make_solver(choice.solver, options)
+        preset = self._preset(cell.task, cell.solver)
+        if preset is None:
+            return Setup(guidance, self._correction(cell, {}), Ancestral())
+        if type(preset.solver) is not type(guidance) or preset.steps not in self.steps:
+            raise ValueError(
+                f"the preset of {cell.solver} is for {type(preset.solver).__name__} at {preset.steps} steps, the run "
+                f"takes {type(guidance).__name__} at {list(self.steps)}: tune for these, or change the run"
+            )
+        named = {name: getattr(guidance, name) for name in options}
+        tuned = {} if preset.cmi is None else {f.name: getattr(preset.cmi, f.name) for f in fields(preset.cmi)}
+        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.kernel)
 
-        Raises:
-            ValueError: options that it refuses.
-        """
+    def _correction(self, cell: Cell, tuned: Mapping[str, Any]) -> CMI | None:
         from cmidiff.information import CMI
 
         if not cell.cmi:
@@ -201,7 +214,14 @@ class Config:
             if option not in known:
                 raise ValueError(f"[cmi_options]: unknown option {option!r}; it has {', '.join(known)}")
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.cmi_options.items()}
-        return CMI(**{**options, "eta": cell.eta})
+        return CMI(**{**tuned, **options, "eta": cell.eta})
+
+    def _preset(self, task: str, solver: str) -> Preset | None:
+        from cmidiff.tuning.preset import load_preset
+
+        paths = [self._solver(solver).preset, *(s.preset for s in self._settings(task, solver))]
+        given = [path for path in paths if path is not None]
+        return load_preset(given[-1]) if given else None
 
     def _solver(self, label: str) -> SolverChoice:
         return next(solver for solver in self.solvers if solver.label == label)
@@ -210,9 +230,29 @@ class Config:
         return [s for s in self.settings if (s.task, s.solver) == (task, solver)]
 
     def _etas(self, task: str, solver: str) -> list[float | None]:
-        own = [s.eta for s in self._settings(task, solver) if s.eta is not None]
-        etas = own[-1] if own else self._solver(solver).eta or self.eta
-        return ([None] if "off" in self.cmi else []) + (list(etas) if "on" in self.cmi else [])
+        """None is the base solver."""
+        base: list[float | None] = [None] if "off" in self.cmi else []
+        return base + (list(self._strengths(task, solver)) if "on" in self.cmi else [])
+
+    def _strengths(self, task: str, solver: str) -> tuple[float, ...]:
+        from cmidiff.information import CMI
+
+        own = [self._solver(solver).eta, *(s.eta for s in self._settings(task, solver))]
+        given = [eta for eta in own if eta is not None]
+        if given:
+            return given[-1]
+        preset = self._preset(task, solver)
+        if preset is not None and preset.cmi is not None:
+            return (preset.cmi.eta,)
+        return self.eta or (CMI().eta,)
+
+
+class Setup(NamedTuple):
+    """What restores the units of a cell."""
+
+    guidance: Guidance
+    correction: CMI | None
+    kernel: Kernel
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -228,10 +268,11 @@ def resolved(config: Config) -> dict[str, Any]:
     plain["cells"] = {}
     try:
         for cell in config.cells():
-            correction = config.correction(cell)
+            setup = config.setup(cell)
             plain["cells"][_name(cell)] = {
-                "solver": _fields(config.guidance(cell.task, cell.solver)),
-                "cmi": None if correction is None else _fields(correction),
+                "solver": _fields(setup.guidance),
+                "cmi": None if setup.correction is None else _fields(setup.correction),
+                "kernel": _fields(setup.kernel),
             }
     except (ValueError, TypeError) as error:
         raise RunError(str(error)) from error
@@ -248,8 +289,6 @@ def _fields(thing: Any) -> dict[str, Any]:
 
 def _parameters(config: Config, choice: TaskChoice) -> dict[str, Any]:
     """The parameters of a task with their defaults; its seed is each image's own."""
-    import inspect
-
     from cmidiff.physics import TASKS
 
     if choice.task not in TASKS:
@@ -352,9 +391,8 @@ def from_table(table: Mapping[str, Any], folder: Path) -> Config:
     values = _checked(table, Config, "the configuration")
     if "images" in values:
         values["images"] = folder / values["images"]
-    values["tasks"] = tuple(_entry(entry, TaskChoice, "parameters") for entry in values.get("tasks", ()))
-    values["solvers"] = tuple(_entry(entry, SolverChoice, "options") for entry in values.get("solvers", ()))
-    values["settings"] = tuple(_entry(entry, Setting, "options") for entry in values.get("settings", ()))
+    for key, kind in (("tasks", TaskChoice), ("solvers", SolverChoice), ("settings", Setting)):
+        values[key] = tuple(_entry(entry, kind, folder) for entry in values.get(key, ()))
     return Config(**values)
 
 
@@ -401,16 +439,25 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     return tuple(value) if kind.startswith("tuple") else float(value) if kind == "float" else value
 
 
-def _entry(table: Mapping[str, Any], kind: type, rest: str) -> Any:
-    where = {"TaskChoice": "[[tasks]]", "SolverChoice": "[[solvers]]", "Setting": "[[settings]]"}[kind.__name__]
-    needed = ["task", "solver"] if kind is Setting else [fields(kind)[0].name]
+def _entry(table: Mapping[str, Any], kind: type, folder: Path) -> Any:
+    """An entry of [[tasks]], [[solvers]] or [[settings]]; what is no field of it is an option."""
+    where, needed, rest = _ENTRIES[kind]
     for name in needed:
         if name not in table:
             raise RunError(f"an entry of {where} has no {name!r}: add it")
     values = _checked(table, kind, where, rest)
+    if "preset" in values:
+        values["preset"] = folder / values["preset"]
     if kind is not Setting:
         values.setdefault("label", table[needed[0]])
     return kind(**values)
+
+
+_ENTRIES: dict[type, tuple[str, tuple[str, ...], str]] = {
+    TaskChoice: ("[[tasks]]", ("task",), "parameters"),
+    SolverChoice: ("[[solvers]]", ("solver",), "options"),
+    Setting: ("[[settings]]", ("task", "solver"), "options"),
+}
 
 
 def choice(text: str, kind: type[TaskChoice] | type[SolverChoice]) -> Any:
@@ -426,7 +473,7 @@ def choice(text: str, kind: type[TaskChoice] | type[SolverChoice]) -> Any:
         if not equals:
             raise RunError(f"{text!r} must be NAME or NAME:option=value, received the part {part!r}")
         table[key] = _value(value)
-    return _entry(table, kind, "parameters" if kind is TaskChoice else "options")
+    return _entry(table, kind, Path())
 
 
 def _value(text: str) -> Any:
@@ -454,26 +501,20 @@ def override(config: Config | None, given: Mapping[str, Any]) -> Config:
             _check_names(values[key], kind)
     if config is None:
         return Config(**values)
-    kept = replace_settings(config, values)
+    tasks = {t.label for t in values.get("tasks", config.tasks)}
+    solvers = {s.label for s in values.get("solvers", config.solvers)}
+    kept = tuple(s for s in config.settings if s.task in tasks and s.solver in solvers)
     return replace(config, **values, settings=kept)
 
 
-def replace_settings(config: Config, values: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """The settings of the tasks and solvers that remain."""
-    tasks = {t.label for t in values.get("tasks", config.tasks)}
-    solvers = {s.label for s in values.get("solvers", config.solvers)}
-    return tuple(s for s in config.settings if s.task in tasks and s.solver in solvers)
-
-
 def _check_names(choices: Iterable[Any], kind: type) -> None:
-    if kind is SolverChoice:
-        for c in choices:
-            if c.solver not in SOLVERS:
-                raise RunError(unknown("solver", c.solver, SOLVERS))
+    for given in choices:
+        if kind is SolverChoice and given.solver not in SOLVERS:
+            raise RunError(unknown("solver", given.solver, SOLVERS))
 
 
 def as_curve(config: Config, steps: tuple[int, ...] | None, eta: tuple[float, ...] | None) -> Config:
     """The configuration swept over steps and eta."""
-    solvers = tuple(dataclasses.replace(s, eta=None) for s in config.solvers)
-    settings = tuple(dataclasses.replace(s, eta=None) for s in config.settings)
+    solvers = tuple(replace(s, eta=None) for s in config.solvers)
+    settings = tuple(replace(s, eta=None) for s in config.settings)
     return replace(config, steps=steps or CURVE_STEPS, eta=eta or CURVE_ETA, solvers=solvers, settings=settings)

@@ -97,7 +97,9 @@ class Ray:
         if ray.is_initialized():
             return nullcontext()
         try:
-            return ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            return ray.init(
+                address=self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR
+            )
         except (ConnectionError, ValueError) as error:
             raise RunError(
                 f"no Ray cluster at --address {self.address} ({error}): start one with ray start --head, "

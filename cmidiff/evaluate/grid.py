@@ -89,5 +89,4 @@ def _job(
     task: dict[str, Any],
     lpips: str | None,
 ) -> Job:
-    solver, correction = config.guidance(cell.task, cell.solver), config.correction(cell)
-    return Job(cell, seed, images, task["task"], parameters(task), solver, correction, config.samples, lpips)
+    return Job(cell, seed, images, task["task"], parameters(task), config.setup(cell), config.samples, lpips)

@@ -25,13 +25,12 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
+from cmidiff.evaluate.config import Setup
 from cmidiff.evaluate.counted import Counted
 from cmidiff.evaluate.database import Cell, Outcome, PictureFile, SampleOutcome, Unit
 from cmidiff.evaluate.files import png, std_png
 from cmidiff.evaluate.images import Pixels
 from cmidiff.evaluate.scores import scores
-from cmidiff.guidance import Guidance
-from cmidiff.information import CMI
 from cmidiff.physics import TASKS, Task, measure
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Status, restore
@@ -46,7 +45,7 @@ class Job:
         seed: of the units.
         images: name and pixels (H, W, 3) of each image, all of one size.
         task, parameters: the task's name in `cmidiff.physics.TASKS`, and all its parameters but the seed.
-        solver, correction: of the cell.
+        setup: solver, CMI and kernel of the cell.
         samples: K.
         lpips: network of LPIPS, or None where its weights are not at hand.
     """
@@ -56,8 +55,7 @@ class Job:
     images: tuple[tuple[str, Pixels], ...]
     task: str
     parameters: dict[str, Any]
-    solver: Guidance
-    correction: CMI | None
+    setup: Setup
     samples: int
     lpips: str | None
 
@@ -123,8 +121,9 @@ def _computed(job: Job, prior: Denoiser, device: str) -> Done:
         y.to(device),
         _physics(job, units, truth.shape[1:]).to(device),
         counted,
-        solver=job.solver,
-        cmi=job.correction,
+        solver=job.setup.guidance,
+        cmi=job.setup.correction,
+        kernel=job.setup.kernel,
         noise_std=float(job.parameters["noise_std"]),
         steps=job.cell.steps,
         samples=job.samples,
