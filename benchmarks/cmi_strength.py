@@ -17,13 +17,15 @@ import csv
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from cmidiff.tuning.interval import Interval, interval
 
 NOISE_STD = 0.05
 TASKS: dict[str, dict[str, Any]] = {
@@ -168,29 +170,6 @@ def grid(**choices: str) -> Iterator[Setting]:
 # the report
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference over images: its mean, half the width of its 95% interval, and how many images."""
-
-    mean: float
-    half: float
-    count: int
-
-    def __str__(self) -> str:
-        star = "*" if abs(self.mean) > self.half else ""
-        return f"{self.mean:+.3f} ± {self.half:.3f}{star}"
-
-
-def paired(values: Iterable[float], base: Iterable[float]) -> Difference:
-    """Student's interval of ``values - base``."""
-    from scipy.stats import t
-
-    gaps = [a - b for a, b in zip(values, base, strict=True)]
-    n, mean = len(gaps), sum(gaps) / len(gaps)
-    std = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / max(n - 1, 1))
-    return Difference(mean, float(t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf, n)
-
-
 Figures = dict[tuple[Setting, int], dict[str, float]]
 
 
@@ -198,14 +177,14 @@ def settings_of(figures: Figures) -> list[Setting]:
     return sorted({setting for setting, _ in figures}, key=lambda s: (s.task, s.solver, s.steps, s.shape, s.eta))
 
 
-def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, Difference] | None:
+def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, Interval] | None:
     """Mean of a metric and its paired difference to the base, on the images that both have finished."""
     images = sorted(image for s, image in figures if s == setting and (setting.base, image) in figures)
     if not images or any(math.isnan(figures[setting, image][metric]) for image in images):
         return None
     values = [figures[setting, image][metric] for image in images]
     base = [figures[setting.base, image][metric] for image in images]
-    return sum(values) / len(values), paired(values, base)
+    return sum(values) / len(values), interval(values, base)
 
 
 def report(figures: Figures) -> str:
@@ -228,10 +207,15 @@ def _line(figures: Figures, setting: Setting) -> str:
     cells, count = [], 0
     for metric, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3)):
         found = compared(figures, setting, metric)
-        count = found[1].count if found else count
-        cells += [f"{found[0]:.{digits}f}", "" if setting.eta == 0 else str(found[1])] if found else ["", ""]
+        count = found[1].n if found else count
+        cells += [f"{found[0]:.{digits}f}", "" if setting.eta == 0 else _starred(found[1])] if found else ["", ""]
     failed = sum(1 for (s, _), row in figures.items() if s == setting and not row["ok"])
     return f"| {setting.eta:g} | {count} | {' | '.join(cells)} | {failed} |"
+
+
+def _starred(difference: Interval) -> str:
+    star = "*" if abs(difference.mean) > difference.half else ""
+    return f"{difference.mean:+.3f} ± {difference.half:.3f}{star}"
 
 
 def plot(figures: Figures, path: Path) -> None:

@@ -20,8 +20,8 @@ LAYERS = (
     ("guidance",),
     ("sampler", "solvers"),
     ("restoration",),
-    ("evaluate", "train"),
-    ("tuning",),
+    ("train", "tuning", "laboratory"),
+    ("evaluate",),
     ("app",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

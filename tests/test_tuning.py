@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import signal
 import subprocess
@@ -17,12 +18,19 @@ import optuna
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from cmidiff import CADPS, CMI, DDIM, DPS, DSG, MCG, Ancestral, GaussianMixture, PiGDM, ProbabilityFlow, Ramp, restore
+from cmidiff.app import run as app_run
+from cmidiff.app import tune as app_tune
+from cmidiff.app.cli import app
+from cmidiff.app.pictures import write_picture
 from cmidiff.guidance import Guidance, Unconditional
 from cmidiff.step import Kernel
 from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
+from cmidiff.tuning.interval import interval
 from cmidiff.tuning.problem import measured, quality, restored
+from cmidiff.tuning.space import Setting
 from cmidiff.tuning.study import OtherSearch, Row
 from tests.cases import pictures
 
@@ -126,6 +134,14 @@ def test_a_sample_that_diverged_scores_as_grey() -> None:
     torch.testing.assert_close(quality(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5)
 
 
+def test_the_interval_is_students() -> None:
+    found = interval([1.0, 2.0, 4.0, 3.0], [0.0, 0.0, 0.0, 0.0])
+    # t of 3 degrees of freedom at 97.5%: 3.182; standard deviation sqrt(5/3)
+    assert (found.mean, found.n) == (2.5, 4)
+    assert found.half == pytest.approx(3.1824 * math.sqrt(5 / 3) / 2, rel=1e-4)
+    assert interval([1.0], [0.0]).half == math.inf
+
+
 # the search
 
 
@@ -158,19 +174,15 @@ def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(
     torch.testing.assert_close(torch.tensor(outcome.best.held_out["psnr"][:2]).double(), expected)
     # a step size fifty times too small leaves much to gain, on any image
     assert outcome.kept
-    assert outcome.gain.low is not None
     assert outcome.gain.low > 0
     assert outcome.chosen == outcome.best.setting
     assert "4 hold-out images: better beyond its 95% interval" in outcome.verdict
 
 
 def test_what_is_not_better_on_the_hold_out_images_is_not_taken() -> None:
-    from cmidiff.evaluate.statistics import estimate
-    from cmidiff.tuning.space import Setting
-
     alone = Row("the solver alone", Setting(DPS(0.3)), [20.0, 20.0], {"psnr": [20.0, 21.0]})
     lucky = Row("best with CMI", Setting(DPS(0.3), CMI()), [25.0, 25.0], {"psnr": [19.0, 21.5]})
-    outcome = Outcome([alone, lucky], lucky, estimate([-1.0, 0.5]), "psnr", 5, 0)
+    outcome = Outcome([alone, lucky], lucky, interval([19.0, 21.5], [20.0, 21.0]), "psnr", 5, 0)
     assert not outcome.kept
     assert outcome.chosen == alone.setting
     assert "not better than the solver alone, which the preset therefore holds" in outcome.verdict
@@ -323,3 +335,97 @@ def test_what_no_file_can_hold_is_not_written(tmp_path: Path) -> None:
         assert not (tmp_path / "preset.toml").exists()
     with pytest.raises(ValueError, match="cannot read the preset"):
         load_preset(tmp_path / "nowhere.toml")
+
+
+# the command line
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures, a measurement of one of them, and a prior for them called "pictures"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
+    for name, truth in zip(images(6).names, images(6).truth, strict=True):
+        write_picture(tmp_path / "images" / name, truth)
+    for module in (app_tune, app_run):
+        monkeypatch.setattr(module, "load_prior", lambda name, device: prior())
+    result = CliRunner().invoke(app, ["degrade", "images/0.png", "--task", "inpaint-random", "-o", "y.safetensors"])
+    assert result.exit_code == 0, result.output
+    return tmp_path
+
+
+TUNE = ["tune", "inpaint-random", "--images", "images", "--count", "6", "--prior", "pictures", "--steps", "4"]
+TUNE += ["--solver", "dps", "--trials", "3", "--device", "cpu", "-o", "found.toml"]
+
+
+def dry(*options: str) -> dict[str, Any]:
+    command = ["restore", "y.safetensors", "--prior", "pictures", "--dry-run", *options]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_tune_writes_a_preset_that_restore_takes_and_goes_on(desk: Path) -> None:
+    result = CliRunner().invoke(app, TUNE)
+    assert result.exit_code == 0, result.output
+    assert "the solver alone" in result.stdout
+    preset = load_preset("found.toml")
+    assert preset.steps == 4
+    assert preset.provenance["task"] == "inpaint-random"
+    assert preset.provenance["verdict"] in " ".join(result.stdout.split())
+    assert len(trials(desk / "found.study.db")) == 3
+    assert CliRunner().invoke(app, [*TUNE, "--trials", "4"]).exit_code == 0
+    assert len(trials(desk / "found.study.db")) == 4
+    command = ["restore", "y.safetensors", "--preset", "found.toml", "--prior", "pictures", "--samples", "1"]
+    result = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    record = json.loads((desk / "restored" / "run.json").read_text())["options"]
+    assert record["steps"] == 4
+    assert record["solver"]["name"] == "dps"
+
+
+def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
+    cmi = CMI(eta=-0.4, weight="snr", every=2)
+    save_preset("mine.toml", Preset(DPS(Ramp(2.0, 1.0)), cmi, DDIM(0.5), 12, {"prior": "pictures"}))
+    plain = dry("--preset", "mine.toml")
+    assert plain["solver"] == {"name": "dps", "scale": {"start": 2.0, "end": 1.0}, "through_clip": False}
+    assert (plain["steps"], plain["kernel"]) == (12, {"name": "DDIM", "eta": 0.5})
+    assert (plain["cmi"]["eta"], plain["cmi"]["weight"], plain["cmi"]["every"]) == (-0.4, "snr", 2)
+    assert dry("--preset", "mine.toml", "--no-cmi")["cmi"] is None
+    weaker = dry("--preset", "mine.toml", "--eta", "0.2", "--steps", "100")
+    assert (weaker["cmi"]["eta"], weaker["cmi"]["weight"], weaker["steps"]) == (0.2, "snr", 100)
+    other = dry("--preset", "mine.toml", "--solver", "pigdm")  # the default, yet asked for
+    assert (other["solver"]["name"], other["cmi"]["eta"]) == ("pigdm", -0.4)
+    assert dry()["solver"]["name"] == "pigdm"
+    save_preset("base.toml", Preset(DPS(), None, steps=12))
+    assert dry("--preset", "base.toml")["cmi"] is None
+    assert dry("--preset", "base.toml", "--cmi")["cmi"]["eta"] == CMI().eta
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*TUNE, "--metric", "beauty"], "--metric must be one of psnr, ssim, lpips, received 'beauty'"),
+        ([*TUNE, "--count", "9"], "images holds 6 images, received count 9 from offset 0: ask for fewer"),
+        ([*TUNE, "--solver", "unconditional"], "has no strength to tune: choose dps, pigdm, mcg, dsg or cadps"),
+        ([*TUNE, "--hidden", "2"], "hidden must lie in"),
+        ([*TUNE, "--factor", "2"], "has no parameter 'factor'"),
+        ([*TUNE, "--output", "images"], "cannot write images"),
+        ([*TUNE, "--most-eta", "0"], "the largest |eta| must be a number > 0"),
+        ([*TUNE, "--study", "images/0.png"], "images/0.png cannot be used as a study"),
+        (["tune", "blur", *TUNE[2:]], "There is no task 'blur'"),
+        (["restore", "y.safetensors", "--preset", "none.toml"], "cannot read the preset none.toml"),
+    ],
+)
+def test_what_tune_cannot_do_is_one_line(command: list[str], message: str, desk: Path) -> None:
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_preset_for_another_prior_is_noted(desk: Path) -> None:
+    save_preset("other.toml", Preset(DPS(), provenance={"prior": "natural-64"}))
+    command = ["restore", "y.safetensors", "--preset", "other.toml", "--prior", "pictures", "--dry-run"]
+    assert "note: the preset was chosen for the prior natural-64" in CliRunner().invoke(app, command).stderr

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cmidiff.app import options as o
-from cmidiff.app.errors import DIVERGED, INTERRUPTED, BadInput, CommandLine, say
+from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
 from cmidiff.app.show import out, table
 
 app = typer.Typer(
@@ -87,6 +87,7 @@ def degrade(
 
 @app.command()
 def restore(
+    context: typer.Context,
     measurement: o.Measured,
     task: o.TaskName = None,
     noise_std: o.NoiseOrNot = None,
@@ -105,6 +106,7 @@ def restore(
     solver: o.Solver = "pigdm",
     cmi: o.Cmi = None,
     eta: o.Eta = None,
+    preset: o.PresetFile = None,
     prior: o.Prior = "natural-64",
     device: o.Device = "auto",
     batch: o.Batch = 1,
@@ -121,7 +123,10 @@ def restore(
     from cmidiff.app.problem import read_truth
     from cmidiff.app.run import finish, load_prior_of, open_folder, resolved, sample, write_record
 
+    tuned = o.preset_of(preset)
     settings = o.settings_of(
+        preset=tuned,
+        explicit=o.explicit(context),
         solver=solver,
         cmi=cmi,
         eta=eta,
@@ -136,7 +141,7 @@ def restore(
     problem = o.problem_of(measurement, task, given, mask, kernel, noise_std)
     reference = None if truth is None else read_truth(truth, problem.shape)
     record = resolved(problem, settings, measurement, output)
-    for note in problem.notes:
+    for note in (*problem.notes, *o.notes_on(tuned, settings.prior)):
         say(f"note: {note}")
     if dry_run:
         print(json.dumps(record, indent=2))
@@ -155,6 +160,172 @@ def restore(
         say(f"cmidiff: diverged: sample {', '.join(diverged)}; what else there is, is in {output}")
         raise typer.Exit(DIVERGED)
     print(f"written to {output}")
+
+
+@app.command()
+def tune(
+    task: Annotated[str, typer.Argument(help=o.TASK_HELP, show_default=False)],
+    images: Annotated[Path, typer.Option("--images", help="Clean pictures: a folder or a tar archive.")],
+    count: Annotated[int, typer.Option("--count", help="How many; half tune, half check what was found.")] = 16,
+    offset: Annotated[int, typer.Option("--offset", help="The first one, in the order of their names.")] = 0,
+    side: Annotated[
+        int | None,
+        typer.Option("--side", help="Crop the middle square and shrink it to this side.", show_default=False),
+    ] = None,
+    noise_std: o.Noise = 0.05,
+    factor: o.Factor = None,
+    size: o.Size = None,
+    hidden: o.Hidden = None,
+    kernel_size: o.KernelSize = None,
+    std: o.Std = None,
+    intensity: o.Intensity = None,
+    padding: o.Padding = None,
+    ratio: o.Ratio = None,
+    solver: o.Solver = "pigdm",
+    prior: o.Prior = "natural-64",
+    steps: o.Steps = 50,
+    trials: Annotated[int, typer.Option("--trials", help="Settings to try in all.")] = 40,
+    seed: o.Seed = 0,
+    metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim or lpips.")] = "psnr",
+    most_eta: Annotated[float, typer.Option("--most-eta", help="The largest strength of CMI, of either sign.")] = 1.0,
+    batch: Annotated[int, typer.Option("--batch", help="Pictures restored at once.")] = 8,
+    device: o.Device = "auto",
+    output: o.Output = Path("preset.toml"),
+    study: Annotated[
+        Path | None, typer.Option("--study", help="File of the search; OUTPUT.study.db without it.", show_default=False)
+    ] = None,
+    dry_run: o.DryRun = False,
+) -> None:
+    """Find the strengths of guidance and CMI for a prior, a task and a solver, on a handful of clean pictures.
+
+    The same command again goes on where the search stopped; more --trials extend it. The preset is for cmidiff restore
+    --preset, and it is the solver alone where nothing was better on the pictures held out.
+    """
+    import shlex
+    import sys
+
+    from cmidiff.app import tune as t
+    from cmidiff.app.problem import check_noise_std
+    from cmidiff.tuning import save_preset
+
+    o.check_prior(prior)
+    t.check_output(output)
+    given = o.given(factor=factor, size=size, hidden=hidden, kernel_size=kernel_size, std=std, intensity=intensity)
+    given |= o.given(padding=padding, ratio=ratio, noise_std=check_noise_std(noise_std))
+    search, network = t.searched(
+        images,
+        count=count,
+        offset=offset,
+        side=side,
+        task=task,
+        parameters=given,
+        solver=solver,
+        most_eta=most_eta,
+        prior=prior,
+        steps=steps,
+        metric=t.checked_metric(metric),
+        trials=trials,
+        group=batch,
+        seed=seed,
+        device=o.device_of(device),
+    )
+    record = t.described(search, images, prior)
+    if dry_run:
+        print(json.dumps(record, indent=2))
+        return
+    file = output.with_suffix(".study.db") if study is None else study
+    try:
+        outcome = t.run(search, network, file)
+    except KeyboardInterrupt:
+        say(f"stopped: the search is in {file}; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    out.print(t.table(outcome))
+    save_preset(output, t.preset_of(search, outcome, record, shlex.join(["cmidiff", *sys.argv[1:]])))
+    print(f"{outcome.verdict}\nwritten to {output}")
+
+
+@app.command(name="evaluate")
+def evaluate_(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cmi-paper, embedded, smoke.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="A folder or a tar archive of clean images.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="With commas; options as super-resolution:factor=4,inpaint-box."),
+    ] = None,
+    solvers: Annotated[
+        str | None, typer.Option("--solvers", help="With commas; options as dps:scale=4:label=dps-4,pigdm.")
+    ] = None,
+    cmi: Annotated[str | None, typer.Option("--cmi", help="off, on, or off,on.")] = None,
+    eta: Annotated[str | None, typer.Option("--eta", help="Strengths of CMI, with commas.")] = None,
+    steps: Annotated[str | None, typer.Option("--steps", help="Steps of the sampler; several, with commas.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Posterior samples of each unit.")] = None,
+    seed: Annotated[str | None, typer.Option("--seed", help="Seeds, with commas: each is a unit of its own.")] = None,
+    prior: Annotated[str | None, typer.Option("--prior", help="Name (see cmidiff priors) or folder.")] = None,
+    noise_std: o.NoiseOrNot = None,
+    size: Annotated[int | None, typer.Option("--size", help="Crop and shrink images to squares of this side.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="The first so many images, by name.")] = None,
+    offset: Annotated[int | None, typer.Option("--offset", help="Leave out so many images before.")] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Sweep steps (20, 50, 100, 250, 1000, or --steps) and eta.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--out", "--output", "-o", help="Folder of the run.")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray: all cores, or a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option("--address", help="ray: auto, or ray://HOST:PORT.")] = None,
+    cpus: Annotated[float, typer.Option("--cpus", help="ray: CPUs of a worker.")] = 1.0,
+    gpus: Annotated[float | None, typer.Option("--gpus", help="ray: GPUs of a worker, as 1 or 0.25.")] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads of a worker; results differ by rounding.")] = 1,
+    device: o.Device = "auto",
+    batch: Annotated[int, typer.Option("--batch", help="Images restored together: more for a GPU.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat the units that failed.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="Add images, cells or seeds to a run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print configuration, grid and cost; stop.")] = False,
+) -> None:
+    """Restore many images by many solvers, with and without CMI, and measure how well; cmidiff report shows it.
+
+    The same command again keeps what is finished and goes on.
+
+    Exit codes: 0 done, 1 some units failed, 2 wrong input, 4 the folder cannot be written, 130 interrupted.
+    """
+    from cmidiff.app import evaluation as e
+    from cmidiff.evaluate.run import Options, Unwritable
+
+    benchmark = e.benchmark(
+        config,
+        curve,
+        images=images,
+        tasks=e.words(tasks),
+        solvers=e.words(solvers),
+        cmi=None if cmi is None else tuple(e.words(cmi) or ()),
+        eta=e.numbers("--eta", eta, float),
+        steps=e.numbers("--steps", steps, int),
+        samples=samples,
+        seeds=e.numbers("--seed", seed, int),
+        prior=prior,
+        noise_std=noise_std,
+        size=size,
+        limit=limit,
+        offset=offset,
+    )
+    machine = e.Machine(engine, address, device, cpus, gpus, threads, batch)
+    if dry_run:
+        e.show_plan(benchmark, machine)
+        return
+    if output is None:
+        raise BadInput("where to? give --out with the folder of a new run, or of one to go on with")
+    try:
+        counts = e.run(benchmark, machine, Options(output, batch, retry_failed, extend))
+    except KeyboardInterrupt:
+        say(f"stopped: what is finished is in {output}; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    except Unwritable as error:
+        say(f"cmidiff: {error}")
+        raise typer.Exit(UNWRITABLE) from error
+    print(e.summary(counts, output))
+    if counts["failed"]:
+        say(f"cmidiff: {counts['failed']} units failed, {output / 'run.log'} says why; --retry-failed repeats them")
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -225,6 +396,35 @@ def report(
     print(verdict(comparison))
     for name, meaning in written.items():
         print(f"{name}  {meaning}")
+
+
+@app.command()
+def validate(
+    output: o.Output = Path("validation"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="gradient, difference, symmetry, posterior or trajectory; may be repeated."),
+    ] = None,
+    seed: o.Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few of everything, to see that it works.")] = False,
+    workers: Annotated[int, typer.Option("--workers", help="Processes for the known posteriors.")] = 2,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures", help="Folder or tar file of pictures for the embedded prior; without it, the demo's."
+        ),
+    ] = None,
+) -> None:
+    """Measure CMI and every solver against exact answers: tables, CSV and plots.
+
+    Finished sections are kept; the same command again does the others.
+    """
+    from cmidiff.app.validate import run
+    from cmidiff.laboratory import Settings
+
+    if workers < 1:
+        raise BadInput(f"--workers must be a whole number >= 1, received {workers}")
+    run(output, Settings(seed, quick, workers, pictures), only or [])
 
 
 def main() -> None:

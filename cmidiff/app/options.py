@@ -5,10 +5,11 @@ Nothing heavy is imported at the top: help must be instant.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from cmidiff.app.errors import BadInput, unknown
 from cmidiff.solvers import SOLVERS, make_solver
@@ -16,6 +17,8 @@ from cmidiff.solvers import SOLVERS, make_solver
 if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
     from cmidiff.app.run import Settings
+    from cmidiff.information import CMI
+    from cmidiff.tuning.preset import Preset
 
 MEASUREMENT_SUFFIX = ".safetensors"
 
@@ -71,6 +74,10 @@ Batch = Annotated[int, Option("--batch", help="Samples drawn at once: more for a
 Seed = Annotated[int, Option("--seed", help="Seed of all that is random.")]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[str, Option("--prior", help="Name (see cmidiff priors) or folder of the diffusion prior.")]
+PresetFile = Annotated[
+    Path | None,
+    _option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
+]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace another run in the folder.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check the input, print the resolved options, stop.")]
 
@@ -139,13 +146,18 @@ def settings_of(
     seed: int,
     batch: int,
     device: str,
+    preset: Preset | None = None,
+    explicit: Container[str] = (),
 ) -> Settings:
     """The resolved options of a run.
+
+    Args:
+        preset: replaces the options that are not explicit.
+        explicit: names of the options that the user gave.
 
     Raises:
         BadInput: an unknown name, or a number out of its range.
     """
-    import cmidiff
     from cmidiff.app.run import Settings
 
     if solver not in SOLVERS:
@@ -156,11 +168,61 @@ def settings_of(
     if eta is not None and cmi is False:
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
+    correction = correction_of(cmi, eta, None if preset is None else preset.cmi)
+    guidance, kernel = make_solver(solver), None
+    if preset is not None:
+        kernel = preset.kernel
+        steps = steps if "steps" in explicit else preset.steps
+        if "solver" not in explicit:
+            solver, guidance = preset.solver_name, preset.solver
+    return Settings(solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device), kernel)
+
+
+def correction_of(cmi: bool | None, eta: float | None, before: CMI | None = None) -> CMI | None:
+    """The CMI that ``--cmi`` and ``--eta`` make of the one before them.
+
+    Raises:
+        BadInput: a strength that CMI refuses.
+    """
+    from dataclasses import replace
+
+    import cmidiff
+
+    if cmi is False:
+        return None
     try:
-        correction = cmidiff.CMI(**given(eta=eta)) if cmi or eta is not None else None
+        correction = cmidiff.CMI() if before is None and (cmi or eta is not None) else before
+        return correction if correction is None or eta is None else replace(correction, eta=eta)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    return Settings(solver, make_solver(solver), correction, prior, steps, samples, seed, batch, device_of(device))
+
+
+def preset_of(path: Path | None) -> Preset | None:
+    """The preset in a file.
+
+    Raises:
+        BadInput: it cannot be used.
+    """
+    if path is None:
+        return None
+    from cmidiff.tuning.preset import load_preset
+
+    try:
+        return load_preset(path)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def notes_on(preset: Preset | None, prior: str) -> list[str]:
+    """What a user should know who takes a preset to another prior."""
+    before = None if preset is None else preset.provenance.get("prior")
+    return [f"the preset was chosen for the prior {before}"] if before and before != prior else []
+
+
+def explicit(context: Context) -> set[str]:
+    """Names of the options that were given, and are not at their defaults for want of them."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
 def check_prior(prior: str) -> None:

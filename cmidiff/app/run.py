@@ -35,6 +35,7 @@ from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Progress
 from cmidiff.restoration import restore as sample_posterior
+from cmidiff.step import Kernel
 
 SSIM_WINDOW = 11  # pixels: smaller pictures have no SSIM
 MOST_SHOWN = 4  # samples in the comparison
@@ -51,6 +52,7 @@ class Settings:
         prior: name or path of the prior.
         steps, samples, seed, batch: of the sampler; ``batch`` samples are drawn at once.
         device: where.
+        kernel: reverse kernel; None for the default.
     """
 
     solver_name: str
@@ -62,6 +64,7 @@ class Settings:
     seed: int
     batch: int
     device: str
+    kernel: Kernel | None = None
 
     @property
     def title(self) -> str:
@@ -70,7 +73,8 @@ class Settings:
     def describe(self) -> dict[str, Any]:
         names = ("prior", "steps", "samples", "seed", "batch", "device")
         cmi = None if self.cmi is None else _fields(self.cmi)
-        return {"solver": {"name": self.solver_name} | _fields(self.solver), "cmi": cmi} | {
+        kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | _fields(self.kernel)
+        return {"solver": {"name": self.solver_name} | _fields(self.solver), "cmi": cmi, "kernel": kernel} | {
             name: getattr(self, name) for name in names
         }
 
@@ -245,6 +249,7 @@ def draw(
             prior,
             solver=settings.solver,
             cmi=settings.cmi,
+            kernel=settings.kernel,
             noise_std=problem.noise_std,
             steps=settings.steps,
             samples=len(indices),

@@ -64,6 +64,11 @@ class Preset:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def solver_name(self) -> str:
+        """The solver's name in the table of solvers."""
+        return _named(self.solver, _solvers())["name"]
+
+    @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `cmidiff.restore`: ``restore(y, physics, prior, **preset.options)``."""
         return {"solver": self.solver, "cmi": self.cmi, "kernel": self.kernel, "steps": self.steps}

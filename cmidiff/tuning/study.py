@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmidiff.evaluate.statistics import Estimate, estimate
 from cmidiff.prior.base import Denoiser
 from cmidiff.tuning.images import Images
+from cmidiff.tuning.interval import Interval, interval
 from cmidiff.tuning.problem import METRICS, Problem, measured, quality, restored
 from cmidiff.tuning.space import Setting, Space
 
@@ -151,7 +151,7 @@ class Outcome:
 
     rows: list[Row]
     best: Row
-    gain: Estimate
+    gain: Interval
     metric: str
     trials: int
     pruned: int
@@ -170,11 +170,11 @@ class Outcome:
         """The outcome in one sentence."""
         if self.best is self.rows[0]:
             return "no setting was better than the solver alone on the tuning images: the preset is the solver alone"
-        figures = f"{self.gain.mean:+.3g}" + ("" if self.gain.half is None else f" ± {self.gain.half:.2g}")
+        figures = f"{self.gain.mean:+.3g} ± {self.gain.half:.2g}"
         where = f"{self.metric} gained {figures} on {self.gain.n} hold-out images"
         if not self.kept:
             return f"{where}: not better than the solver alone, which the preset therefore holds"
-        sure = self.gain.low is not None and self.gain.low > 0
+        sure = self.gain.low > 0
         return f"{where}: " + ("better beyond its 95% interval" if sure else "better, but within its 95% interval of 0")
 
 
@@ -193,7 +193,7 @@ def tune(
         OtherSearch: ``path`` holds another search.
         ModuleNotFoundError: Optuna is not installed.
     """
-    study = _opened(search, path)
+    study = open_study(search, path)
     problems = search.problems(held_out=False)
     while (before := len(_done(study))) < search.trials:
         _run_trial(study, search, prior, problems, before, progress)
@@ -209,7 +209,13 @@ def _optuna() -> Any:
     return optuna
 
 
-def _opened(search: Search, path: Path) -> optuna.Study:
+def open_study(search: Search, path: Path) -> optuna.Study:
+    """The study of a search: a new one, or what there is of it.
+
+    Raises:
+        OtherSearch: ``path`` holds another search, or no study.
+        ModuleNotFoundError: Optuna is not installed.
+    """
     optuna = _optuna()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,8 +306,8 @@ def _outcome(study: optuna.Study, search: Search, prior: Denoiser, progress: Cal
     rows = [_row(name, trial, study, search, prior, problems, progress) for name, trial in names.items()]
     best = max(zip(names.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
     sign, metric = METRICS[search.metric][1], search.metric
-    pairs = zip(best.held_out[metric], rows[0].held_out[metric], strict=True)
-    gain = estimate([sign * (value - base) for value, base in pairs])
+    values, base = ([sign * value for value in row.held_out[metric]] for row in (best, rows[0]))
+    gain = interval(values, base)
     pruned = sum(t.state == TrialState.PRUNED for t in done)
     return Outcome(rows, best, gain, metric, len(done), pruned)
 
