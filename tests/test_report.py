@@ -53,6 +53,8 @@ ABOUT = {
     "created": "2026-01-02T03:04:05+00:00",
 }
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 Score = Callable[[Unit, np.random.Generator], dict[str, float]]
 
 
@@ -131,8 +133,8 @@ def make_run(
             other = (left_out or {}).get(index, outcome(run, unit, index, score(unit, noise)))
             if other is not None:
                 writer.record([other])
-        for image, task, seed in dict.fromkeys((u.image, u.task, u.seed) for u in units):
-            writer.record_measurement(image, task, seed, picture(run, "measured/y.png", 200).path)
+        measured = picture(run, "measured/y.png", 200).path
+        writer.record([], [(u.image, u.task, u.seed, measured) for u in units])
         writer.record_cells([CellScore(units[0].cell, "fid", 123.45, len(names), "Inception")])
     return run
 
@@ -361,6 +363,19 @@ def test_page_marks_what_is_significant(written: Path) -> None:
     assert '<td class="worse">' not in text
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_opens_in_a_browser_from_the_disk(written: Path, tmp_path: Path) -> None:
+    """Chromium lays the page out: every section is there, and what it could not load would leave a gap in the DOM."""
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=360,740", f"--user-data-dir={tmp_path}")
+    command = [str(CHROMIUM), *options, "--dump-dom", (written / "report.html").resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = Page(done.stdout)
+    assert {"results", "differences", "cost", "cases", "units"} <= {a.get("id") for _, a in page.tags}
+    assert not {tag for tag, _ in page.tags} & {"script", "b"}
+    assert done.stdout.count("&lt;script&gt;") >= 8
+
+
 def test_absent_metrics_say_how_to_get_them(written: Path) -> None:
     for file in ("report.html", "report.md"):
         assert "copy them there" in (written / file).read_text()
@@ -453,20 +468,41 @@ def test_a_case_whose_cmi_diverged_stays(tmp_path: Path) -> None:
 
 
 def test_curves_hold_every_step_and_strength(tmp_path: Path) -> None:
-    run = make_run(tmp_path, grid(3, etas=(0.5, 1.0, 2.0), steps=(20, 50)))
+    units = [u for u in grid(3, etas=(0.5, 1.0, 2.0), steps=(20, 50)) if u.task == GAINS]
+    run = make_run(tmp_path, units)
     found = compared(run)
     drawn = {(plot.task, plot.name): plot for plot in plots(found)}
-    assert set(drawn) == {
-        (task, f"{metric}-{kind}")
-        for task in (GAINS, NULL)
-        for metric in ("psnr", "ssim")
-        for kind in ("passes", "seconds", "eta")
-    }
+    kinds = ("passes", "seconds", "eta")
+    assert set(drawn) == {(GAINS, f"{metric}-{kind}") for metric in ("psnr", "ssim") for kind in kinds}
     assert drawn[GAINS, "psnr-passes"].alt.count(" at ") == 2 * 2 * 2  # solvers, sides, steps
     assert drawn[GAINS, "psnr-eta"].alt.count(" at ") == 2 * 4  # solvers, base and three strengths
     assert found.label(found.lines[-1]) == "pi_gdm + CMI, η = 2, 50 steps"
-    report(run)
-    assert "η = 0.5" in (run / "report" / "report.html").read_text()
+
+
+def test_a_figure_does_not_mistake_missing_images_for_a_gain(tmp_path: Path) -> None:
+    """CMI changes nothing, and lacks the two worst of five images: its mean is 1 dB higher, its point is not."""
+
+    def score(unit: Unit, noise: np.random.Generator) -> dict[str, float]:
+        return {"psnr": 18.0 + int(unit.image[0])}
+
+    units = grid(5)
+    lost: dict[int, Outcome | None] = {i: None for i, u in enumerate(units) if u.cmi and int(u.image[0]) < 2}
+    found = compared(make_run(tmp_path, units, score, left_out=lost))
+    line = next(line for line in found.lines if line.cmi)
+    value = found.entry(line, GAINS, found.qualities[0]).value
+    assert value is not None
+    assert value.mean == pytest.approx(21)
+    alt = next(plot.alt for plot in plots(found) if plot.name == "psnr-passes")
+    assert "dps: 20.00 at 200; dps with CMI: 20.00 at 300" in alt
+
+
+def test_cmi_without_a_base_is_shown_and_compared_with_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [u for u in grid(2) if u.cmi])
+    found, _ = report(run)
+    assert found.tests == 0
+    text = (run / "report" / "report.md").read_text()
+    assert "compared with nothing" in text
+    assert "dps + CMI" in text
 
 
 def test_a_strength_for_each_task_is_one_row(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ class Quality:
         return TITLES.get(self.name, self.name.replace("_", " ").capitalize())
 
     @property
+    def description(self) -> str:
+        """As a sentence."""
+        text = self.metric.description
+        return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+    @property
     def digits(self) -> int:
         return DIGITS.get(self.name, 3)
 
@@ -81,7 +87,10 @@ class Quality:
 
     def text(self, value: float | None, *, sign: bool = False) -> str:
         """A figure with the metric's decimals."""
-        return DASH if value is None else f"{value:{'+' if sign else ''}.{self.digits}f}".replace("-", MINUS)
+        if value is None:
+            return DASH
+        value = round(value, self.digits) + 0.0  # no minus before zero
+        return f"{value:{'+' if sign and value else ''}.{self.digits}f}".replace("-", MINUS)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from cmidiff.evaluate import summary
 from cmidiff.evaluate.cases import LOSSLESS, Case, encoded
 from cmidiff.evaluate.comparison import Comparison
-from cmidiff.evaluate.plots import Plot
+from cmidiff.evaluate.plots import SIZE, Plot
 
 TEMPLATE = "report.html.jinja"
 
@@ -33,6 +33,7 @@ def render(comparison: Comparison, name: str, plots: Sequence[Plot], cases: Sequ
         summary=summary,
         plots=plots,
         cases=cases,
+        plot_size=[round(72 * inches) for inches in SIZE],
         lossless=LOSSLESS,
         configuration=json.dumps(comparison.about["config"], indent=2),
         picture=_picture,

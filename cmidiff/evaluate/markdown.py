@@ -39,7 +39,7 @@ def _blocks(comparison: Comparison, name: str, plots: Sequence[tuple[str, Plot]]
     for task in comparison.tasks:
         yield _differences(comparison, task)
     yield _endings(comparison)
-    yield "## Quality against cost\n"
+    yield f"## Quality against cost\n\n{summary.BARS}\n"
     yield from (f"![{escaped(plot.alt)}]({path})\n" for path, plot in plots)
     yield "## Configuration\n"
     yield from (f"    {line}" for line in json.dumps(comparison.about["config"], indent=2).split("\n"))
@@ -51,11 +51,13 @@ def _figures(comparison: Comparison, quality: Quality) -> str:
         row = [escaped(comparison.label(line))]
         for task in comparison.tasks:
             entry = comparison.entry(line, task, quality)
-            text, mark = summary.figure(quality, entry, comparison.usable), summary.MARKS[entry.verdict(quality)]
+            text = summary.figure(quality, entry, comparison.usable)
+            text = ", ".join(filter(None, (text, summary.delta(quality, entry))))
+            mark = summary.MARKS[entry.verdict(quality)]
             row.append(f"**{text} {mark}**" if mark else text)
         rows.append(row)
     units = f"{quality.metric.units}, " if quality.metric.units else ""
-    title = f"## {quality.title} ({units}{quality.direction})\n\n{escaped(quality.metric.description)}\n\n"
+    title = f"## {quality.title} ({units}{quality.direction})\n\n{escaped(quality.description)}\n\n"
     return title + _table(["", *map(escaped, comparison.tasks)], rows)
 
 

@@ -6,24 +6,34 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.style import context
+from matplotlib.ticker import LogLocator, NullLocator
 
-from cmidiff.evaluate.comparison import Comparison, Line, Quality, Tally
+from cmidiff.evaluate.comparison import Comparison, Entry, Line, Quality, Tally
 from cmidiff.evaluate.database import Cell
-from cmidiff.evaluate.statistics import Estimate
 
-# Okabe and Ito's colours, which differ for all kinds of sight; black left out, as it is not seen on a dark page.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+# After Okabe and Ito: they differ for all kinds of sight; shades that are seen on a light page and on a dark one.
+COLOURS = ("#2B87C8", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#8A6FD1", "#999999")
 MARKERS = "os^Dv<>"
 SIZE = (4.4, 3.7)  # inches: readable on a telephone without zooming
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "cmidiff", "font.size": 9, "font.family": "sans-serif"}
 
-Point = tuple[float, Estimate]
+
+class Point(NamedTuple):
+    """A cell: its cost or strength, its figure, and half the interval of its paired difference to the base.
+
+    The interval of a mean would show how unlike the images are, not how sure the gain is.
+    """
+
+    x: float
+    y: float
+    half: float  # NaN: none is drawn
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,20 @@ def _cost_curves(comparison: Comparison, task: str, quality: Quality, cost: Call
     return curves
 
 
+def _point(comparison: Comparison, cell: Cell, quality: Quality, x: float) -> Iterator[Point]:
+    """One point, or none where there is no figure.
+
+    With CMI it lies at the base's mean plus the paired difference: where pairs are incomplete, the two means are of
+    different images.
+    """
+    entry, base = (comparison.entries.get((one, quality.name), Entry(None)) for one in (cell, cell.base))
+    if entry.paired is not None and base.value is not None:
+        difference = entry.paired.difference
+        yield Point(x, base.value.mean + difference.mean, math.nan if difference.half is None else difference.half)
+    elif entry.value is not None:
+        yield Point(x, entry.value.mean, math.nan)
+
+
 def _same_but_steps(one: Cell | None, other: Cell | None) -> bool:
     return one is not None and other is not None and one._replace(steps=other.steps) == other
 
@@ -96,9 +120,9 @@ def _points(
     comparison: Comparison, task: str, quality: Quality, lines: Sequence[Line], cost: Callable[[Tally], float]
 ) -> Iterator[Point]:
     for line in lines:
-        tally, value = comparison.tally(line, task), comparison.entry(line, task, quality).value
-        if tally is not None and value is not None and math.isfinite(cost(tally)):
-            yield cost(tally), value
+        cell, tally = line.cell(task), comparison.tally(line, task)
+        if cell is not None and tally is not None and math.isfinite(cost(tally)):
+            yield from _point(comparison, cell, quality, cost(tally))
 
 
 def _eta_curves(comparison: Comparison, task: str, quality: Quality) -> list[Curve]:
@@ -106,9 +130,8 @@ def _eta_curves(comparison: Comparison, task: str, quality: Quality) -> list[Cur
     curves = []
     for rank, (base, _) in enumerate(comparison.sides(task)):
         lines = [line for line in comparison.lines if (line.solver, line.steps) == (base.solver, base.steps)]
-        cells = {cell: comparison.entry(line, task, quality).value for line in lines if (cell := line.cell(task))}
-        points = [(cell.eta, value) for cell, value in cells.items() if value is not None]
-        points.sort(key=lambda point: point[0])
+        cells = [cell for line in lines if (cell := line.cell(task))]
+        points = sorted(point for cell in cells for point in _point(comparison, cell, quality, cell.eta))
         if sum(cell.cmi for cell in cells) > 1:
             curves.append(Curve(base.solver, rank, True, points))
     return curves
@@ -123,7 +146,7 @@ def _plot(task: str, kind: str, quality: Quality, curves: Sequence[Curve], x_lab
 def _alt(title: str, quality: Quality, curves: Sequence[Curve], x_label: str) -> str:
     said = [
         f"{curve.solver}{' with CMI' if curve.cmi else ''}: "
-        + ", ".join(f"{quality.text(value.mean)} at {x:.3g}" for x, value in curve.points)
+        + ", ".join(f"{quality.text(point.y)} at {point.x:.3g}" for point in curve.points)
         for curve in curves
         if curve.points
     ]
@@ -142,6 +165,9 @@ def _drawn(title: str, kind: str, quality: Quality, curves: Sequence[Curve], x_l
         if kind != "eta":
             _join_single_points(axes, curves)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=x_label, ylabel=f"{quality.title} ({quality.direction})")
         axes.set_title(_plain(title), fontsize=10)
         axes.grid(alpha=0.25)
@@ -154,13 +180,12 @@ def _drawn(title: str, kind: str, quality: Quality, curves: Sequence[Curve], x_l
 def _draw(axes: Axes, curve: Curve) -> None:
     if not curve.points:
         return
-    x, means = zip(*((x, value.mean) for x, value in curve.points), strict=True)
-    spread = [value.half or 0.0 for _, value in curve.points]
+    x, y, half = zip(*curve.points, strict=True)
     colour = COLOURS[curve.rank % len(COLOURS)]
     axes.errorbar(
         x,
-        means,
-        spread,
+        y,
+        half,
         color=colour,
         marker=MARKERS[curve.rank % len(MARKERS)],
         markerfacecolor=colour if curve.cmi else "none",
@@ -177,8 +202,8 @@ def _join_single_points(axes: Axes, curves: Sequence[Curve]) -> None:
     single = [curve for curve in curves if len(curve.points) == 1]
     for base in (curve for curve in single if not curve.cmi):
         for other in (curve for curve in single if curve.cmi and curve.rank == base.rank):
-            ends = [(x, value.mean) for x, value in (*base.points, *other.points)]
-            axes.plot(*zip(*ends, strict=True), ":", color=COLOURS[base.rank % len(COLOURS)], linewidth=1)
+            x, y, _ = zip(*base.points, *other.points, strict=True)
+            axes.plot(x, y, ":", color=COLOURS[base.rank % len(COLOURS)], linewidth=1)
 
 
 def _legend(curves: Sequence[Curve], kind: str) -> list[Line2D]:

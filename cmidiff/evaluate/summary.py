@@ -14,6 +14,10 @@ COST = (
     "Passes: of the network, forward and backward, per sample. Seconds: per unit (an image with all its samples), as "
     "they came on the machine that ran it, whatever else it did."
 )
+BARS = (
+    "A point with CMI lies at the base's mean plus the paired difference, whose 95% interval is its bar; how unlike "
+    "the images are is in the tables."
+)
 PAIRS = "A difference is of complete pairs alone; those that lack a side are counted in the last column."
 
 
@@ -35,8 +39,9 @@ def rule(comparison: Comparison) -> str:
         f"two-sided signed-rank test over the images gives p < {ALPHA:g} after Holm's correction for "
         f"{_cells(comparison.tests)}, all that are tested in this report, and the mean difference has the sign of the "
         "rank sum; what is unmarked is not significant. "
-        f"± is half the {LEVEL:.0%} interval of a mean over images (Student's t); differences have their own, paired "
-        "interval below." + (" The seeds of an image are averaged first." if comparison.seeds else "")
+        f"± is half the {LEVEL:.0%} interval of a mean over images (Student's t). Δ is the mean of the paired "
+        "differences, of the distance to the best value where that is neither high nor low; its interval is below."
+        + (" The seeds of an image are averaged first." if comparison.seeds else "")
     )
 
 
@@ -70,6 +75,11 @@ def figure(quality: Quality, entry: Entry, usable: int) -> str:
     half = "" if entry.value.half is None else f" ± {quality.text(entry.value.half)}"
     some = "" if entry.value.n == usable else f" ({entry.value.n} of {usable})"
     return f"{quality.text(entry.value.mean)}{half}{some}"
+
+
+def delta(quality: Quality, entry: Entry) -> str:
+    """Mean difference in short; nothing where there is none."""
+    return f"Δ {quality.text(entry.paired.difference.mean, sign=True)}" if entry.paired else ""
 
 
 def difference(quality: Quality, entry: Entry) -> str:
@@ -128,7 +138,7 @@ def _pairs(comparison: Comparison) -> Iterator[str]:
     if lacking:
         yield (
             f"Incomplete pairs: in {_cells(len(lacking))} up to {max(lacking)} pairs lack a side; the differences are "
-            "of complete pairs alone. Where the hard images are the ones that lack, means flatter the side without."
+            "of complete pairs alone. Where the hard images are the ones that a side lacks, its means flatter it."
         )
     if comparison.usable == 1:
         yield "One image only: there are no intervals and no tests; nothing can be said about other images."
@@ -153,7 +163,7 @@ def _images(comparison: Comparison) -> Iterator[str]:
 
 def _absent(comparison: Comparison) -> Iterator[str]:
     for quality in comparison.absent:
-        yield f"{quality.title} is absent: {quality.metric.absent}"
+        yield f"No {quality.title}: {quality.metric.absent}"
 
 
 def _cells(count: int) -> str:
