@@ -30,6 +30,18 @@ class PatchUNet(nn.Module):
         self.unet = unet
         self.patch_size = patch_size
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again for a gradient instead of being kept."""
+        return self.unet.is_gradient_checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        elif self.checkpointing:
+            self.unet.disable_gradient_checkpointing()
+
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W), times ``t`` and, of a
         class-conditional network, labels of shape (B,)."""

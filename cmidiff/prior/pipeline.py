@@ -107,9 +107,9 @@ def build(
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # fused attention has no second derivative
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
-    return PatchUNet(unet, patch)
+    network = PatchUNet(unet, patch)
+    network.checkpointing = checkpointing
+    return network
 
 
 def _check_config(config: Fields) -> None:

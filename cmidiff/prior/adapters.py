@@ -1,0 +1,154 @@
+"""Priors that come as objects: a function of your own, or a denoiser of azula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmidiff.prior.base import Prediction
+from cmidiff.prior.network import Network, NetworkPrior, Parametrisation
+from cmidiff.schedule import Schedule, checked_steps
+
+
+def from_callable(
+    fn: Network,
+    schedule: Schedule,
+    parametrisation: Parametrisation,
+    *,
+    shape: tuple[int, ...] | None = None,
+    learned_variance: bool = False,
+    value_range: tuple[float, float] | None = (-1.0, 1.0),
+    channels: int | None = 3,
+    multiple: int = 1,
+    name: str = "callable",
+    classes: int | None = None,
+    label: int | None = None,
+) -> NetworkPrior:
+    """A prior from any function that predicts.
+
+    Args:
+        fn: ``(x_t, t) -> output``, differentiable, with ``x_t`` of shape (B, ...) and the schedule's times ``t`` of
+            shape (B,); with ``classes``, ``(x_t, t, label)``.
+        schedule: the perturbation kernel it was trained on, e.g. ``DDPM.linear()``, ``VE()``, ``RectifiedFlow()``.
+        parametrisation: what the output is: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
+        shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros of it, and its answer checked.
+        learned_variance, value_range, channels, multiple, name, classes, label: see `NetworkPrior`. For signals other
+            than pictures, ``value_range=None, channels=None``.
+
+    Raises:
+        TypeError: ``fn`` cannot be called, or ``schedule`` is none.
+        ValueError: an unknown parametrisation or label; an output of another shape, or one that is not finite.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function (x_t, t) -> output, received {type(fn).__name__}")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be one of cmidiff.schedule, such as DDPM.linear(), received {schedule!r}")
+    prior = NetworkPrior(
+        fn,
+        parametrisation,
+        schedule,
+        learned_variance=learned_variance,
+        value_range=value_range,
+        channels=channels,
+        multiple=multiple,
+        name=name,
+        classes=classes,
+        label=label,
+    )
+    if shape is not None:
+        _try(prior, shape)
+    return prior
+
+
+def _try(prior: NetworkPrior, shape: tuple[int, ...]) -> None:
+    x_t = torch.zeros(2, *shape)
+    with torch.no_grad():
+        x_hat = prior(x_t, prior.schedule.grid(2)[-1]).mean
+    if x_hat.shape != x_t.shape:
+        raise ValueError(
+            f"{prior.name} answers {tuple(x_t.shape)} with {tuple(x_hat.shape)}: the output must have x_t's shape, or "
+            "twice its channels with learned_variance=True"
+        )
+    if not bool(torch.isfinite(x_hat).all()):
+        raise ValueError(f"{prior.name} answers zeros with values that are not finite at its cleanest time")
+
+
+class AzulaDenoiser(Protocol):
+    """What is used of ``azula.denoise.Denoiser``."""
+
+    @property
+    def schedule(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]: ...
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class AzulaSchedule:
+    """A schedule of azula, ``t`` in [0, 1] from clean to noisy. Its own level at ``t = 0`` keeps a little noise; here
+    ``t = 0`` is the clean image."""
+
+    inner: Callable[[Tensor], tuple[Tensor, Tensor]]
+    end: float = field(default=0.0, init=False)
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        if t <= self.end:
+            return 1.0, 0.0
+        alpha, sigma = self.inner(torch.tensor(float(t), dtype=torch.float64))
+        return float(alpha), float(sigma)
+
+    def time(self, ratio: float) -> float:
+        low, high = self.end, 1.0
+        for _ in range(60):  # bisection: the noise level grows with t
+            middle = (low + high) / 2
+            alpha, sigma = self(middle)
+            low, high = (middle, high) if sigma < ratio * alpha else (low, middle)
+        return high
+
+    def grid(self, steps: int) -> list[float]:
+        return np.linspace(1.0, self.end, checked_steps(steps) + 1)[:-1].tolist()
+
+
+@dataclass(frozen=True)
+class AzulaPrior:
+    """A denoiser of azula as a prior of this library; see `from_azula`."""
+
+    denoiser: AzulaDenoiser
+    schedule: Schedule
+    value_range: tuple[float, float] | None
+    channels: int | None
+    multiple: int
+    name: str
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        return Prediction(self.denoiser(x_t, torch.tensor(t, dtype=x_t.dtype, device=x_t.device)).mean)
+
+
+def from_azula(
+    denoiser: AzulaDenoiser,
+    *,
+    value_range: tuple[float, float] | None = (-1.0, 1.0),
+    channels: int | None = 3,
+    multiple: int = 1,
+    name: str = "azula",
+) -> AzulaPrior:
+    """A denoiser of azula (https://github.com/probabilists/azula) as a prior.
+
+    Args:
+        denoiser: called as ``denoiser(x_t, t).mean``, with ``denoiser.schedule(t) -> (alpha_t, sigma_t)``.
+        value_range: range of its images, or None for other signals.
+        channels: of its images, or None if any shape goes.
+        multiple: sides must be divisible by this.
+        name: for messages and records.
+
+    Raises:
+        TypeError: it is no such denoiser.
+    """
+    schedule = getattr(denoiser, "schedule", None)
+    if not (callable(denoiser) and callable(schedule)):
+        raise TypeError(f"denoiser must have azula's schedule and be called as denoiser(x_t, t), received {denoiser!r}")
+    return AzulaPrior(denoiser, AzulaSchedule(denoiser.schedule), value_range, channels, multiple, name)

@@ -1,0 +1,268 @@
+"""How much memory an evaluation of a network takes, found out without running it.
+
+Torch's meta device carries out every operation on shapes alone. A forward pass, and the backward pass of a gradient,
+are played through there at the real size by a copy of the network without numbers, and every storage that is born is
+counted until it dies: the largest sum is the peak. What a convolution needs for a moment inside itself is not seen;
+`SLACK` allows for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cmidiff.prior.base import Denoiser
+from cmidiff.prior.network import NetworkPrior
+
+SLACK = 1.25
+STATES = 24  # tensors of the state's shape that a sampler, a guidance and CMI hold at a time
+GIB = 2**30
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides how much memory an evaluation takes.
+
+    Attributes:
+        batch: rows evaluated at once.
+        graph: whether ``x_hat`` is differentiated (DPS, MCG, exact covariances, most of CMI).
+        dtype: the network's precision.
+        checkpointing: whether activations are computed again for the gradient.
+        max_batch: see `NetworkPrior`.
+    """
+
+    batch: int
+    graph: bool
+    dtype: torch.dtype
+    checkpointing: bool
+    max_batch: int | None
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one evaluation.
+
+    Attributes:
+        weights: of the network.
+        activations: the most that is alive at a time besides, with an allowance for what is not seen.
+        state: of the sampler around it.
+    """
+
+    weights: int
+    activations: int
+    state: int
+
+    @property
+    def beside(self) -> int:
+        """All but the weights."""
+        return self.activations + self.state
+
+
+_NEEDS: WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], Setting], Need | None]] = WeakKeyDictionary()
+
+
+def estimate_memory(
+    prior: Denoiser,
+    shape: tuple[int, ...],
+    batch: int = 1,
+    *,
+    graph: bool = False,
+    dtype: torch.dtype | None = None,
+    checkpointing: bool | None = None,
+    max_batch: int | None = None,
+) -> Need | None:
+    """What one evaluation of a prior takes, in bytes; with ``graph``, and one gradient through it.
+
+    Args:
+        prior: as `load_prior` gives it.
+        shape: (C, H, W) of the state.
+        batch: rows evaluated at once.
+        graph: whether ``x_hat`` is differentiated.
+        dtype, checkpointing, max_batch: other settings than those the prior has.
+
+    Returns:
+        The need; None of a prior whose network is not a module that runs on shapes alone.
+    """
+    setting = _setting(prior, batch, graph)
+    if setting is None or not isinstance(prior, NetworkPrior):
+        return None
+    other = {"dtype": dtype, "checkpointing": checkpointing, "max_batch": max_batch}
+    return _need(prior, shape, replace(setting, **{k: v for k, v in other.items() if v is not None}))
+
+
+def check_memory(
+    prior: Denoiser, shape: tuple[int, ...], batch: int = 1, *, graph: bool = False, available: int | None = None
+) -> Need | None:
+    """Whether one evaluation of a prior, whose weights are loaded, fits in memory: before any work.
+
+    Args:
+        prior, shape, batch, graph: see `estimate_memory`.
+        available: free bytes; by default those of the prior's device.
+
+    Returns:
+        The need; None where it, or what is free, cannot be known.
+
+    Raises:
+        ValueError: it does not fit; the message names settings that would.
+    """
+    setting = _setting(prior, batch, graph)
+    if setting is None or not isinstance(prior, NetworkPrior):
+        return None
+    available = free_memory(_device(prior)) if available is None else available
+    need = None if available is None else _need(prior, shape, setting)
+    if need is None or available is None or need.beside <= available:
+        return need
+    advice = _advice(prior, shape, setting, available)
+    raise ValueError(
+        f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} takes "
+        f"about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: "
+        f"use {' or '.join(advice) or 'a smaller picture or a machine with more memory'}"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _free_of_host() if device.type == "cpu" else None
+
+
+def _free_of_host() -> int | None:
+    """What Linux says is available, or what is left of a container's limit."""
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or no limit
+        return free
+    return min(free, max(limit, 0))
+
+
+def _setting(prior: Denoiser, batch: int, graph: bool) -> Setting | None:
+    if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, nn.Module):
+        return None
+    dtype = prior.dtype or next((p.dtype for p in prior.network.parameters()), torch.float32)
+    return Setting(batch, graph, dtype, bool(getattr(prior.network, "checkpointing", False)), prior.max_batch)
+
+
+def _advice(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> list[str]:
+    """Settings that fit: the mildest of each kind, all of them together if none does alone."""
+    batches = [setting.batch >> i for i in range(1, setting.batch.bit_length())]
+    frugal = replace(setting, dtype=torch.bfloat16, max_batch=1)
+    kinds: list[list[tuple[str, Setting]]] = [
+        [(f"batches of {b} instead of {setting.batch}", replace(setting, batch=b)) for b in batches],
+        [(f"load_prior(..., max_batch={b})", replace(setting, max_batch=b)) for b in batches],
+        [("load_prior(..., dtype=torch.bfloat16)", replace(setting, dtype=torch.bfloat16))],
+    ]
+    if setting.graph and hasattr(prior.network, "checkpointing"):
+        kinds.append([("load_prior(..., checkpointing=True)", replace(setting, checkpointing=True))])
+        frugal = replace(frugal, checkpointing=True)
+    words = "checkpointing=True, " if frugal.checkpointing else ""
+    together = [(f"load_prior(..., {words}dtype=torch.bfloat16, max_batch=1)", frugal)]
+    found = [next((text for text, other in kind if _fits(prior, shape, other, available)), None) for kind in kinds]
+    return [text for text in found if text] or [t for t, other in together if _fits(prior, shape, other, available)]
+
+
+def _fits(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> bool:
+    need = _need(prior, shape, setting)
+    return need is not None and need.beside <= available
+
+
+def _need(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need | None:
+    """The need, played through once for each network and setting."""
+    assert isinstance(prior.network, nn.Module)
+    known = _NEEDS.setdefault(prior.network, {})
+    if (shape, setting) not in known:
+        known[shape, setting] = _play(prior, shape, setting)
+    return known[shape, setting]
+
+
+def _play(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need | None:
+    twin = _without_numbers(prior, setting)
+    state = torch.float64 if setting.dtype is torch.float64 else torch.float32
+    census = _Census()
+    try:
+        with census, torch.set_grad_enabled(setting.graph):
+            x_t = torch.empty(setting.batch, *shape, dtype=state, device="meta", requires_grad=setting.graph)
+            x_hat = twin(x_t, prior.schedule.grid(2)[0]).mean
+            if setting.graph:
+                torch.autograd.grad(x_hat, x_t, torch.empty_like(x_hat))
+    except (RuntimeError, TypeError, NotImplementedError):  # a network with numbers of its own in its code
+        return None
+    assert isinstance(twin.network, nn.Module)
+    weights = sum(v.numel() * v.element_size() for v in _tensors(twin.network))
+    signal = setting.batch * math.prod(shape) * state.itemsize
+    return Need(weights, int(SLACK * census.peak), STATES * signal)
+
+
+def _without_numbers(prior: NetworkPrior, setting: Setting) -> NetworkPrior:
+    """A copy of a prior on the meta device, under a setting."""
+    assert isinstance(prior.network, nn.Module)
+    empty: dict[int, Any] = {}
+    for value in _tensors(prior.network):
+        dtype = setting.dtype if value.is_floating_point() else value.dtype
+        hollow = torch.empty_like(value, dtype=dtype, device="meta")
+        empty[id(value)] = nn.Parameter(hollow, requires_grad=False) if isinstance(value, nn.Parameter) else hollow
+    twin = copy.copy(prior)
+    twin.network = copy.deepcopy(prior.network, empty)
+    if hasattr(twin.network, "checkpointing"):
+        setattr(twin.network, "checkpointing", setting.checkpointing)  # noqa: B010, a property of some networks
+    twin.dtype, twin.max_batch = setting.dtype, setting.max_batch
+    return twin
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _device(prior: NetworkPrior) -> torch.device:
+    assert isinstance(prior.network, nn.Module)
+    return next((value.device for value in _tensors(prior.network)), torch.device("cpu"))
+
+
+class _Census(TorchDispatchMode):
+    """Counts the bytes of the storages that are born under it and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        held = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            # A storage that came in and is not known yet is a weight: counted elsewhere.
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in held | self.known:
+                self._count(tensor.untyped_storage())
+        self.peak = max(self.peak, self.alive)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.alive += size
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.alive -= size
