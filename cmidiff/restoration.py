@@ -1,9 +1,14 @@
 """One function: a measurement, its physics and a prior in, a restoration out.
 
 Images at the door are in ``value_range``, [0, 1] by default, and ``noise_std`` in its units; inside, in the prior's own
-range. The map between them is affine, so for a linear physics
-the measurement ``y = A x + n`` becomes ``y' = A x' + n'`` with ``y' = (y - A offset) / gain`` and noise ``noise_std /
-gain``: the stated sigma is the real sigma.
+range. The map between them is affine, so for a linear physics the measurement ``y = A x + n`` becomes ``y' = A x' +
+n'`` with ``y' = (y - A offset) / gain`` and noise ``noise_std / gain``: the stated sigma is the real sigma. A physics
+that is not linear is composed with the map.
+
+The noise of photons, ``y = g Poisson(A x / g)``, has the variance ``g A x``, which ``y`` itself estimates. Inside,
+``y`` and ``A`` are divided by its square root, entry by entry, so that one noise level is left: the weights of DPS for
+Poisson noise (Chung et al. 2023, https://arxiv.org/abs/2209.14687). Two approximations: a Gaussian for the Poisson law,
+and ``max(y, g)`` for its mean, so that no entry's noise is less than that of one photon.
 """
 
 from __future__ import annotations
@@ -11,19 +16,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.draws import SeededDraws
-from cmidiff.guidance import DPS, Guidance
-from cmidiff.information import CMI
-from cmidiff.measurement import Measurement
-from cmidiff.physics import known_entries
+from cmidiff.guidance import CADPS, DPS, DSG, Guidance
+from cmidiff.information import CMI, Contraction, contract
+from cmidiff.measurement import Measurement, nonlinear
+from cmidiff.physics import known_entries, noise_of
 from cmidiff.prior.base import Denoiser
-from cmidiff.sampler import Ancestral, Trace, sample, start
-from cmidiff.step import Kernel
+from cmidiff.prior.tiles import fitted
+from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, Trace, sample, start
+from cmidiff.step import Kernel, Step, evaluate
 
 
 @dataclass(frozen=True)
@@ -108,24 +115,28 @@ def restore(
     first_sample: int = 0,
     seed: int | Sequence[int] = 0,
     value_range: tuple[float, float] | None = (0.0, 1.0),
+    tile: int | Literal["auto"] | None = "auto",
     callback: Callable[[Progress], None] | None = None,
 ) -> Restoration:
-    """Sample the posterior ``p(x | y)`` of ``y = A x + n``, ``n ~ N(0, noise_std^2 I)``.
+    """Sample the posterior ``p(x | y)`` of ``y = A x + n``, ``n ~ N(0, noise_std^2 I)`` or that of photons.
 
     Args:
         y: measurements, shape (B, ...); never changed.
-        physics: the forward operator ``A``: any `deepinv.physics.LinearPhysics`, or another physics for solvers that
-            need no adjoint.
+        physics: the forward operator ``A``: any `deepinv.physics.LinearPhysics`; or another `deepinv.physics.Physics`,
+            differentiable and with an ``img_size``, for solvers that need no adjoint (DPS, DSG).
         prior: the denoiser, e.g. ``load_prior("natural-64")``.
         solver: how the measurement guides; `DPS` by default.
         cmi: the CMI correction; None for the base solver.
-        noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``.
+        noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``, which may also be
+            deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light.
         kernel: reverse kernel; `Ancestral` by default.
         steps: sampling steps.
         samples: K, samples for each measurement.
         first_sample: index of the first one: sample k of a seed is the same however samples are grouped into calls.
         seed: of all random numbers, or one for each measurement.
         value_range: range of the images behind ``y``; None: ``y`` and the result are in the prior's own units.
+        tile: side of overlapping tiles in which the prior sees the image (see `cmidiff.prior.tiles.Tiled`); None: the
+            image as a whole; ``auto``: tiles where the image is far larger than those that the prior was trained on.
         callback: called after each step.
 
     Returns:
@@ -137,10 +148,55 @@ def restore(
     solver = DPS() if solver is None else solver
     kernel = Ancestral() if kernel is None else kernel
     door = _door(y, physics, prior, noise_std, value_range, samples, first_sample, seed)
+    prior = fitted(prior, door.measurement.shape, tile)
     times = prior.schedule.grid(steps)
+    _check_solver(solver, kernel, physics)
+    for contraction in _contractions(solver, cmi):
+        _check_contraction(contraction, prior, door, kernel, times[0])
     groups = [_rows(door.seeds, group) for group in _groups(len(y), samples, first_sample)]
     parts = [_run(door, prior, solver, cmi, kernel, times, rows, callback) for rows in groups]
     return _collect(parts, len(y), samples)
+
+
+def _check_solver(solver: Guidance, kernel: Kernel, physics: Physics) -> None:
+    """Raise ``TypeError`` or ``ValueError`` for a solver that cannot work with this physics or this kernel."""
+    if getattr(solver, "needs_linear", False) and not isinstance(physics, LinearPhysics):
+        raise TypeError(nonlinear(type(solver).__name__, physics))
+    silent = isinstance(kernel, ProbabilityFlow) or (isinstance(kernel, DDIM) and kernel.eta == 0)
+    if isinstance(solver, DSG) and solver.needs_graph and silent:
+        raise ValueError(
+            f"DSG turns the kernel's noise, and {kernel!r} has none: use kernel=Ancestral() or DDIM(eta=1.0), or DPS"
+        )
+
+
+def _contractions(solver: Guidance, cmi: CMI | None) -> set[Contraction]:
+    """The ways of this run to differentiate a Jacobian, those that not every network has."""
+    wanted: set[Contraction] = set() if cmi is None or cmi.eta == 0 else {cmi.how}
+    if isinstance(solver, CADPS) and solver.complete and solver.needs_graph:
+        wanted.add(solver.contraction)
+    return wanted & {"double-backward", "reverse-over-forward"}
+
+
+def _check_contraction(how: Contraction, prior: Denoiser, door: _Door, kernel: Kernel, t: float) -> None:
+    """Raise ``ValueError`` for a prior that has not these derivatives: found out on one state, since only its backward
+    pass knows."""
+    m = door.measurement
+    x = m.y.real.new_zeros(1, *m.shape)
+    try:
+        draws = SeededDraws([(0, 0)])
+        step = evaluate(Step(x, t, prior.schedule.end, 0, 1, x, None, prior, m, kernel, draws), graph=True)
+        contract(step, x + 1, x + 1, how)
+    except (RuntimeError, NotImplementedError) as error:
+        if "memory" in str(error):
+            raise
+        raise ValueError(
+            f"contraction={how!r} needs derivatives that this prior has not ({_first_line(error)}): "
+            "use contraction='finite-difference', which works on every network"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -192,16 +248,37 @@ def _door(
         raise ValueError(
             f"seed must be one integer or one for each of the {len(y)} measurements, received {len(seeds)}"
         )
-    noise_std = _noise_std(physics, noise_std)
     image = _image_shape(y, physics)
     canvas = _canvas(image, prior)
     gain, offset = _affine(value_range, prior)
-    measurement = Measurement(_inside(y, physics, image, gain, offset), physics, noise_std / gain, canvas, image)
-    return _Door(measurement, seeds, gain, offset)
+    y, std, weight = _white(y, physics, noise_std, value_range)
+    inside, affine = _inside(y, physics, image, gain, offset)
+    inside = inside if weight is None else weight * inside
+    return _Door(Measurement(inside, physics, std / gain, canvas, image, affine, weight), seeds, gain, offset)
 
 
 def _seen(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _white(
+    y: Tensor, physics: Physics, noise_std: float | None, value_range: tuple[float, float] | None
+) -> tuple[Tensor, float, Tensor | None]:
+    """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number.
+
+    Weights are 1 where ``A x`` is the middle of the range, for all images alike: the scales of DPS, MCG and DSG mean
+    what they mean with Gaussian noise, and no image's result depends on another.
+    """
+    noise = noise_of(physics) if noise_std is None else None
+    if noise is None or not bool((noise.gain > 0).any()):
+        return y, _noise_std(physics, noise_std), None
+    if y.is_complex():
+        raise ValueError(f"photons are counted in real numbers, received y of {y.dtype}: state noise_std instead")
+    sigma, gain = _single("sigma", noise.sigma), _single("gain", noise.gain)
+    counted = y * gain if noise.counts else y
+    middle = 0.5 if value_range is None else 0.5 * (value_range[1] - value_range[0])
+    typical = math.sqrt(sigma**2 + gain * middle)
+    return counted, typical, typical * (sigma**2 + gain * counted.clamp_min(gain)).rsqrt()
 
 
 def _noise_std(physics: Physics, noise_std: float | None) -> float:
@@ -212,15 +289,19 @@ def _noise_std(physics: Physics, noise_std: float | None) -> float:
                 "noise_std is not known: the physics has no Gaussian noise model; pass noise_std=, "
                 "in units of value_range"
             )
-        values = torch.as_tensor(sigma).flatten().unique()
-        if len(values) != 1:
-            raise ValueError(
-                f"one noise_std for all measurements is needed, the physics has {len(values)}: restore them one by one"
-            )
-        noise_std = float(values)
+        noise_std = _single("noise_std", torch.as_tensor(sigma).flatten())
     if not (0 <= noise_std < math.inf):
         raise ValueError(f"noise_std must be a finite number >= 0, received {noise_std}")
     return noise_std
+
+
+def _single(name: str, values: Tensor) -> float:
+    values = values.unique()
+    if len(values) != 1:
+        raise ValueError(
+            f"one {name} for all measurements is needed, the physics has {len(values)}: restore them one by one"
+        )
+    return float(values)
 
 
 def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
@@ -233,6 +314,12 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
     if shape is None:
         raise ValueError(
             f"{type(physics).__name__} is not linear and has no img_size: set physics.img_size = (C, H, W)"
+        )
+    expected = physics.A(torch.zeros(1, *shape, dtype=y.real.dtype, device=y.device)).shape[1:]
+    if y.shape[1:] != expected:
+        raise ValueError(
+            f"y of shape {tuple(y.shape)} does not fit {type(physics).__name__}, which measures (B, "
+            f"{', '.join(map(str, expected))}) of images of {tuple(shape)}"
         )
     return tuple(shape)
 
@@ -258,21 +345,21 @@ def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[f
     return gain, low - gain * inner_low
 
 
-def _inside(y: Tensor, physics: Physics, image: tuple[int, ...], gain: float, offset: float) -> Tensor:
+def _inside(
+    y: Tensor, physics: Physics, image: tuple[int, ...], gain: float, offset: float
+) -> tuple[Tensor, tuple[float, float]]:
+    """``y`` in the prior's units, and the affine map that is left to the measurement."""
     if offset == 0.0 and gain == 1.0:
-        return _measured(y, physics)
+        return _measured(y, physics), (1.0, 0.0)
     if not isinstance(physics, LinearPhysics):
-        raise TypeError(
-            f"{type(physics).__name__} is not linear, so its images cannot be mapped to the prior's range here: "
-            "write the physics on the prior's range and pass value_range=None"
-        )
-    of_offset = physics.A(torch.full((len(y), *image), offset, dtype=y.dtype, device=y.device))
-    return _measured((y - of_offset) / gain, physics)
+        return y / gain, (gain, offset)
+    of_offset = physics.A(torch.full((len(y), *image), offset, dtype=y.real.dtype, device=y.device))
+    return _measured((y - of_offset) / gain, physics), (1.0, 0.0)
 
 
 def _measured(y: Tensor, physics: Physics) -> Tensor:
     """A copy of ``y`` without what a mask hides: noise or a scratch there would rescale the steps of DPS."""
-    known = known_entries(physics, y) if isinstance(physics, LinearPhysics) else None
+    known = known_entries(physics, y)
     return y.clone() if known is None else y * known
 
 
@@ -301,7 +388,7 @@ def _run(
     measurement, draws = door.measurement, SeededDraws(rows)
     if len(measurement.y) != len(rows):
         measurement = replace(measurement, y=measurement.y.expand(len(rows), *measurement.y.shape[1:]))
-    x = start(prior, times[0], draws, measurement.y.new_zeros(len(rows), *measurement.shape))
+    x = start(prior, times[0], draws, measurement.y.real.new_zeros(len(rows), *measurement.shape))
     traces: list[dict[str, Tensor]] = []
     died = torch.full((len(rows),), -1)
     trace: Trace | None = None

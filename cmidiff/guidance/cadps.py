@@ -23,7 +23,7 @@ https://arxiv.org/abs/2412.20045
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -58,8 +58,10 @@ class CADPS:
     switch: float = float("inf")
     data_variance: float = 1.0
     complete: bool = False
-    contraction: Contraction = "finite-difference"
+    contraction: Contraction = "second-difference"
     through_clip: bool = False
+
+    needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checked_positive("CADPS", scale=self.scale)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -56,6 +57,8 @@ class MCG:
     scale: Scale = 2.0
     project: Projection = project
     through_clip: bool = False
+
+    needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checked_scale("MCG", self.scale)

@@ -13,7 +13,7 @@ https://openreview.net/forum?id=9_gsMA8MRKQ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -43,6 +43,8 @@ class PiGDM:
     weight: PiGDMWeight = "likelihood"
     data_variance: float = 1.0
     through_clip: bool = False
+
+    needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checked_positive("PiGDM", scale=self.scale)

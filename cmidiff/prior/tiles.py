@@ -20,14 +20,16 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cmidiff.prior.base import Denoiser, Prediction
+from cmidiff.prior.patch import PatchUNet
 from cmidiff.schedule import Schedule
 
+FAR = 3  # times the training size: measured in docs/large-pictures.md
 Place = tuple[slice, ...]
 
 
@@ -53,6 +55,37 @@ def windows(side: int, tile: int, overlap: int, multiple: int = 1) -> Tensor:
     for start in places:
         total[start : start + tile] += window
     return torch.stack([window / total[start : start + tile] for start in places])
+
+
+def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] | None = "auto") -> Denoiser:
+    """The prior for a signal of ``shape`` (C, ...): itself, or `Tiled`.
+
+    Args:
+        tile: side of the tiles; None: the signal as a whole; ``auto``: tiles of the training size where a side is more
+            than `FAR` times that. A prior whose training size is not known is left as it is.
+
+    Raises:
+        ValueError: for a tile that cannot be.
+    """
+    if tile is None:
+        return prior
+    if tile != "auto":
+        if isinstance(tile, bool) or not isinstance(tile, int):
+            raise ValueError(f"tile must be a number of pixels, 'auto' or None, received {tile!r}")
+        return Tiled(prior, tile, tile // 4)
+    size = training_side(prior)
+    if size is None or all(side <= FAR * size for side in shape[1:]):
+        return prior
+    return Tiled(prior, size, size // 4)
+
+
+def training_side(prior: Denoiser) -> int | None:
+    """Side of the pictures that a network was trained on, where it is declared."""
+    network = getattr(prior, "network", None)
+    if isinstance(network, PatchUNet):
+        size = network.unet.config["sample_size"]
+        return size * network.patch_size if isinstance(size, int) else None
+    return getattr(prior, "size", None)
 
 
 @dataclass(frozen=True)
