@@ -97,12 +97,21 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
     return (back(x_t + h * a) - back(x_t - h * a)) / (2 * h)
 
 
+def default_contraction(estimator: Estimator) -> Contraction:
+    """``second-difference`` where it applies, ``finite-difference`` elsewhere.
+
+    The cheapest, and on a network trained on a mixture whose information gradient is known as near to it as an exact
+    contraction of the network's Jacobian: what sets them apart is the network's error (``docs/validation.md``).
+    """
+    return "second-difference" if estimator == "measurement-symmetric" else "finite-difference"
+
+
 def gradient_at(
     step: Step,
     covariance: Covariance,
     *,
     estimator: Estimator = "measurement-symmetric",
-    contraction: Contraction = "finite-difference",
+    contraction: Contraction | None = None,
     probe: Probe = "rademacher",
     probes: int = 1,
 ) -> Tensor:
@@ -113,19 +122,20 @@ def gradient_at(
         step: the state, its denoised image and the measurement.
         covariance: of ``p(x_0 | x_t)``, inside ``S``.
         estimator: which of the four above.
-        contraction: see `contract`.
+        contraction: see `contract`; None for `default_contraction`.
         probe: random signs, normal numbers, or ``coordinate``: scaled unit vectors in random order, without
             replacement, so that as many probes as measured numbers (as unknowns for the estimators with probes in
             R^d) give the trace exactly.
         probes: how many, averaged.
     """
+    how = default_contraction(estimator) if contraction is None else contraction
     total = torch.zeros_like(step.x_t)
     in_signal = estimator in ("shared-probe", "two-term")
     like = step.x_t.detach() if in_signal else step.measurement.y
     pairs = _probes(step, like, probe, probes, None if in_signal else _known(step.measurement))
     for z, w in pairs:
         for a, b, sign in _directions(step, covariance, estimator, z, w):
-            total = total + sign * contract(step, a, b, contraction)
+            total = total + sign * contract(step, a, b, how)
     return (0.5 * step.covariance_gain / probes * total).detach()
 
 
@@ -289,7 +299,7 @@ def gradient(
     noise_std: float | None = None,
     covariance: CovarianceName = "exact",
     estimator: Estimator = "measurement-symmetric",
-    contraction: Contraction = "finite-difference",
+    contraction: Contraction | None = None,
     probe: Probe = "rademacher",
     probes: int = 1,
     seed: int = 0,
@@ -344,11 +354,15 @@ def _nats(unit: Unit) -> float:
 
 
 def _check_options(
-    estimator: Estimator, contraction: Contraction, probe: Probe, probes: int, covariance: CovarianceName
+    estimator: Estimator, contraction: Contraction | None, probe: Probe, probes: int, covariance: CovarianceName
 ) -> None:
     for name, value, allowed in (
         ("estimator", estimator, get_args(Estimator)),
-        ("contraction", contraction, get_args(Contraction)),
+        (
+            "contraction",
+            default_contraction("measurement") if contraction is None else contraction,
+            get_args(Contraction),
+        ),
         ("probe", probe, get_args(Probe)),
         ("covariance", covariance, get_args(CovarianceName)),
     ):
@@ -381,7 +395,7 @@ class CMI:
         cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image.
         every: correct each ``every``-th step only, with a move as many times larger.
         probes, probe, estimator: see `gradient_at`.
-        contraction: see `contract`.
+        contraction: see `contract`; None for `default_contraction`.
         covariance: of ``p(x_0 | x_t)`` inside ``S``: ``isotropic``, ``diagonal`` or ``exact``.
         data_variance: of the prior's images, for ``isotropic``: see `cmidiff.covariance.isotropic_variance`.
 
@@ -397,7 +411,7 @@ class CMI:
     probes: int = 1
     probe: Probe = "rademacher"
     estimator: Estimator = "measurement-symmetric"
-    contraction: Contraction = "finite-difference"
+    contraction: Contraction | None = None
     covariance: CovarianceName = "isotropic"
     data_variance: float = 1.0
 
@@ -421,9 +435,14 @@ class CMI:
             raise ValueError(f"CMI: data_variance must be a number > 0, received {self.data_variance}")
 
     @property
+    def how(self) -> Contraction:
+        """The contraction in use."""
+        return default_contraction(self.estimator) if self.contraction is None else self.contraction
+
+    @property
     def needs_graph(self) -> bool:
         """Whether ``x_hat`` must carry its graph."""
-        return self.contraction == "double-backward" or self.covariance == "exact"
+        return self.how == "double-backward" or self.covariance == "exact"
 
     def eta_t(self, step: Step) -> float:
         """The weight of ``grad I`` at this step."""

@@ -154,7 +154,7 @@ SOLVERS: dict[str, Guidance] = {
     "cadps": CADPS(iterations=60),
     "cadps-isotropic": CADPS("isotropic"),
     "cadps-exact": CADPS("exact", iterations=8),
-    "cadps-complete": CADPS("exact", iterations=8, complete=True),
+    "cadps-complete": CADPS("exact", iterations=8, complete=True, contraction="double-backward"),
     "cadps-switch": CADPS("exact", iterations=8, switch=1.0),
     "cadps-released": CADPS("released", 0.3),
 }
