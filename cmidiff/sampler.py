@@ -27,7 +27,7 @@ from cmidiff.krylov import dot, per_sample
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import pairs
-from cmidiff.step import Estimate, Kernel, Step, evaluate
+from cmidiff.step import Estimate, Kernel, Step, evaluate, own_estimate
 
 LIMIT = 1e4  # times the range of the images: what has grown to this has diverged
 
@@ -146,7 +146,8 @@ class ProbabilityFlow:
             return x_s
         (alpha_t, sigma_t), (alpha_s, sigma_s) = step.level_t, step.level_s
         r_t, r_s, x_t = sigma_t / alpha_t, sigma_s / alpha_s, step.x_t.detach() / alpha_t
-        ahead = Step.at(x_s, step.s, step.prior.schedule.end, like=step)
+        graph = step.x_hat.requires_grad and estimate is not own_estimate
+        ahead = Step.at(x_s, step.s, step.prior.schedule.end, like=step, graph=graph)
         slope_s = (x_s / alpha_s - step.clipped(estimate(ahead).detach())) / r_s
         shift = 0.0 if step.shift is None else step.shift  # moves the mean as a whole, it is no slope to average
         slope_t = ((x_s - shift) / alpha_s - x_t) / (r_s - r_t)
@@ -222,31 +223,31 @@ def sample(
     for index, (t, s) in enumerate(steps):
         step = Step(x, t, s, index, len(steps), x, None, prior, measurement, kernel, draws, clip)
         step = evaluate(kernel.prepare(step), graph=graph)
-        plain = _draw(step, step.mean(step.x_hat))
         if cmi is not None:
             step = cmi(step)
+        plain = _draw(step, step.mean(step.x_hat))
         x_s = guidance(step).detach()
-        move = torch.zeros_like(plain) if step.shift is None else step.shift
         x_hat = step.clipped(step.x_hat.detach())
         alive = alive & _bounded(x_s, clip) & _bounded(x_hat, clip)
         kept = torch.where(per_sample(alive, kept), x_hat, kept)
         x = torch.where(per_sample(alive, x_s), x_s, 0.0)
+        misfit = measurement.misfit(x_hat)
         yield Trace(
             index,
             len(steps),
             step.t,
             x,
             kept,
-            measurement.misfit(x_hat),
-            _norm(x_s - plain - move),
-            _norm(move),
+            misfit,
+            _norm(x_s - plain),
+            torch.zeros_like(misfit) if step.shift is None else _norm(step.shift),
             alive,
         )
 
 
 def _bounded(x: Tensor, clip: tuple[float, float] | None) -> Tensor:
     limit = torch.inf if clip is None else LIMIT * max(map(abs, clip))
-    return (x.abs() < limit).flatten(1).all(1)
+    return x.flatten(1).abs().amax(1) < limit
 
 
 def _norm(x: Tensor) -> Tensor:

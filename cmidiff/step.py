@@ -79,9 +79,9 @@ class Step:
     shift: Tensor | None = None
 
     @classmethod
-    def at(cls, x_t: Tensor, t: float, s: float, *, like: Step) -> Step:
-        """A step of the same run from another state."""
-        return evaluate(dataclasses.replace(like, x_t=x_t, t=t, s=s, shift=None), graph=like.x_hat.requires_grad)
+    def at(cls, x_t: Tensor, t: float, s: float, *, like: Step, graph: bool) -> Step:
+        """A step of the same run from another state, its ``x_hat`` with a graph if asked."""
+        return evaluate(dataclasses.replace(like, x_t=x_t, t=t, s=s, shift=None), graph)
 
     @cached_property
     def level_t(self) -> tuple[float, float]:
@@ -151,7 +151,7 @@ class Step:
 
     def advance(self, estimate: Estimate | None = None) -> Tensor:
         """``x_s`` of the kernel alone, or with ``estimate(step)`` as the denoised image."""
-        return self.kernel.advance(self, _own_estimate if estimate is None else estimate)
+        return self.kernel.advance(self, own_estimate if estimate is None else estimate)
 
     def moved(self, shift: Tensor) -> Step:
         """This step with ``shift`` added to the kernel's mean."""
@@ -167,7 +167,8 @@ class Step:
         return self.prior(x, self.t if t is None else t).mean
 
 
-def _own_estimate(step: Step) -> Tensor:
+def own_estimate(step: Step) -> Tensor:
+    """The denoised image as it is: what a kernel takes where no guidance corrects it."""
     return step.x_hat
 
 
