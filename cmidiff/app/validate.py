@@ -1,0 +1,50 @@
+"""The laboratory from the command line: its tables, as soon as a section is finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from cmidiff.app.errors import BadInput, say, unknown
+from cmidiff.app.show import out
+from cmidiff.laboratory import SECTIONS, Settings, Table, validate
+
+WIDTH = 170  # of tables in a file
+
+
+def run(folder: Path, settings: Settings, only: list[str]) -> None:
+    """Run the sections and print their tables.
+
+    Raises:
+        BadInput: an unknown section, pictures that cannot be read, a folder that cannot be written.
+    """
+    for name in only:
+        if name not in SECTIONS:
+            raise unknown("section", name, SECTIONS)
+    if settings.pictures is not None and not settings.pictures.exists():
+        raise BadInput(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
+    screen = out if out.is_terminal else Console(width=WIDTH)
+    say(f"sections: {', '.join(only or SECTIONS)}")
+    try:
+        for name, found, kept in validate(folder, settings, only):
+            screen.rule(f"{name}: {SECTIONS[name].title}")
+            for shown in found.tables.values():
+                if shown.shown:
+                    screen.print(rich_table(shown))
+            how = "kept from a finished run" if kept else f"{found.seconds:.0f} s"
+            say(f"{name}: {how}; tables and figures in {folder}")
+    except OSError as error:
+        raise BadInput(f"cannot write {folder} ({error.strerror or error}): give another --output") from error
+
+
+def rich_table(table: Table) -> RichTable:
+    """A table of the laboratory as it is printed."""
+    shown = RichTable(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    numeric = [all(not isinstance(row[k], str) for row in table.rows) for k in range(len(table.columns))]
+    for name, right in zip(table.columns, numeric, strict=True):
+        shown.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in table.text():
+        shown.add_row(*row)
+    return shown

@@ -1,0 +1,145 @@
+"""Runs of a solver on problems with a known posterior, and how far they end from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional
+from cmidiff.information import CMI
+from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
+from cmidiff.laboratory.settings import seed_of
+from cmidiff.sampler import Ancestral, Trace, sample, start
+from cmidiff.schedule import Schedule
+
+SLICES = 256
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A row of the table.
+
+    Attributes:
+        build: the guidance for given problems and scale.
+        scales: step sizes among which tuning chooses; one for a solver without a step size.
+        guided: whether CMI is tried on it.
+    """
+
+    build: Callable[[Problems, float], Guidance]
+    scales: Sequence[float] = (1.0,)
+    guided: bool = True
+
+
+SOLVERS: dict[str, Solver] = {
+    "exact posterior": Solver(lambda problems, _: ExactPosterior(problems), guided=False),
+    "unconditional": Solver(lambda *_: Unconditional(), guided=False),
+    "DPS": Solver(lambda _, scale: DPS(scale), (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)),
+    "PiGDM": Solver(lambda *_: PiGDM()),
+    "MCG": Solver(lambda _, scale: MCG(scale), (0.03, 0.1, 0.3, 1.0)),
+    "DSG": Solver(lambda _, rate: DSG(rate), (0.05, 0.1, 0.2, 0.4, 0.6)),
+    "CADPS diagonal": Solver(lambda *_: CADPS("diagonal", iterations=10)),
+    "CADPS isotropic": Solver(lambda *_: CADPS("isotropic", iterations=10)),
+    "CADPS exact": Solver(lambda *_: CADPS("exact", iterations=10)),
+    "CADPS complete": Solver(lambda *_: CADPS("exact", iterations=10, complete=True)),
+}
+"""The one table of solvers on known posteriors: a line more is a row more."""
+
+ETAS = (-3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def correction(eta: float) -> CMI | None:
+    """CMI as it is measured here: the exact covariance inside ``S``, the weight that tilts the target by
+    ``exp(eta I)``."""
+    return CMI(eta, weight="reverse-sde", covariance="exact") if eta != 0 else None
+
+
+@dataclass
+class BlockDraws:
+    """Random numbers for all rows at once, from (seed, stream, step): the streams do not disturb one another, so that
+    a run with CMI and one without share their noise."""
+
+    seed: int
+
+    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index))
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run says of each problem, shapes (P,).
+
+    Attributes:
+        distance: sliced Wasserstein to exact samples.
+        modes: total variation between the shares of the components and their posterior weights.
+        alive: share of the chains that did not diverge.
+        x: the samples, shape (P, C, d).
+    """
+
+    distance: Tensor
+    modes: Tensor
+    alive: Tensor
+    x: Tensor = field(repr=False)
+
+
+def levels(schedule: Schedule, steps: int) -> list[float]:
+    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from pure noise to a hundredth: fine
+    where a posterior is narrow, which the grid of the DDPM, even in t, is not."""
+    alpha, sigma = schedule(schedule.grid(1)[0])
+    ratios = torch.logspace(math.log10(sigma / alpha), -2, steps, dtype=torch.float64)
+    return [schedule.time(ratio) for ratio in ratios.tolist()]
+
+
+@torch.no_grad()
+def run(
+    problems: Problems, guidance: Guidance, cmi: CMI | None, *, chains: int, steps: int, seed: int
+) -> Iterator[Trace]:
+    """All chains of all problems in one batch, rows ``p C + c``."""
+    prior, draws = problems.prior, BlockDraws(seed)
+    measurement = problems.measurement(chains)
+    times = levels(prior.schedule, steps)
+    x_T = start(prior, times[0], draws, prior.means.new_zeros(len(problems) * chains, prior.d))
+    return sample(prior, measurement, x_T, times, guidance=guidance, kernel=Ancestral(), draws=draws, cmi=cmi)
+
+
+def outcome(
+    problems: Problems, solver: Solver, scale: float, eta: float, *, chains: int, steps: int, seed: int
+) -> Outcome:
+    """A run, compared with as many exact samples."""
+    *_, trace = run(problems, solver.build(problems, scale), correction(eta), chains=chains, steps=steps, seed=seed)
+    x = problems.grouped(trace.x_s)
+    return judged(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
+
+
+def judged(problems: Problems, x: Tensor, alive: Tensor, seed: int) -> Outcome:
+    """Samples (P, C, d) against exact ones."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "exact samples"))
+    exact = problems.posterior_samples(x.shape[1], generator)
+    distance = sliced_wasserstein(x, exact, slices=SLICES, generator=generator)
+    modes = 0.5 * (problems.modes(x) - problems.mode_weights()).abs().sum(1)
+    return Outcome(distance, modes, alive, x)
+
+
+def floor(problems: Problems, *, chains: int, seed: int) -> Outcome:
+    """Exact samples against exact samples: what no solver can beat."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "floor"))
+    x = problems.posterior_samples(chains, generator)
+    return judged(problems, x, torch.ones(len(problems), dtype=x.dtype), seed)
+
+
+def tuned(problems: Problems, solver: Solver, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
+    """``(scale, eta)`` with the smallest mean distance on these problems: first the scale without CMI, then eta of
+    either sign at that scale (0 for a solver that CMI is not tried on). CMI is always on: whether it helps is for other
+    problems to say."""
+
+    def loss(scale: float, eta: float) -> float:
+        found = outcome(problems, solver, scale, eta, chains=chains, steps=steps, seed=seed)
+        return float((found.distance + (1 - found.alive)).nan_to_num(torch.inf).mean())
+
+    scale = min(solver.scales, key=lambda s: loss(s, 0.0)) if len(solver.scales) > 1 else solver.scales[0]
+    eta = min(ETAS, key=lambda e: loss(scale, e)) if solver.guided else 0.0
+    return scale, eta

@@ -1,0 +1,187 @@
+"""The step of the finite differences: truncation on one side, rounding on the other, the default in between.
+
+Two derivatives of the denoiser are taken by differences: the contraction ``C(u, u)`` of the CMI gradient
+(``finite-difference`` of vector-Jacobian products, ``second-difference`` of the denoiser) and the diagonal variance of
+CA-DPS. Both on the 12-dimensional mixture of `cmidiff.laboratory.gradient`, in float32 and float64, and on the embedded
+prior in float32; the reference is the exact derivative in float64 (for the second difference of the network, whose
+limit differs from the contraction, a float64 difference with a step of 0.002). Steps are relative to sigma_t (and the
+rms of the direction), as the library takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cmidiff.covariance import Exact, diagonal_variance
+from cmidiff.information import Contraction, contract
+from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.gradient import TIMES, M, problem, standing
+from cmidiff.laboratory.pictures import pictures
+from cmidiff.laboratory.plots import COLOURS, panels
+from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.symmetry import probed
+from cmidiff.prior import GaussianMixture
+from cmidiff.step import Step
+
+COLUMNS = ("quantity", "on", "precision", "level", "step", "relative error", "default")
+ORDER = {"finite-difference": 3, "second-difference": 4, "diagonal": 3}  # default step: this root of the precision
+CONTRACTIONS: tuple[Contraction, ...] = ("finite-difference", "second-difference")
+NETWORK_LEVELS = (0.1, 0.5, 2.0)
+Row = list[Cell]
+
+
+def default_step(quantity: str, dtype: torch.dtype) -> float:
+    """The library's step."""
+    return torch.finfo(dtype).eps ** (1 / ORDER[quantity])
+
+
+def measure(settings: Settings) -> Findings:
+    """Errors on the mixture and on the embedded prior."""
+    rows = list(_on_mixture(settings))
+    rows += list(_on_network(settings))
+    every = Table("Error against step", COLUMNS, rows, shown=False)
+    return Findings({"default": _summary(every), "steps": every, "probe": _diagonal_of_one_probe(settings)})
+
+
+def _sizes(settings: Settings, low: float, high: float, count: int) -> list[float]:
+    return torch.logspace(low, high, 7 if settings.quick else count, dtype=torch.float64).tolist()
+
+
+def _states(prior: GaussianMixture, t: float, settings: Settings) -> Tensor:
+    alpha_t, sigma_t = prior.schedule(t)
+    g = settings.generator("difference", t)
+    x_0 = prior.sample(64, g)
+    return alpha_t * x_0 + sigma_t * torch.randn(x_0.shape, generator=g, dtype=x_0.dtype)
+
+
+def _mixture_in(prior: GaussianMixture, dtype: torch.dtype) -> GaussianMixture:
+    covariances = prior.covariance_matrices().to(dtype)
+    return GaussianMixture(prior.weights.to(dtype), prior.means.to(dtype), covariances, prior.schedule)
+
+
+def _on_mixture(settings: Settings) -> Iterator[Row]:
+    prior, matrix = problem(settings)
+    for t in TIMES[1:2] if settings.quick else TIMES:
+        x_t, seed = _states(prior, t, settings), seed_of(settings.seed, "difference", t)
+        exact = standing(prior, matrix, x_t, t, seed)
+        u = Exact(exact, 2 * M).whiten(_signs(len(x_t), settings, t))
+        for dtype in (torch.float32, torch.float64):
+            step = standing(_mixture_in(prior, dtype), matrix, x_t.to(dtype), t, seed)
+            sizes = _sizes(settings, -8, 0.5, 35)
+            yield from _curves(exact, u, step, u.to(dtype), "mixture", t, sizes)
+
+
+def _signs(rows: int, settings: Settings, t: float) -> Tensor:
+    z = torch.randn(rows, M, generator=settings.generator("signs", t), dtype=torch.float64)
+    return torch.where(z < 0, -1.0, 1.0).to(z)
+
+
+def _on_network(settings: Settings) -> Iterator[Row]:
+    x_0 = pictures(settings.pictures, 1)
+    for ratio in NETWORK_LEVELS[1:2] if settings.quick else NETWORK_LEVELS:
+        seed = seed_of(settings.seed, "difference", ratio)
+        exact, u = probed(x_0, "inpainting, 80% hidden", ratio, seed, torch.float64)
+        step, v = probed(x_0, "inpainting, 80% hidden", ratio, seed)
+        yield from _curves(exact, u, step, v, "natural-64", ratio, _sizes(settings, -5, 0, 13))
+
+
+def _curves(
+    exact: Step, u: Tensor, step: Step, v: Tensor, on: str, level: float, sizes: Sequence[float]
+) -> Iterator[Row]:
+    """Rows of all quantities: ``exact`` and ``u`` in float64, ``step`` and ``v`` the same in the precision to judge."""
+    truth = contract(exact, u, u, "double-backward").detach()
+    # The network's third derivative is not symmetric, so that its second difference has a limit of its own.
+    second = truth if on == "mixture" else contract(exact, u, u, "second-difference", 2e-3)
+    quantities: dict[str, tuple[Tensor, Callable[[float | None], Tensor]]] = {
+        how: (
+            truth if how == "finite-difference" else second,
+            lambda size, how=how: contract(step, v, v, how, size).detach(),
+        )
+        for how in CONTRACTIONS
+    }
+    ones = replace(step, x_hat=step.x_hat.detach())
+    quantities["diagonal"] = (_exact_slope(exact), lambda size: diagonal_variance(ones, probe="ones", size=size))
+    dtype = step.x_t.dtype
+    for quantity, (target, attempt) in quantities.items():
+        default = default_step(quantity, dtype)
+        for size in sorted([*sizes, default]):
+            error = float((attempt(size).to(target) - target).norm() / target.norm())
+            yield [quantity, on, str(dtype).removeprefix("torch."), level, size, error, str(size == default)]
+
+
+def _exact_slope(step: Step) -> Tensor:
+    """What `diagonal_variance` with the probe of ones tends to: ``(sigma_t^2 / alpha_t) J 1``, in its bounds."""
+    x, ones = step.x_t.detach(), torch.ones_like(step.x_t)
+    slope = torch.func.jvp(step.denoise, (x,), (ones,))[1].detach()
+    return (step.covariance_gain * slope).clamp(1e-4 * step.ratio**2, step.ratio**2)
+
+
+def _diagonal_of_one_probe(settings: Settings) -> Table:
+    """CA-DPS's variance against the exact diagonal: what one probe costs, beside which the step is nothing."""
+    prior, matrix = problem(settings)
+    rows: list[Row] = []
+    for t in TIMES[1:2] if settings.quick else TIMES:
+        x_t = _states(prior, t, settings)
+        step = standing(prior, matrix, x_t, t, seed_of(settings.seed, "probe", t))
+        truth = prior.covariance(x_t, t).diagonal(dim1=1, dim2=2)
+        for probe in ("rademacher", "ones"):
+            several = [diagonal_variance(replace(step, index=k), probe=probe) for k in range(32)]
+            one = torch.stack([(v - truth).norm() / truth.norm() for v in several]).mean()
+            all_ = (torch.stack(several).mean(0) - truth).norm() / truth.norm()
+            rows.append([t, probe, float(one), float(all_)])
+    return Table(
+        "CA-DPS's diagonal variance against the exact diagonal of the Jacobian, default step, mixture",
+        ("t", "probe", "relative error, one probe", "relative error, mean of 32"),
+        rows,
+        "The error is that of the probe and of the bounds; the step adds nothing to it.",
+    )
+
+
+def _summary(every: Table) -> Table:
+    rows: list[Row] = []
+    for quantity in ORDER:
+        for on in every.values("on"):
+            for precision in every.values("precision"):
+                for level in every.values("level"):
+                    wanted = {"quantity": quantity, "on": on, "precision": precision, "level": level}
+                    records = list(every.records(**wanted))
+                    if records:
+                        best = min(records, key=lambda record: record["relative error"])
+                        (default,) = (record for record in records if record["default"] == "True")
+                        errors = (default["relative error"], best["relative error"])
+                        rows.append(
+                            [quantity, on, precision, level, default["step"], errors[0], best["step"], errors[1]]
+                        )
+    return Table(
+        "Error of the default step, and of the best one",
+        ("quantity", "on", "precision", "level", "default step", "its error", "best step", "its error (best)"),
+        rows,
+        "Level: t on the mixture, sigma/alpha on natural-64. Diagonal: with the probe of ones, against J 1.",
+    )
+
+
+def figures(found: Findings) -> dict[str, Figure]:
+    """Error against step, one panel for each quantity and prior."""
+    table = found.tables["steps"]
+    titles = [(quantity, on) for on in table.values("on") for quantity in ORDER]
+    figure, axes = panels([f"{quantity}, {on}" for quantity, on in titles])
+    for axis, (quantity, on) in zip(axes, titles, strict=True):
+        for precision, style in (("float32", "-"), ("float64", "--")):
+            levels = dict.fromkeys(r["level"] for r in table.records(quantity=quantity, on=on, precision=precision))
+            for colour, level in zip(COLOURS, levels, strict=False):
+                rows = list(table.records(quantity=quantity, on=on, precision=precision, level=level))
+                steps, errors = [r["step"] for r in rows], [max(r["relative error"], 1e-16) for r in rows]
+                name = "t" if on == "mixture" else "sigma/alpha"
+                axis.loglog(steps, errors, style, color=colour, label=f"{name} = {level:g}, {precision}")
+                (marked,) = (r for r in rows if r["default"] == "True")
+                axis.plot(marked["step"], max(marked["relative error"], 1e-16), "o", color=colour, markersize=5)
+        axis.set_ylim(1e-12 if on == "mixture" else 1e-6, 1e2)
+        axis.set_xlabel("step / sigma_t (dot: default)")
+        axis.legend(fontsize=6, frameon=False)
+    axes[0].set_ylabel("relative error")
+    return {"steps": figure}

@@ -1,0 +1,81 @@
+"""What a section has found: tables of numbers, stored as JSON (to go on from) and CSV (to read)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: one line.
+        columns: their names, with units.
+        rows: as long as ``columns``.
+        note: how to read it.
+        shown: whether it is printed; the others are the data of the figures.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    shown: bool = True
+
+    def records(self, **wanted: Cell) -> Iterator[dict[str, Any]]:
+        """Rows as dictionaries, those that have the ``wanted`` values."""
+        for row in self.rows:
+            record = dict(zip(self.columns, row, strict=True))
+            if all(record[name] == value for name, value in wanted.items()):
+                yield record
+
+    def values(self, column: str) -> list[Any]:
+        """The different values of a column, in the order of the rows."""
+        return list(dict.fromkeys(row[list(self.columns).index(column)] for row in self.rows))
+
+    def text(self) -> list[list[str]]:
+        """The rows as they are printed: numbers to three digits."""
+        return [[written(cell) for cell in row] for row in self.rows]
+
+    def write_csv(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows(self.rows)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All tables of a section by name, and what was asked for."""
+
+    tables: dict[str, Table]
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Findings:
+        stored = json.loads(path.read_text())
+        tables = {name: Table(**table) for name, table in stored["tables"].items()}
+        return cls(tables, stored["settings"], stored["seconds"])
+
+
+def written(cell: Cell) -> str:
+    """A cell as text."""
+    match cell:
+        case None:
+            return "-"
+        case float():
+            return f"{cell:.3g}"
+        case _:
+            return str(cell)

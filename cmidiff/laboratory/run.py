@@ -1,0 +1,86 @@
+"""The sections in order; a finished one is kept, and read again instead of run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cmidiff.laboratory import difference, gradient, posterior, symmetry, trajectory
+from cmidiff.laboratory.findings import Findings
+from cmidiff.laboratory.settings import Settings
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section: what it measures, and how it shows it."""
+
+    title: str
+    measure: Callable[[Settings], Findings]
+    figures: Callable[[Findings], dict[str, Figure]]
+    depends: tuple[str, ...] = ("seed", "quick")
+
+    def key(self, settings: Settings) -> dict[str, str]:
+        """The settings that its figures depend on."""
+        return {name: str(getattr(settings, name)) for name in self.depends}
+
+
+SECTIONS: dict[str, Section] = {
+    "gradient": Section("CMI gradient: error and bias against exact", gradient.measure, gradient.figures),
+    "difference": Section(
+        "Finite differences: error against step", difference.measure, difference.figures, ("seed", "quick", "pictures")
+    ),
+    "symmetry": Section(
+        "Symmetry of the third derivative", symmetry.measure, symmetry.figures, ("seed", "quick", "pictures")
+    ),
+    "posterior": Section("Known posteriors", posterior.measure, posterior.figures),
+    "trajectory": Section("Information along the run", trajectory.measure, trajectory.figures),
+}
+
+
+def validate(folder: Path, settings: Settings, only: Sequence[str] = ()) -> Iterator[tuple[str, Findings, bool]]:
+    """Run the sections and write ``NAME.json``, a CSV for each table and a PNG for each figure into ``folder``.
+
+    Args:
+        folder: made if it is not there.
+        settings: see `Settings`.
+        only: names of `SECTIONS`; all without.
+
+    Yields:
+        name, findings, and whether they were read from a finished run of the same settings.
+
+    Raises:
+        ValueError: for a section that does not exist.
+    """
+    for name in only:
+        if name not in SECTIONS:
+            raise ValueError(f"section must be one of {', '.join(SECTIONS)}, received {name!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in only or SECTIONS:
+        section, path = SECTIONS[name], folder / f"{name}.json"
+        found = _finished(path, section.key(settings))
+        kept = found is not None
+        if found is None:
+            start = time.perf_counter()
+            found = section.measure(settings)
+            found = replace(found, settings=section.key(settings), seconds=time.perf_counter() - start)
+        _write(folder, name, section, found)
+        found.write(path)  # last: its presence says that the section is finished
+        yield name, found, kept
+
+
+def _finished(path: Path, key: dict[str, str]) -> Findings | None:
+    if not path.is_file():
+        return None
+    found = Findings.read(path)
+    return found if found.settings == key else None
+
+
+def _write(folder: Path, name: str, section: Section, found: Findings) -> None:
+    for table_name, table in found.tables.items():
+        table.write_csv(folder / f"{name}-{table_name}.csv")
+    for figure_name, figure in section.figures(found).items():
+        figure.savefig(folder / f"{name}-{figure_name}.png", dpi=110)

@@ -1,0 +1,36 @@
+"""What a run of the laboratory depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a run.
+
+    Attributes:
+        seed: of everything random.
+        quick: a few of everything, to see that it works; the figures then say little.
+        workers: processes for the known posteriors.
+        pictures: a folder or tar file of pictures for the embedded prior; None for crops of the embedded photograph.
+    """
+
+    seed: int = 0
+    quick: bool = False
+    workers: int = 2
+    pictures: Path | None = None
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Random numbers of their own for everything that has a name."""
+        return torch.Generator().manual_seed(seed_of(self.seed, *names))
+
+
+def seed_of(*names: object) -> int:
+    """A seed from names and numbers."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

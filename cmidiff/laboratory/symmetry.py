@@ -1,0 +1,143 @@
+"""How symmetric the third derivative of log p_t is, as the embedded prior has learned it.
+
+Of a density it is a symmetric tensor, so that ``grad_x <u, J u>`` is the second derivative of the denoiser along ``u``,
+which needs no backward pass (``second-difference``). A network was only trained to denoise; the gap is its own. It is
+measured against ``double-backward`` with the same probe ``u = A^T S^-1/2 z``, one for each picture, by noise level
+``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from deepinv.physics import LinearPhysics
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cmidiff.covariance import Isotropic, isotropic_variance
+from cmidiff.information import Contraction, contract
+from cmidiff.laboratory.chains import BlockDraws
+from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.pictures import SIDE, pictures
+from cmidiff.laboratory.plots import COLOURS, panels
+from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.measurement import Measurement
+from cmidiff.physics import inpaint_random, super_resolution
+from cmidiff.prior import NetworkPrior, load_prior
+from cmidiff.sampler import Ancestral
+from cmidiff.step import Step, evaluate
+
+LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 10.0)
+NOISE_STD = 0.1  # of pictures in [-1, 1]
+DATA_VARIANCE = 0.3  # of pictures in [-1, 1]
+TASKS = ("inpainting, 80% hidden", "inpainting, 90% hidden", "super-resolution x4")
+COMPARED: tuple[Contraction, ...] = ("second-difference", "finite-difference")
+
+
+@cache
+def embedded(dtype: torch.dtype) -> NetworkPrior:
+    """natural-64."""
+    return load_prior("natural-64", dtype=dtype)
+
+
+def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:
+    """One of `TASKS`."""
+    shape = (3, SIDE, SIDE)
+    match name:
+        case "super-resolution x4":
+            return super_resolution(shape, factor=4, noise_std=NOISE_STD, dtype=dtype)
+        case "inpainting, 90% hidden":
+            return inpaint_random(shape, hidden=0.9, noise_std=NOISE_STD, dtype=dtype)
+        case _:
+            return inpaint_random(shape, hidden=0.8, noise_std=NOISE_STD, dtype=dtype)
+
+
+def probed(x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Step, Tensor]:
+    """A step of the embedded prior at noise level ``ratio`` around the pictures ``x_0``, and a probe ``u`` for each;
+    the same numbers in every dtype."""
+    prior, physics = embedded(dtype), task(name, dtype)
+    t = prior.schedule.time(ratio)
+    alpha_t, sigma_t = prior.schedule(t)
+    draws = BlockDraws(seed)
+    x_t = (alpha_t * x_0 + sigma_t * draws.normal("state", 0, x_0)).to(dtype)
+    shape = tuple(x_0.shape[1:])
+    measurement = Measurement(torch.zeros_like(physics.A(x_t)), physics, NOISE_STD, shape, shape)
+    step = evaluate(Step(x_t, t, 0.98 * t, 0, 2, x_t, None, prior, measurement, Ancestral(), draws), True)
+    like = measurement.y.to(torch.float32)
+    z = torch.where(draws.normal("cmi", 0, like) < 0, -1.0, 1.0).to(dtype)
+    return step, Isotropic(step, isotropic_variance(step, DATA_VARIANCE)).whiten(z)
+
+
+def measure(settings: Settings) -> Findings:
+    """Cosine and relative error by noise level."""
+    x_0 = pictures(settings.pictures, 2 if settings.quick else 5)
+    levels = (0.2, 2.0) if settings.quick else LEVELS
+    rows = [
+        [name, ratio, how, number, *values]
+        for name in TASKS[::2]
+        if settings.quick or name in TASKS
+        for ratio in levels
+        for how, number, values in _compared(x_0, name, ratio, settings)
+    ]
+    every = Table(
+        "Contraction against double-backward, each picture",
+        ("task", "sigma/alpha", "contraction", "picture", "cosine", "relative error"),
+        rows,
+        shown=False,
+    )
+    return Findings({"summary": _summary(every), "pictures": every})
+
+
+def _compared(
+    x_0: Tensor, name: str, ratio: float, settings: Settings
+) -> Iterator[tuple[Contraction, int, tuple[float, float]]]:
+    step, u = probed(x_0, name, ratio, seed_of(settings.seed, "symmetry", name, ratio))
+    truth = contract(step, u, u, "double-backward").detach().flatten(1)
+    for how in COMPARED:
+        ours = contract(step, u, u, how).detach().flatten(1)
+        cosine = torch.nn.functional.cosine_similarity(ours, truth)
+        error = (ours - truth).norm(dim=1) / truth.norm(dim=1)
+        for number, values in enumerate(zip(cosine.tolist(), error.tolist(), strict=True)):
+            yield how, number, values
+
+
+def _summary(every: Table) -> Table:
+    rows: list[list[Cell]] = []
+    for name in every.values("task"):
+        for ratio in every.values("sigma/alpha"):
+            row: list[Cell] = [name, ratio]
+            for how in COMPARED:
+                records = list(every.records(**{"task": name, "sigma/alpha": ratio, "contraction": how}))
+                cosines = [record["cosine"] for record in records]
+                errors = [record["relative error"] for record in records]
+                row += [sum(cosines) / len(cosines), min(cosines), sum(errors) / len(errors)]
+            rows.append(row)
+    names = [f"{how}: {what}" for how in COMPARED for what in ("cosine", "smallest", "relative error")]
+    return Table(
+        "Contraction against double-backward on natural-64, same probe, float32: mean over pictures",
+        ("task", "sigma/alpha", *names),
+        rows,
+        "A symmetric third derivative would give second-difference a cosine of 1.",
+    )
+
+
+def figures(found: Findings) -> dict[str, Figure]:
+    """Cosine and relative error against the noise level."""
+    table = found.tables["pictures"]
+    figure, (left, right) = panels(["cosine with double-backward", "relative error"], columns=2, width=5)
+    for colour, name in zip(COLOURS, table.values("task"), strict=False):
+        for how, style in zip(COMPARED, ("-", "--"), strict=True):
+            levels = table.values("sigma/alpha")
+            points = [list(table.records(**{"task": name, "sigma/alpha": r, "contraction": how})) for r in levels]
+            cosines = [[record["cosine"] for record in rows] for rows in points]
+            errors = [sum(record["relative error"] for record in rows) / len(rows) for rows in points]
+            left.semilogx(levels, [sum(c) / len(c) for c in cosines], style, color=colour, marker=".")
+            left.fill_between(levels, [min(c) for c in cosines], [max(c) for c in cosines], color=colour, alpha=0.12)
+            right.loglog(levels, errors, style, color=colour, marker=".", label=f"{name}, {how}")
+    for axis in (left, right):
+        axis.set_xlabel("noise level sigma_t / alpha_t")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.set_figheight(4.4)
+    return {"cosine": figure}

@@ -1,0 +1,96 @@
+"""The information ``I(x_0; y | x_t)`` along a run, for every solver with and without CMI.
+
+Problems of the 25-component mixture with d = 8 and m = 2, the exact value of `cmidiff.information.exact` in nats at
+25 states. While little is decided the information is large: ``y`` would still tell much. It falls as ``x_t``
+commits itself. The run with nothing approximated (``exact posterior``) shows how fast it should.
+"""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+
+from cmidiff.information import exact
+from cmidiff.laboratory.chains import SOLVERS, correction, levels, run
+from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.plots import COLOURS, panels
+from cmidiff.laboratory.posterior import Job
+from cmidiff.laboratory.settings import Settings, seed_of
+
+PROBLEMS, CHAINS, POINTS = 4, 64, 25
+
+
+def measure(settings: Settings) -> Findings:
+    """Mean and band of the information over chains and problems."""
+    rows: list[list[Cell]] = []
+    for name in SOLVERS:
+        if name == "unconditional":
+            continue
+        job = Job("mixture-25", 8, name, settings)
+        scale, eta = job.tuned()
+        for used in dict.fromkeys((0.0, eta)):
+            rows += [[name, used, *point] for point in _along(job, scale, used)]
+    curves = Table(
+        "Information along the run",
+        ("solver", "eta", "t", "sigma/alpha", "mean [nats]", "10%", "90%"),
+        rows,
+        shown=False,
+    )
+    return Findings({"summary": _summary(curves), "curves": curves})
+
+
+def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
+    problems = job.problems("test", 2).take(slice(PROBLEMS))
+    chains = 16 if job.settings.quick else CHAINS
+    measurement, prior = problems.measurement(chains), problems.prior
+    guidance = SOLVERS[job.solver].build(problems, scale)
+    seed = seed_of(job.settings.seed, "trajectory")
+    points: list[list[Cell]] = []
+    steps = run(problems, guidance, correction(eta), chains=chains, steps=job.size.steps, seed=seed)
+    times, every = levels(prior.schedule, job.size.steps), max(1, job.size.steps // POINTS)
+    for trace in steps:
+        if trace.index % every == every - 1 and trace.index + 1 < len(times):
+            t = times[trace.index + 1]
+            value = exact(prior, measurement, trace.x_s, t)[0]
+            low, high = torch.quantile(value, torch.tensor([0.1, 0.9], dtype=value.dtype)).tolist()
+            alpha_t, sigma_t = prior.schedule(t)
+            points.append([t, sigma_t / alpha_t, float(value.mean()), low, high])
+    return points
+
+
+def _summary(curves: Table) -> Table:
+    """The curves at a few noise levels."""
+    levels = (5.0, 1.0, 0.5, 0.2, 0.1)
+    rows: list[list[Cell]] = []
+    for name in curves.values("solver"):
+        for eta in dict.fromkeys(r["eta"] for r in curves.records(solver=name)):
+            points = list(curves.records(solver=name, eta=eta))
+            nearest = [min(points, key=lambda p, level=level: abs(p["sigma/alpha"] - level)) for level in levels]
+            rows.append([name, eta or "-", *(p["mean [nats]"] for p in nearest)])
+    return Table(
+        "Mean information I(x_0; y | x_t) along the run, in nats (25 components, d = 8, m = 2)",
+        ("solver", "eta", *(f"at sigma/alpha = {level:g}" for level in levels)),
+        rows,
+        "Above the exact posterior's: the run is undecided for longer than it should be; below: it commits too early.",
+    )
+
+
+def figures(found: Findings) -> dict[str, Figure]:
+    """One panel a solver: base, with CMI, and the exact posterior."""
+    table = found.tables["curves"]
+    names = [name for name in table.values("solver") if name != "exact posterior"]
+    reference = list(table.records(solver="exact posterior"))
+    figure, axes = panels(names, columns=4, width=3.4, height=2.8)
+    for axis, name in zip(axes, names, strict=True):
+        axis.semilogx([r["sigma/alpha"] for r in reference], [r["mean [nats]"] for r in reference], "k:", label="exact")
+        for colour, eta in zip(COLOURS, dict.fromkeys(r["eta"] for r in table.records(solver=name)), strict=False):
+            rows = list(table.records(solver=name, eta=eta))
+            levels = [r["sigma/alpha"] for r in rows]
+            label = f"CMI, eta = {eta:g}" if eta else "base"
+            axis.semilogx(levels, [r["mean [nats]"] for r in rows], color=colour, label=label)
+            axis.fill_between(levels, [r["10%"] for r in rows], [r["90%"] for r in rows], color=colour, alpha=0.12)
+        axis.invert_xaxis()
+        axis.set_xlabel("noise level sigma_t / alpha_t (the run goes right)", fontsize=8)
+        axis.legend(fontsize=7, frameon=False)
+    axes[0].set_ylabel("I(x_0; y | x_t) [nats]")
+    return {"information": figure}
