@@ -54,6 +54,7 @@ def degrade(
     intensity: o.Intensity = None,
     padding: o.Padding = None,
     ratio: o.Ratio = None,
+    poisson: o.Photons = None,
     mask: o.MaskFile = None,
     kernel: o.KernelFile = None,
 ) -> None:
@@ -66,7 +67,7 @@ def degrade(
     if resize is not None:
         picture = resized(picture, o.pixel_size(resize))
     given = o.given(factor=factor, size=size, position=position, hidden=hidden, kernel_size=kernel_size, std=std)
-    given |= o.given(intensity=intensity, padding=padding, ratio=ratio, noise_std=noise_std)
+    given |= o.given(intensity=intensity, padding=padding, ratio=ratio, noise_std=noise_std, poisson=poisson)
     channels, height, width = picture.values.shape
     problem = degraded(picture, task_of(task, given, mask, kernel, (channels, height, width), seed), seed)
     path = o.measurement_path(output, image, problem.task)
@@ -110,6 +111,7 @@ def restore(
     prior: o.Prior = "natural-64",
     device: o.Device = "auto",
     batch: o.Batch = 1,
+    tile: o.Tile = "auto",
     truth: o.Truth = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
@@ -136,6 +138,7 @@ def restore(
         seed=seed,
         batch=batch,
         device=device,
+        tile=tile,
     )
     given = o.given(factor=factor, size=size, position=position, kernel_size=kernel_size, std=std, padding=padding)
     problem = o.problem_of(measurement, task, given, mask, kernel, noise_std)

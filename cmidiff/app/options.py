@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Context, Option
 
@@ -24,7 +24,7 @@ MEASUREMENT_SUFFIX = ".safetensors"
 
 TASK_HELP = (
     "How the picture was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
-    "super-resolution, colorize or compressed-sensing."
+    "super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
 
 
@@ -37,7 +37,9 @@ Measured = Annotated[
     Path, Argument(help="A file made by cmidiff degrade, or any degraded picture.", show_default=False)
 ]
 TaskName = Annotated[str | None, _option("--task", text=TASK_HELP)]
-Factor = Annotated[int | None, _option("--factor", text="super-resolution: by how much sides are divided.")]
+Factor = Annotated[
+    int | None, _option("--factor", text="super-resolution: by how much sides are divided; hdr: contrast.")
+]
 Size = Annotated[int | None, _option("--size", text="inpaint-box: side of the hole in pixels.")]
 Position = Annotated[
     tuple[int, int] | None, _option("--position", text="inpaint-box: top and left of the hole.", metavar="TOP LEFT")
@@ -47,6 +49,10 @@ KernelSize = Annotated[int | None, _option("--kernel-size", text="deblur-*: side
 Std = Annotated[float | None, _option("--std", text="deblur-gaussian: width of the blur in pixels.")]
 Intensity = Annotated[float | None, _option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.")]
 Padding = Annotated[str | None, _option("--padding", text="deblur-*: what lies beyond the border.")]
+Photons = Annotated[
+    float | None,
+    _option("--poisson", text="Noise of photons instead, each worth this much: 0.01 is 100 of them in a white pixel."),
+]
 Ratio = Annotated[float | None, _option("--ratio", text="compressed-sensing: measurements per pixel.")]
 MaskFile = Annotated[Path | None, _option("--mask", text="A picture, bright where pixels were seen.")]
 KernelFile = Annotated[Path | None, _option("--kernel", text="A picture of the blur kernel.")]
@@ -77,6 +83,10 @@ Prior = Annotated[str, Option("--prior", help="Name (see cmidiff priors) or fold
 PresetFile = Annotated[
     Path | None,
     _option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
+]
+Tile = Annotated[
+    str,
+    Option("--tile", help="Side of the tiles in which a large picture is seen; off: as a whole; auto: if it is large."),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace another run in the folder.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check the input, print the resolved options, stop.")]
@@ -146,6 +156,7 @@ def settings_of(
     seed: int,
     batch: int,
     device: str,
+    tile: str = "auto",
     preset: Preset | None = None,
     explicit: Container[str] = (),
 ) -> Settings:
@@ -175,7 +186,24 @@ def settings_of(
         steps = steps if "steps" in explicit else preset.steps
         if "solver" not in explicit:
             solver, guidance = preset.solver_name, preset.solver
-    return Settings(solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device), kernel)
+    return Settings(
+        solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device), kernel, tile_of(tile)
+    )
+
+
+def tile_of(text: str) -> int | Literal["auto"] | None:
+    """What ``--tile`` means.
+
+    Raises:
+        BadInput: no side of a tile.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"--tile must be a number of pixels, auto or off, received {text!r}")
+    return int(text)
 
 
 def correction_of(cmi: bool | None, eta: float | None, before: CMI | None = None) -> CMI | None:

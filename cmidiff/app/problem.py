@@ -17,7 +17,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from deepinv.physics import LinearPhysics
+from deepinv.physics import LinearPhysics, Physics
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -45,7 +45,7 @@ class Problem:
     """
 
     y: Tensor
-    physics: LinearPhysics
+    physics: Physics
     task: Task
     shape: tuple[int, int, int]
     alpha: Tensor | None = None
@@ -53,8 +53,15 @@ class Problem:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise, in units of a [0, 1] image."""
+        """Standard deviation of the noise, in units of a [0, 1] image; with photons, that of a middle grey."""
+        if self.photons:
+            return math.sqrt(0.5 * float(self.task.parameters["poisson"]))
         return float(self.task.parameters["noise_std"])
+
+    @property
+    def photons(self) -> bool:
+        """Whether the noise is that of photons, as the physics says."""
+        return "poisson" in self.task.parameters
 
     def view(self) -> Tensor:
         """The measurement as a picture (1 | 3, h, w).
@@ -63,6 +70,7 @@ class Problem:
         """
         if self.y.ndim == 4 and self.y.shape[1] in (1, 3):
             return self.y[0]
+        assert isinstance(self.physics, LinearPhysics), "what is measured of a non-linear task is a picture"
         back = self.physics.A_adjoint(self.y)[0]
         low, high = back.min(), back.max()
         return (back - low) / (high - low).clamp_min(1e-12)
@@ -129,7 +137,7 @@ def _fits(name: str | None, kind: str, option: str) -> None:
         raise BadInput(f"{option} is for {kind}ing, not for --task {name}: leave one of them out")
 
 
-def built(task: Task, shape: tuple[int, int, int]) -> LinearPhysics:
+def built(task: Task, shape: tuple[int, int, int]) -> Physics:
     """The physics of a task.
 
     Raises:
@@ -206,8 +214,8 @@ def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tens
             raise BadInput(
                 "how did the camera move? give its blur, a picture of one point of light, with --kernel FILE"
             )
-        case "compressed-sensing":
-            raise BadInput("the measurement of compressed sensing is no picture: give a file made by cmidiff degrade")
+        case "compressed-sensing" | "phase-retrieval" | "nonlinear-blur":
+            raise BadInput(f"a picture alone does not tell the {name}: give a file made by cmidiff degrade")
         case _:
             return values, (channels, height, width)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -53,6 +53,7 @@ class Settings:
         steps, samples, seed, batch: of the sampler; ``batch`` samples are drawn at once.
         device: where.
         kernel: reverse kernel; None for the default.
+        tile: side of the tiles in which a large picture is seen, None for the whole, or ``auto``.
     """
 
     solver_name: str
@@ -65,13 +66,14 @@ class Settings:
     batch: int
     device: str
     kernel: Kernel | None = None
+    tile: int | Literal["auto"] | None = "auto"
 
     @property
     def title(self) -> str:
         return f"{self.solver_name}{' + CMI' if self.cmi else ''}, {self.steps} steps, seed {self.seed}"
 
     def describe(self) -> dict[str, Any]:
-        names = ("prior", "steps", "samples", "seed", "batch", "device")
+        names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
         cmi = None if self.cmi is None else _fields(self.cmi)
         kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | _fields(self.kernel)
         return {"solver": {"name": self.solver_name} | _fields(self.solver), "cmi": cmi, "kernel": kernel} | {
@@ -250,7 +252,8 @@ def draw(
             solver=settings.solver,
             cmi=settings.cmi,
             kernel=settings.kernel,
-            noise_std=problem.noise_std,
+            noise_std=None if problem.photons else problem.noise_std,
+            tile=settings.tile,
             steps=settings.steps,
             samples=len(indices),
             first_sample=indices.start,
