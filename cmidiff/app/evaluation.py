@@ -206,13 +206,19 @@ def _bar() -> Iterator[Callable[[Event], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, speed_estimate_period=600) as bar:
-        task = bar.add_task("opening the images", total=None)
+    bar = Progress(*columns, console=err, speed_estimate_period=600)
+    task = bar.add_task("starting", total=None)
 
-        def tell(event: Event) -> None:
-            bar.update(task, completed=event.done, total=event.wanted, description=event.doing)
+    def tell(event: Event) -> None:
+        bar.start()
+        if event.done == 0:
+            bar.reset(task)
+        bar.update(task, completed=event.done, total=event.wanted, description=event.doing)
 
+    try:
         yield tell
+    finally:
+        bar.stop()
 
 
 def summary(counts: dict[Status, int], folder: Path) -> str:

@@ -321,37 +321,34 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], *, grown: bool
     """
     left_out = {"images", "prior", "name"} | ({"offset", "limit", "cmi", "eta", "steps"} if grown else set())
     old, new = ({k: v for k, v in c.items() if k not in left_out} for c in (before, now))
-    if grown:
-        new = {k: _only(old.get(k), v) for k, v in new.items()}
-    flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
-    keys = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
-    return [f"{key}: {flat_old.get(key, 'nothing')} -> {flat_new.get(key, 'nothing')}" for key in keys]
+    return list(_differences(old, new, "", grown))
 
 
-def _only(old: Any, new: Any) -> Any:
-    """What of ``new`` there is in ``old``, where both are collections."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return {key: value for key, value in new.items() if key in old}
-    if isinstance(old, list) and isinstance(new, list):
-        labels = [_label(part) for part in old]
-        return sorted((part for part in new if _label(part) in labels), key=lambda part: labels.index(_label(part)))
-    return new
+def _differences(old: Any, new: Any, path: str, grown: bool) -> Iterable[str]:
+    if grown and path == "seeds":
+        old, new = dict.fromkeys(map(str, old)), dict.fromkeys(map(str, new))
+    old, new = _by_label(old), _by_label(new)
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        if old != new:
+            yield f"{path}: {old} -> {new}"
+        return
+    yield from _membership(path, "without", [key for key in old if key not in new])
+    if not grown:
+        yield from _membership(path, "with", [key for key in new if key not in old])
+    for key in new:
+        if key in old:
+            yield from _differences(old[key], new[key], f"{path}.{key}" if path else key, grown)
 
 
-def _label(part: Any) -> Any:
-    return part["label"] if isinstance(part, Mapping) else part
+def _by_label(value: Any) -> Any:
+    labelled = isinstance(value, list) and value and all(isinstance(v, Mapping) and "label" in v for v in value)
+    return {part["label"]: part for part in value} if labelled else value
 
 
-def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, part in value.items():
-            yield from _flat(part, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "label" in v for v in value):
-        yield f"{key}.order", [v["label"] for v in value]
-        for part in value:
-            yield from _flat(part, f"{key}[{part['label']}]")
-    else:
-        yield key, value
+def _membership(path: str, word: str, names: list[str]) -> Iterable[str]:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield f"{path} {word} {', '.join(names[:3])}{more}".strip()
 
 
 # from text

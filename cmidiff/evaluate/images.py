@@ -127,8 +127,8 @@ def _decoded(data: bytes, size: int | None) -> Pixels:
     if side < size:
         raise ValueError(f"it has {image.width}x{image.height} pixels, less than the size {size}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def truth_path(name: str) -> str:

@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: units done and wanted in this call, and what the last one was."""
+    """Progress: images opened, then units done, of those wanted in this call, and what the last one was."""
 
     done: int
     wanted: int
@@ -84,7 +84,7 @@ def evaluate(
         prior: its prior, on the engine's device (for Ray, on the CPU).
         engine: where the work is done.
         options: how.
-        tell: called when the work starts and after each job.
+        tell: called for each image that is opened, when the work starts, and after each job.
 
     Returns:
         how many units have each status.
@@ -99,7 +99,7 @@ def evaluate(
     with _opened(options.out) as writer, _logging(options.out):
         _check_same(writer.about(), about, extend=options.extend)
         log.info("opening %d images of %s", len(found), config.images)
-        images = _open_images(writer, found, config, options)
+        images = _open_images(writer, found, config, options, tell or _silent)
         usable = [image for image in images if image.error is None]
         check_tasks(config, usable)
         lpips_absent, fid_absent = scores.lpips_absent(config.lpips), _fid_absent(options)
@@ -110,7 +110,7 @@ def evaluate(
         todo = _todo(writer, images, options)
         net = None if lpips_absent else config.lpips
         work = jobs(config, usable, todo, lambda row: read_truth(options.out, row), batch=options.batch, lpips=net)
-        _fill(writer, engine.run(work, prior), len(todo), tell)
+        _fill(writer, engine.run(work, prior), len(todo), tell or _silent)
         with _writing(options.out):
             _fill_lpips(writer, net)
             if fid_absent is None and (todo or not writer.cell_scores()):
@@ -222,10 +222,17 @@ def _check_same(before: dict[str, Any], about: dict[str, Any], *, extend: bool) 
         raise RunError(f"the run is of another configuration ({shown}): give another --out{hint}")
 
 
-def _open_images(writer: Writer, found: Sequence[Source], config: Config, options: Options) -> list[ImageRow]:
+def _silent(event: Event) -> None:
+    pass
+
+
+def _open_images(
+    writer: Writer, found: Sequence[Source], config: Config, options: Options, tell: Callable[[Event], None]
+) -> list[ImageRow]:
     before = {row.name: row for row in writer.images()}
     rows = []
-    for source in found:
+    for number, source in enumerate(found):
+        tell(Event(number, len(found), "opening the images"))
         known = before.get(source.name)
         if known is not None and (known.path is None or not (options.out / known.path).is_file()):
             known = None
@@ -274,18 +281,16 @@ def _todo(writer: Writer, images: Sequence[ImageRow], options: Options) -> set[U
 # the work
 
 
-def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Callable[[Event], None] | None) -> None:
+def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Callable[[Event], None]) -> None:
     number = 0
     log.info("%d units to do", wanted)
-    if tell is not None:
-        tell(Event(0, wanted, "starting"))
+    tell(Event(0, wanted, "starting"))
     for done in results:
         with _writing(writer.folder):
             _keep(writer, done)
         number += len(done.outcomes)
-        if tell is not None:
-            unit = done.outcomes[-1].unit
-            tell(Event(number, wanted, f"{unit.task}, {unit.solver}{' + CMI' if unit.cmi else ''}"))
+        unit = done.outcomes[-1].unit
+        tell(Event(number, wanted, f"{unit.task}, {unit.solver}{' + CMI' if unit.cmi else ''}"))
 
 
 def _keep(writer: Writer, done: Done) -> None:
