@@ -145,7 +145,7 @@ def test_the_interval_is_students() -> None:
 # the search
 
 
-@pytest.mark.parametrize("solver", [DPS(0.3), MCG(0.2), PiGDM(), CADPS(), CADPS("released", 0.3), DSG()])
+@pytest.mark.parametrize("solver", [DPS(1 / 3), MCG(0.2), PiGDM(), CADPS(), CADPS("released", 0.3), DSG()])
 def test_the_first_trial_is_the_solver_alone(solver: Guidance) -> None:
     space = Space(solver)
     alone, with_cmi = (space.propose(optuna.trial.FixedTrial(p)) for p in space.first())
@@ -153,6 +153,13 @@ def test_the_first_trial_is_the_solver_alone(solver: Guidance) -> None:
     assert with_cmi.solver == solver
     assert with_cmi.cmi is not None
     assert with_cmi.cmi.eta == pytest.approx(CMI().eta)
+
+
+def test_the_step_size_of_few_steps_is_tried_with_the_sum_of_a_hundred() -> None:
+    settings = [Space(DPS()).propose(optuna.trial.FixedTrial(p)) for p in Space(DPS()).first(50)]
+    assert [(s.solver, s.cmi is None) for s in settings] == [(DPS(2.0), True), (DPS(2.0), False), (DPS(4.0), True)]
+    assert str(settings[2]) == "DPS scale 4, no CMI"
+    assert len(Space(DPS()).first(100)) == len(Space(DPS()).first(2)) == len(Space(PiGDM()).first(50)) == 2
 
 
 def test_scale_and_tilt_are_the_ends_of_a_ramp() -> None:

@@ -191,7 +191,7 @@ def tune(
     seed: o.Seed = 0,
     metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim or lpips.")] = "psnr",
     most_eta: Annotated[float, typer.Option("--most-eta", help="The largest strength of CMI, of either sign.")] = 1.0,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures restored at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", help="Pictures restored at once.")] = 4,
     device: o.Device = "auto",
     output: o.Output = Path("preset.toml"),
     study: Annotated[

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Ramp
@@ -39,9 +39,23 @@ class Setting:
 
     def __str__(self) -> str:
         if self.cmi is None:
-            return f"{self.solver}, without CMI"
-        weight, high = self.cmi.weight, self.cmi.window[1]
-        return f"{self.solver}, CMI(eta={self.cmi.eta:.3g}, weight={weight!r}, window to {high:.3g})"
+            return f"{_short(self.solver)}, no CMI"
+        cmi = self.cmi
+        return f"{_short(self.solver)}, CMI eta {cmi.eta:.3g}, {cmi.weight}, window to {cmi.window[1]:.3g}"
+
+
+def _short(solver: Guidance) -> str:
+    """The class and the numbers that are not at their defaults."""
+    assert is_dataclass(solver)
+    values = [(f.name, getattr(solver, f.name), f.default) for f in fields(solver)]
+    words = [f"{name} {_words(value)}" for name, value, default in values if value != default or name == "scale"]
+    return " ".join([type(solver).__name__, ", ".join(words)]).strip()
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Ramp):
+        return f"{value.start:.3g} to {value.end:.3g}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -60,27 +74,39 @@ class Space:
         if not 0 < self.most < math.inf:
             raise ValueError(f"the largest |eta| must be a number > 0, received {self.most!r}")
 
-    def first(self) -> list[dict[str, Any]]:
-        """The parameters that are tried before any search: the solver alone, and with the default CMI; the search can
-        then not end below them."""
-        guidance = {name: start for name, start, *_ in self._guidance()[0]}
+    def first(self, steps: int = 100) -> list[dict[str, Any]]:
+        """The parameters that are tried before any search, so that it cannot end below them: the solver alone, the
+        solver with the default CMI, and a step size whose sum over the steps is that of 100."""
+        axes = self._guidance()[0]
+        guidance = {name: start for name, start, *_ in axes}
+        summed = [
+            guidance | {"cmi": False, name: start * 100 / steps}
+            for name, start, low, high, _ in axes
+            if name == "scale"
+            and isinstance(self.base, DPS | MCG)
+            and steps != 100
+            and low < start * 100 / steps < high
+        ]
         default = CMI()
         u = math.copysign(math.sqrt(min(abs(default.eta) / self.most, 1.0)), default.eta)
         weight = default.weight if default.weight in WEIGHTS else WEIGHTS[0]
         high = min(max(default.window[1], WINDOW_ENDS[0]), WINDOW_ENDS[1])
-        return [guidance | {"cmi": False}, guidance | {"cmi": True, "u": u, "weight": weight, "window": high}]
+        with_cmi = guidance | {"cmi": True, "u": u, "weight": weight, "window": high}
+        return [guidance | {"cmi": False}, with_cmi, *summed]
 
     def propose(self, trial: Trial) -> Setting:
         """The setting of a trial."""
         axes, make = self._guidance()
-        values = {name: trial.suggest_float(name, low, high, log=log) for name, _, low, high, log in axes}
+        values = {
+            name: _neat(trial.suggest_float(name, low, high, log=log), start) for name, start, low, high, log in axes
+        }
         solver = make(values)
         if not trial.suggest_categorical("cmi", (False, True)):
             return Setting(solver)
         u = trial.suggest_float("u", -1.0, 1.0)
         weight = trial.suggest_categorical("weight", WEIGHTS)
-        high = trial.suggest_float("window", *WINDOW_ENDS, log=True)
-        return Setting(solver, replace(CMI(), eta=self.most * u * abs(u), weight=weight, window=(0.0, high)))
+        high = _neat(trial.suggest_float("window", *WINDOW_ENDS, log=True))
+        return Setting(solver, replace(CMI(), eta=_neat(self.most * u * abs(u)), weight=weight, window=(0.0, high)))
 
     def _guidance(self) -> tuple[list[tuple[str, float, float, float, bool]], Callable[[dict[str, float]], Guidance]]:
         """The axes (name, start, low, high, logarithmic), and the solver at a point."""
@@ -102,7 +128,12 @@ class Space:
 
 def ramp(scale: float, tilt: float) -> float | Ramp:
     """``Ramp(scale sqrt(tilt), scale / sqrt(tilt))``, or the number where it is level."""
-    return scale if tilt == 1.0 else Ramp(scale * math.sqrt(tilt), scale / math.sqrt(tilt))
+    return scale if tilt == 1.0 else Ramp(_neat(scale * math.sqrt(tilt)), _neat(scale / math.sqrt(tilt)))
+
+
+def _neat(value: float, start: float | None = None) -> float:
+    """Four digits of a value, which a person can read in a preset; the start of an axis as it is."""
+    return value if value == start else float(f"{value:.4g}")
 
 
 def _around(name: str, start: float, factor: float) -> tuple[str, float, float, float, bool]:
