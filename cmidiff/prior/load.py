@@ -137,7 +137,7 @@ def _kind(card: Fields, path: Path) -> str | None:
     kinds = {"guided-diffusion": "guided-diffusion", "UNet2DModel": "UNet2DModel"}
     if isinstance(architecture, str):
         return card.choice("architecture", kinds)
-    return card.within("architecture").choice("kind", kinds)
+    return card.within("architecture").choice("kind", kinds, "guided-diffusion")
 
 
 def _stated(card: Mapping[str, Any] | str | Path | None) -> Fields | None:

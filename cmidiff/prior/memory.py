@@ -187,6 +187,7 @@ def _need(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need
     """The need, played through once for each network and setting."""
     assert isinstance(prior.network, nn.Module)
     known = _NEEDS.setdefault(prior.network, {})
+    shape = tuple(shape)
     if (shape, setting) not in known:
         known[shape, setting] = _play(prior, shape, setting)
     return known[shape, setting]

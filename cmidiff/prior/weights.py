@@ -54,7 +54,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> object:
-    if not (zipfile.is_zipfile(path) or _head(path).startswith(PICKLE_SIGN)):
+    head = _head(path)
+    if _is_safetensors(head) or not (zipfile.is_zipfile(path) or head.startswith(PICKLE_SIGN)):
         raise ValueError(f"{path} is not a whole checkpoint of torch{_looks_like(path)}: fetch it again")
     try:
         with warnings.catch_warnings():
@@ -88,6 +89,11 @@ def _head(path: Path) -> bytes:
         return b""
 
 
+def _is_safetensors(head: bytes) -> bool:
+    """The length of a header in eight bytes, and the JSON it begins with."""
+    return head[8:10] == b'{"'
+
+
 def _looks_like(path: Path) -> str:
     """What a file seems to be, where that explains why it cannot be read."""
     head = _head(path)
@@ -101,7 +107,7 @@ def _looks_like(path: Path) -> str:
     }
     if not head:
         return "; it is empty"
-    if head[8:10] == b'{"':
+    if _is_safetensors(head):
         return "; it seems to be a safetensors file" + ("" if path.suffix in SAFETENSORS else " under another name")
     return next((f"; it seems to be {what}" for sign, what in signs.items() if head.startswith(sign)), "")
 

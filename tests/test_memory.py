@@ -1,0 +1,141 @@
+"""What is said about memory before anything runs, against what is counted while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmidiff import load_prior
+from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, memory
+from cmidiff.prior.adm import ADMConfig, ADMUNet
+from cmidiff.prior.memory import SLACK, Need
+from tests.test_adm import TINY, numbered
+
+MIB = 2**20
+WIDE = replace(TINY, base=64, embedding=256, widths=(64, 128))
+
+
+def prior_of(config: ADMConfig = TINY, **options: object) -> NetworkPrior:
+    network = numbered(config, dtype=torch.float32)
+    return NetworkPrior(network, learned_variance=True, multiple=2, **options)  # pyright: ignore[reportArgumentType]
+
+
+def known(need: Need | None) -> Need:
+    assert need is not None
+    return need
+
+
+def activations(prior: NetworkPrior, batch: int = 1, side: int = 32, **options: object) -> float:
+    need = known(estimate_memory(prior, (3, side, side), batch, **options))  # pyright: ignore[reportArgumentType]
+    return need.activations / SLACK
+
+
+def test_a_chain_without_a_graph_holds_two_neighbours() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return self.layers(x_t)
+
+    prior = NetworkPrior(Chain().requires_grad_(False), "x0")
+    # x_t, the convolution's output, and silu of it: 3 + 8 + 8 channels, and the time.
+    assert activations(prior, side=32) == pytest.approx(4 * (32 * 32 * (3 + 8 + 8) + 1), abs=2)
+    assert known(estimate_memory(prior, (3, 32, 32))).weights == 4 * sum(p.numel() for p in network.parameters())
+
+
+def test_a_graph_holds_at_least_what_torch_saves_for_it() -> None:
+    prior, saved = prior_of(), {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    assert isinstance(prior.network, nn.Module)
+    weights = {p.untyped_storage().data_ptr() for p in prior.network.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept_alive = prior(torch.randn(2, 3, 32, 32, requires_grad=True), 500.0).mean
+    by_torch = sum(size for at, size in saved.items() if at not in weights)
+    assert kept_alive.requires_grad
+    assert by_torch < activations(prior, 2, graph=True) < 1.5 * by_torch
+
+
+def test_what_settings_buy() -> None:
+    prior = prior_of(WIDE)
+    plain = activations(prior, 4, graph=True)
+    assert activations(prior, 4) < 0.5 * plain
+    assert activations(prior, 4, graph=True, checkpointing=True) < 0.6 * plain
+    assert activations(prior, 4, graph=True, max_batch=1) < 0.4 * plain
+    assert activations(prior, 4, graph=True, dtype=torch.bfloat16) == pytest.approx(plain / 2, rel=0.1)
+    assert activations(prior, 8, graph=True) == pytest.approx(2 * plain, rel=0.02)
+
+
+def test_estimating_leaves_the_prior_as_it_was() -> None:
+    prior = load_prior()
+    x_t = torch.randn(1, 3, 16, 16)
+    before = prior(x_t, 300.0).mean
+    estimate_memory(prior, (3, 16, 16), graph=True, checkpointing=True, dtype=torch.bfloat16)
+    assert torch.equal(prior(x_t, 300.0).mean, before)
+    assert isinstance(prior.network, nn.Module)
+    assert {p.device.type for p in prior.network.parameters()} == {"cpu"}
+
+
+def test_a_run_that_fits_passes_and_one_that_does_not_is_told_what_would() -> None:
+    prior, shape = prior_of(WIDE), (3, 64, 64)
+    need = known(estimate_memory(prior, shape, 4, graph=True))
+    assert check_memory(prior, shape, 4, graph=True, available=need.beside) == need
+    with pytest.raises(ValueError, match="4 x \\(3, 64, 64\\) with network and its gradient takes about") as caught:
+        check_memory(prior, shape, 4, graph=True, available=int(0.6 * need.beside))
+    message = str(caught.value)
+    advised = {
+        "batches of 2 instead of 4": {"batch": 2},
+        "load_prior(..., max_batch=2)": {"max_batch": 2},
+        "load_prior(..., checkpointing=True)": {"checkpointing": True},
+        "load_prior(..., dtype=torch.bfloat16)": {"dtype": torch.bfloat16},
+    }
+    for text, options in advised.items():
+        assert text in message
+        fitting = known(estimate_memory(prior, shape, graph=True, **{"batch": 4, **options}))  # pyright: ignore[reportArgumentType]
+        assert fitting.beside <= 0.6 * need.beside, f"{text} was advised and does not fit"
+
+
+def test_advice_is_what_fits() -> None:
+    prior, shape = prior_of(WIDE), (3, 64, 64)
+    frugal = known(estimate_memory(prior, shape, 2, graph=True, checkpointing=True, dtype=torch.bfloat16, max_batch=1))
+    with pytest.raises(ValueError, match=r"checkpointing=True, dtype=torch\.bfloat16, max_batch=1"):
+        check_memory(prior, shape, 2, graph=True, available=frugal.beside)
+    with pytest.raises(ValueError, match="a smaller picture or a machine with more memory"):
+        check_memory(prior, shape, 2, graph=True, available=MIB)
+
+
+def test_what_cannot_be_known_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_memory(NetworkPrior(lambda x_t, t: x_t), (3, 8, 8), available=1) is None
+    constant = torch.ones(1, 3, 1, 1)
+
+    class Closure(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+            return x_t * constant + float(t[0])
+
+    assert check_memory(NetworkPrior(Closure()), (3, 8, 8), available=1) is None
+    monkeypatch.setattr(memory, "MEMINFO", memory.MEMINFO / "nothing")
+    assert check_memory(prior_of(), (3, 8, 8)) is None, "no telling what is free"
+
+
+def test_the_papers_network_needs_this_much() -> None:
+    from cmidiff.prior import PRIORS
+    from cmidiff.prior.card import Fields
+    from cmidiff.prior.guided_diffusion import stated_config
+
+    config = stated_config(Fields(PRIORS["ffhq-256"].card["architecture"], "ffhq-256"))
+    with torch.device("meta"):
+        network = ADMUNet(config).requires_grad_(False)
+    need = known(estimate_memory(NetworkPrior(network, learned_variance=True), (3, 256, 256), graph=True))
+    assert need.weights == 4 * 93_563_910
+    # The largest single activation alone is 128 channels of 256 x 256 in four bytes, 32 MiB; there are dozens.
+    assert 30 * 32 * MIB < need.activations < 100 * 32 * MIB
