@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.evaluate import latex, markdown
+from cmidiff.evaluate import latex, markdown, summary
 from cmidiff.evaluate.cases import cases
 from cmidiff.evaluate.comparison import Comparison, compare
 from cmidiff.evaluate.database import (
@@ -49,7 +49,7 @@ METRICS = (
 ABOUT = {
     "config": {"name": "known", "samples": 2, "noise_std": 0.05},
     "prior": {"name": "natural-64"},
-    "machine": "2 cores",
+    "machine": {"kind": "2 cores"},
     "created": "2026-01-02T03:04:05+00:00",
 }
 
@@ -167,6 +167,15 @@ def test_the_known_effect_is_marked_and_the_null_is_not(run: Path) -> None:
     assert found.verdicts["worse"] == 0
 
 
+def test_verdict_counts_the_marks_and_twelve_images_are_enough(run: Path) -> None:
+    found = compared(run)
+    assert summary.verdict(found) == (
+        "Of 12 cells tested, CMI is significantly better in 4 and significantly worse in 0; in 8 the difference is not "
+        "significant."
+    )
+    assert [text[:8] for text in summary.caveats(found)] == ["No LPIPS"]
+
+
 def test_a_loss_is_marked_as_one(tmp_path: Path) -> None:
     def loss(unit: Unit, noise: np.random.Generator) -> dict[str, float]:
         return {
@@ -277,7 +286,9 @@ def test_too_few_images_for_any_mark_is_said(tmp_path: Path) -> None:
     run = make_run(tmp_path, grid(4))
     found, _ = report(run)
     assert found.images_needed == 9
-    assert "at least 9 complete pairs" in (run / "report" / "report.md").read_text()
+    text = (run / "report" / "report.md").read_text()
+    assert "at least 9 complete pairs" in text
+    assert "too few images for any to be" in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -380,6 +391,11 @@ def test_absent_metrics_say_how_to_get_them(written: Path) -> None:
     for file in ("report.html", "report.md"):
         assert "copy them there" in (written / file).read_text()
     assert "Absent for want of their network's weights: LPIPS" in (written / "table.tex").read_text()
+
+
+def test_fid_says_of_what_it_is(written: Path) -> None:
+    for file in ("report.html", "report.md"):
+        assert "without interval or test; of 12 images, by the features of Inception" in (written / file).read_text()
 
 
 def test_markdown_tables_are_even_and_escaped(written: Path) -> None:

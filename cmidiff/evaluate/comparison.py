@@ -198,6 +198,11 @@ class Comparison:
         return max((tally.units for tally in self.tallies.values()), default=0) > self.usable
 
     @property
+    def strengths(self) -> list[float]:
+        """Every eta of CMI in the run."""
+        return sorted({eta for line in self.lines if line.cmi for _, eta in line.etas})
+
+    @property
     def tests(self) -> int:
         """Cells whose p-values are corrected together."""
         return sum(entry.corrected is not None for entry in self.entries.values())
@@ -249,11 +254,10 @@ class Comparison:
         Args:
             task: where the row is of one task alone, for which eta is known.
         """
-        chosen = {eta for other in self.lines if other.cmi for _, eta in other.etas}
         mine = {eta for name, eta in line.etas if task in (None, name)}
         text = line.solver + (" + CMI" if line.cmi else "")
         details = []
-        if line.cmi and len(chosen) > 1:
+        if line.cmi and len(self.strengths) > 1:
             details.append(f"η = {mine.pop():g}" if len(mine) == 1 else "η by task")
         if len({other.steps for other in self.lines}) > 1:
             details.append(f"{line.steps} steps")
@@ -335,7 +339,7 @@ def _entry(by_cell: Mapping[Cell, Sequence[UnitRow]], cell: Cell, quality: Quali
     base = _figures(by_cell[cell.base], quality.name)
     both = {key: quality.compared(figures[key]) - quality.compared(base[key]) for key in figures if key in base}
     found = paired(_by_image(both), higher_is_better=quality.higher_is_better) if both else None
-    return Entry(value, found, incomplete=len(rows) - len(both))
+    return Entry(value, found, incomplete=len(rows) - len(both) if figures or base else 0)
 
 
 def _whole(score: CellScore) -> Entry:

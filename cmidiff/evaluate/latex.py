@@ -53,6 +53,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield r"\begin{table*}[t]"
     yield r"\centering"
     yield rf"\caption{{{_caption(comparison)}}}"
+    yield r"\medskip"
     if not columns:
         yield r"No unit has finished."
     else:

@@ -57,7 +57,9 @@ def _figures(comparison: Comparison, quality: Quality) -> str:
             row.append(f"**{text} {mark}**" if mark else text)
         rows.append(row)
     units = f"{quality.metric.units}, " if quality.metric.units else ""
-    title = f"## {quality.title} ({units}{quality.direction})\n\n{escaped(quality.description)}\n\n"
+    title = (
+        f"## {quality.title} ({units}{quality.direction})\n\n{escaped(summary.description(comparison, quality))}\n\n"
+    )
     return title + _table(["", *map(escaped, comparison.tasks)], rows)
 
 

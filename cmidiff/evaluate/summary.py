@@ -26,9 +26,10 @@ def verdict(comparison: Comparison) -> str:
     tests, count = comparison.tests, comparison.verdicts
     if not tests:
         return "No difference between CMI and its base could be tested: that needs two images restored with both."
+    few = " (there are too few images for any to be)" if _few(comparison) else ""
     return (
         f"Of {_cells(tests)} tested, CMI is significantly better in {count['better']} and significantly worse in "
-        f"{count['worse']}; in {count['open']} the difference is not significant."
+        f"{count['worse']}; in {count['open']} the difference is not significant{few}."
     )
 
 
@@ -61,11 +62,25 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("tasks", ", ".join(comparison.tasks)),
         ("prior", str(about["prior"]["name"])),
         ("steps", ", ".join(str(steps) for steps in sorted({line.steps for line in comparison.lines}))),
+        ("strength of CMI, η", ", ".join(f"{eta:g}" for eta in comparison.strengths) or "none"),
         ("samples per unit", str(config["samples"])),
         ("noise", str(config["noise_std"])),
-        ("machine", str(about["machine"])),
+        ("machine", str(about["machine"]["kind"])),
         ("started", str(about["created"])),
     ]
+
+
+def description(comparison: Comparison, quality: Quality) -> str:
+    """What a metric is; for one figure of a whole cell, of which features and how many images, too."""
+    whole = [e for (_, name), e in comparison.entries.items() if name == quality.name and e.network and e.value]
+    if not whole:
+        return quality.description
+    images = sorted({entry.value.n for entry in whole if entry.value})
+    count = f"{images[0]}" if len(images) == 1 else f"{images[0]} to {images[-1]}"
+    return (
+        f"{quality.description} One figure of a whole cell, without interval or test; of {count} images, by the "
+        f"features of {', '.join(sorted({entry.network for entry in whole}))}."
+    )
 
 
 def figure(quality: Quality, entry: Entry, usable: int) -> str:
@@ -142,13 +157,18 @@ def _pairs(comparison: Comparison) -> Iterator[str]:
         )
     if comparison.usable == 1:
         yield "One image only: there are no intervals and no tests; nothing can be said about other images."
-    elif comparison.tests and comparison.most_pairs < comparison.images_needed:
+    elif _few(comparison):
         yield (
             f"Too few images for any mark: with {_cells(comparison.tests)} tested, at least "
             f"{comparison.images_needed} complete pairs are needed; there are {comparison.most_pairs}."
         )
     if any(line.cmi and not _has_base(comparison, line.solver, line.steps) for line in comparison.lines):
         yield "Some rows with CMI have no base with the same solver and steps: they are compared with nothing."
+
+
+def _few(comparison: Comparison) -> bool:
+    """Whether no cell could be significant, whatever its differences."""
+    return comparison.tests > 0 and comparison.most_pairs < comparison.images_needed
 
 
 def _has_base(comparison: Comparison, solver: str, steps: int) -> bool:
