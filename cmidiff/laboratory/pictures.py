@@ -46,7 +46,7 @@ def _chosen(source: Path, count: int) -> Iterator[Image.Image]:
         for path in paths[:: max(1, len(paths) // count)][:count]:
             yield Image.open(path).convert("RGB")
         return
-    if not tarfile.is_tarfile(source):
+    if not source.is_file() or not tarfile.is_tarfile(source):
         return
     with tarfile.open(source) as archive:
         names = sorted(member.name for member in archive if Path(member.name).suffix.lower() in SUFFIXES)
