@@ -411,8 +411,76 @@ def test_priors_are_listed_with_what_is_present() -> None:
     assert "natural-64" in result.stdout
 
 
+def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMIDIFF_CACHE", "cache")
+    shown = cmidiff("priors").stdout
+    for info in PRIORS.values():
+        assert (info.where() is None) == (info.name != "natural-64")
+        if info.where() is None:
+            assert f"put there: {info.expected}" in shown
+            assert str(info.url) in shown
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ("hf:x", "hf:OWNER/NAME"),
+        ("a/b.pt", "there is no prior at a/b.pt"),
+        ("ffhq-265", "did you mean ffhq-256"),
+        ("notes.txt", "ends in one of .safetensors, .pt"),
+    ],
+)
+def test_a_prior_that_cannot_be_meant_is_said_before_any_work(photograph: Path, prior: str, message: str) -> None:
+    Path("notes.txt").write_text("x")
+    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", prior, "--dry-run")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("prior", ["ffhq-256", "hf:google/ddpm-cat-256"])
+def test_a_dry_run_fetches_no_prior(photograph: Path, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMIDIFF_CACHE", "cache")
+    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", prior, "--dry-run")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["prior"] == prior
+    assert not Path("cache").exists()
+
+
 def test_no_command_shows_the_help() -> None:
     result = cmidiff()
     assert result.exit_code == 0
     assert "degrade" in result.stdout
     assert cmidiff("--version").stdout.strip()
+
+
+def test_photons_are_measured_and_restored(photograph: Path) -> None:
+    assert cmidiff("degrade", photograph, "--task", "denoise", "--poisson", 0.01, "-o", "m").exit_code == 0
+    made = problem.load_problem(Path("m.safetensors"))
+    assert made.photons
+    photons = made.y / 0.01
+    torch.testing.assert_close(photons, photons.round(), rtol=0, atol=1e-3)
+    assert made.noise_std == pytest.approx(0.005**0.5)
+    assert cmidiff("restore", "m.safetensors", "--samples", 1, *FAST).exit_code == 0
+
+
+def test_tasks_that_are_not_linear_are_restored_by_the_solvers_that_can(photograph: Path) -> None:
+    for task in ("hdr", "phase-retrieval"):
+        assert cmidiff("degrade", photograph, "--task", task, "-o", "m").exit_code == 0
+        done = cmidiff("restore", "m.safetensors", "--solver", "dps", "--samples", 1, "-o", task, *FAST)
+        assert done.exit_code == 0, done.output
+        assert "PiGDM needs a linear physics" in refused("restore", "m.safetensors", "-o", "other", *FAST)
+    line = refused("restore", photograph, "--task", "phase-retrieval", "--solver", "dps", *FAST)
+    assert "does not tell the phase-retrieval" in line
+
+
+def test_tiles_at_the_command_line(photograph: Path) -> None:
+    """Pixels are independent under this prior, so tiles change nothing but the record."""
+    assert cmidiff("degrade", photograph, "--task", "denoise", "-o", "m").exit_code == 0
+    for tile in ("auto", "off", "8"):
+        result = cmidiff("restore", "m.safetensors", "--samples", 1, "--tile", tile, "-o", tile, *FAST)
+        assert result.exit_code == 0, result.output
+    whole, tiled = (load_file(Path(name) / "sample-00.safetensors")["sample"] for name in ("off", "8"))
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+    assert json.loads((Path("8") / "run.json").read_text())["options"]["tile"] == 8
+    assert "multiple of 8" in refused("restore", "m.safetensors", "--tile", 12, "-o", "other", *FAST)
+    assert "--tile must be a number of pixels" in refused("restore", "m.safetensors", "--tile", "big", *FAST)

@@ -288,6 +288,7 @@ def test_labels(tmp_path: Path, adm_file: Path) -> None:
         found = prior.with_label(label)(x(), 300.0).mean
         torch.testing.assert_close(found, (x() - sigma_t * eps) / alpha_t)
     assert prior.label == 3, "with_label leaves the prior as it was"
+    assert load_prior(path, card=HEADS | {"label": 2}).label == 2
     for label in (None, -1, 5, True):
         with pytest.raises(ValueError, match="from 0 to 4"):
             load_prior(path, label=label)

@@ -360,6 +360,10 @@ def priors() -> None:
     for info in PRIORS.values():
         listing.add_row(info.name, "yes" if info.where() else "no", info.description, info.licence)
     out.print(listing)
+    for info in PRIORS.values():
+        if info.where() is None:
+            print(f"{info.name} is fetched when it is first used, from {info.url}\n  or put there: {info.expected}")
+    print("also: hf:OWNER/NAME, a folder of diffusers, a .pt or .safetensors file (docs/priors.md)")
 
 
 @app.command()

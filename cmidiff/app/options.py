@@ -79,7 +79,9 @@ Steps = Annotated[int, Option("--steps", help="Steps of the sampler.")]
 Batch = Annotated[int, Option("--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.")]
 Seed = Annotated[int, Option("--seed", help="Seed of all that is random.")]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
-Prior = Annotated[str, Option("--prior", help="Name (see cmidiff priors) or folder of the diffusion prior.")]
+Prior = Annotated[
+    str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
+]
 PresetFile = Annotated[
     Path | None,
     _option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
@@ -254,20 +256,30 @@ def explicit(context: Context) -> set[str]:
 
 
 def check_prior(prior: str) -> None:
-    """Whether a prior can be loaded, without loading it.
+    """Whether a prior can be loaded, without loading or fetching it.
 
     Raises:
-        BadInput: an unknown name, or one whose weights are not here.
+        BadInput: an unknown name, no such file, or one that holds no weights.
     """
-    from cmidiff.prior import PRIORS
+    from cmidiff.prior.known import PRIORS
+    from cmidiff.prior.pipeline import HUB, hub_repository
+    from cmidiff.prior.weights import SUFFIXES
 
-    if prior in PRIORS:
-        if PRIORS[prior].where() is None:
-            raise BadInput(
-                f"the weights of the prior {prior} are not on this machine: choose another in cmidiff priors"
-            )
+    if prior.startswith(HUB):
+        try:
+            hub_repository(prior)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+    elif prior in PRIORS:
+        info = PRIORS[prior]
+        if info.where() is None and info.url is None:
+            raise BadInput(f"the weights of the prior {prior} are not on this machine: they belong at {info.expected}")
     elif not Path(prior).exists():
+        if Path(prior).suffix in SUFFIXES or "/" in prior:
+            raise BadInput(f"there is no prior at {prior}: --prior takes a file of weights or a folder of diffusers")
         raise unknown("prior", prior, PRIORS)
+    elif Path(prior).is_file() and Path(prior).suffix.lower() not in SUFFIXES:
+        raise BadInput(f"--prior takes a file of weights that ends in one of {', '.join(SUFFIXES)}, received {prior}")
 
 
 def device_of(name: str) -> str:

@@ -40,7 +40,7 @@ def load_prior(
             ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
         device: where the network runs.
         dtype: precision of the network; the state keeps its own.
-        label: the class, from 0, of a class-conditional network.
+        label: the class, from 0, of a class-conditional network; by default the card's.
         card: what a file does not say about itself, as an object or as the path of a JSON file; by default
             ``FILE.json`` or ``card.json`` beside it.
         checkpointing: activations are computed again for a gradient instead of being kept.
@@ -59,7 +59,8 @@ def load_prior(
         raise
     except OSError as error:
         raise ValueError(f"{name_or_path} cannot be read: {error.strerror or error}") from error
-    known = known | ({"assumed": list(loaded.assumed)} if loaded.assumed else {})
+    if loaded.assumed:
+        known["assumed"] = list(loaded.assumed)
     network = loaded.network.to(device=torch.device(device), dtype=dtype)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -76,7 +77,7 @@ def load_prior(
         dtype=dtype,
         max_batch=max_batch,
         classes=loaded.classes,
-        label=label,
+        label=known.get("label") if label is None else label,
     )
 
 

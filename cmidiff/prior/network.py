@@ -152,7 +152,9 @@ def _checked_label(label: int | None, classes: int | None, name: str) -> int | N
             raise ValueError(f"the prior {name} is not class-conditional, received label={label}: leave it out")
         return None
     if label is None:
-        raise ValueError(f"the prior {name} is class-conditional: pass label=, a class from 0 to {classes - 1}")
+        raise ValueError(
+            f"the prior {name} has classes: pass label=, a class from 0 to {classes - 1}, or state it in a card"
+        )
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
         raise ValueError(f"label must be a class of {name}, from 0 to {classes - 1}, received {label!r}")
     return label

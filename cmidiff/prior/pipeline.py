@@ -179,6 +179,18 @@ def _part(folder: Path, name: str, file: str) -> Path | None:
     return next((path for path in (folder / name / file, folder / file) if path.is_file()), None)
 
 
+def hub_repository(name: str) -> tuple[str, str | None]:
+    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``.
+
+    Raises:
+        ValueError: not a name of the hub.
+    """
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
+        raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
+    return repository, revision or None
+
+
 def fetch_from_hub(name: str) -> Path:
     """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, fetched if it is not here.
 
@@ -188,13 +200,11 @@ def fetch_from_hub(name: str) -> Path:
     """
     import huggingface_hub
 
-    repository, _, revision = name.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
+    repository, revision = hub_repository(name)
     wanted = [f"{part}{file}" for part in ("", "unet/") for file in (CONFIG_FILE, WEIGHTS_FILE)]
     wanted += ["model_index.json", SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json"]
     try:
-        found = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
+        found = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
     except ValueError as error:
         raise ValueError(f"{name!r} is not a name of the hub: {error}") from error
     except Exception as error:  # offline, unknown, gated: as many classes as the hub has versions
