@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cmidiff.evaluate.config import Config, as_curve, load, override, resolved
 from cmidiff.evaluate.database import RunError, Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
+from cmidiff.prior import PRIORS
 
 ENGINES = ("local", "ray")
 
@@ -139,7 +140,7 @@ def run(config: Config, machine: Machine, options: Options) -> dict[Status, int]
         resolved(config)
         prior = _prior(config, "cpu" if isinstance(engine, Ray) else _device(machine))
         with _terminable(), _bar() as tell:
-            return evaluate(config, prior, engine, options, tell)
+            return evaluate(config, prior, engine, replace(options, device=_device(machine)), tell)
     except RunError as error:
         raise BadInput(str(error)) from error
 
@@ -166,13 +167,9 @@ def _device(machine: Machine) -> str:
 
 
 def _present(prior: str) -> bool:
-    try:
-        check_prior(prior)
-    except BadInput as error:
-        if "unknown" in str(error):
-            raise
-        return False
-    return True
+    """Whether it can be loaded without fetching anything."""
+    check_prior(prior)
+    return PRIORS[prior].where() is not None if prior in PRIORS else Path(prior).exists()
 
 
 def _prior(config: Config, device: str) -> Any:

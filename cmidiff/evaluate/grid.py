@@ -64,9 +64,9 @@ def jobs(
         lpips: network of LPIPS, or None.
     """
     tasks = {task["label"]: task for task in resolved(config)["tasks"]}
-    cells = config.cells()
+    cells, names = config.cells(), {unit.image for unit in todo}
     for group in _groups(images, batch):
-        pixels = {image.name: read(image) for image in group if any(u.image == image.name for u in todo)}
+        pixels = {image.name: read(image) for image in group if image.name in names}
         for seed in config.seeds:
             for cell in cells:
                 wanted = [name for name in pixels if Unit(name, *cell, seed) in todo]

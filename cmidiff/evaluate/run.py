@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,7 +55,8 @@ class Options:
         batch: images of one cell that are restored together.
         retry_failed: repeat units that failed.
         extend: go on with a run whose grid has grown.
-        features: of FID, see `scores.fid`.
+        features: of FID, see `scores.fid_reference`.
+        device: where FID is computed.
     """
 
     out: Path
@@ -63,6 +64,7 @@ class Options:
     retry_failed: bool = False
     extend: bool = False
     features: Any = scores.FEATURES
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -334,14 +336,18 @@ def _fill_fid(writer: Writer, options: Options) -> None:
         if "sample-0" in row.pictures:
             cells.setdefault(row.unit.cell, []).append(row)
     truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
-    writer.record_cells(
-        _fid(cell, rows, truth, options) for cell, rows in cells.items() if len(rows) >= scores.FID_LEAST
-    )
+    kept = {cell: rows for cell, rows in cells.items() if len(rows) >= scores.FID_LEAST}
+    writer.record_cells(_fids(kept, truth, options))
 
 
-def _fid(cell: Cell, rows: Sequence[UnitRow], truth: dict[str, Path], options: Options) -> CellScore:
-    restored = [options.out / row.pictures["sample-0"] for row in rows]
-    names: Collection[str] = dict.fromkeys(row.unit.image for row in rows)
-    value = scores.fid(restored, [truth[name] for name in names], options.features)
+def _fids(cells: dict[Cell, list[UnitRow]], truth: dict[str, Path], options: Options) -> Iterator[CellScore]:
+    """Cells of the same images share the features of the true ones."""
     network = scores.INCEPTION_NAME if isinstance(options.features, int) else type(options.features).__name__
-    return CellScore(cell, "fid", value, len(rows), network)
+    references: dict[tuple[str, ...], Any] = {}
+    for cell, rows in cells.items():
+        names = tuple(dict.fromkeys(row.unit.image for row in rows))
+        if names not in references:
+            paths = [truth[name] for name in names]
+            references[names] = scores.fid_reference(paths, options.features, options.device)
+        value = scores.fid([options.out / row.pictures["sample-0"] for row in rows], references[names])
+        yield CellScore(cell, "fid", value, len(rows), network)

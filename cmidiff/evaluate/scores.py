@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ from torch import Tensor
 from cmidiff.evaluate.database import Metric
 from cmidiff.metrics import calibration, data_misfit, lpips, psnr, ssim
 
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
 SSIM_LEAST = 11  # pixels: smaller pictures have no SSIM
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
 INCEPTION_NAME = "Inception-v3 (2015-12-05), 2048 features"
+BATCH = 16  # pictures through the network of FID at once
 FID_LEAST = 2  # pictures: a covariance needs two
 
 METRICS = (
@@ -125,21 +129,27 @@ def fid_absent() -> str | None:
     )
 
 
-def fid(restored: Sequence[Path], truth: Iterable[Path], network: Any = FEATURES, *, batch: int = 16) -> float:
-    """FID of pictures on disk to the true ones.
+def fid_reference(truth: Iterable[Path], network: Any = FEATURES, device: str = "cpu") -> FrechetInceptionDistance:
+    """The features of the true pictures (PNG files), to which `fid` compares.
 
     Args:
-        restored, truth: PNG files.
         network: width of the Inception features, or a module (B, 3, H, W) uint8 -> (B, features).
-        batch: pictures at once.
+        device: where it runs.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    measure = FrechetInceptionDistance(feature=network)
-    for files, real in ((truth, True), (restored, False)):
-        for pictures in _batches(list(files), batch):
-            measure.update(pictures, real=real)
-    return float(measure.compute())
+    reference = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
+    for pictures in _batches(list(truth), BATCH):
+        reference.update(pictures.to(device), real=True)
+    return reference
+
+
+def fid(restored: Sequence[Path], reference: FrechetInceptionDistance) -> float:
+    """FID of pictures (PNG files) to those of the reference."""
+    reference.reset()
+    for pictures in _batches(list(restored), BATCH):
+        reference.update(pictures.to(reference.device), real=False)
+    return float(reference.compute())
 
 
 def _batches(files: list[Path], batch: int) -> Iterable[Tensor]:
