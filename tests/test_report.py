@@ -33,7 +33,7 @@ from cmidiff.evaluate.database import (
 )
 from cmidiff.evaluate.plots import plots
 from cmidiff.evaluate.report import report
-from cmidiff.evaluate.statistics import holm, least_p
+from cmidiff.evaluate.statistics import ALPHA, holm, least_p
 
 GAINS, NULL = "sr_x4", "50% & more"  # tasks: CMI helps in one alone; names that LaTeX and HTML have to escape
 HOSTILE = "<script>alert('x')</script>"
@@ -187,6 +187,18 @@ def test_a_loss_is_marked_as_one(tmp_path: Path) -> None:
     assert found.verdicts["worse"] == found.tests == 8
 
 
+def test_mean_and_ranks_that_disagree_are_no_verdict(tmp_path: Path) -> None:
+    """CMI gains 0.1 dB on 15 images and loses 9 on one: the ranks are significant, the mean says the opposite."""
+
+    def score(unit: Unit, noise: np.random.Generator) -> dict[str, float]:
+        gain = -9.0 if unit.image == name(0) else 0.1 + noise.uniform(0, 0.01)
+        return {"psnr": 20 + gain * unit.cmi}
+
+    found = compared(make_run(tmp_path, grid(16), score))
+    assert all(e.corrected < ALPHA for e in found.entries.values() if e.corrected is not None)
+    assert found.tests == found.verdicts["open"] == 4
+
+
 def test_difference_is_paired_and_its_interval_is_narrow(run: Path) -> None:
     """PSNR rises by 1 dB from image to image, the gain is 0.8 +- 0.14: unpaired intervals are ten times as wide."""
     found = compared(run)
@@ -240,7 +252,7 @@ def test_an_unfinished_run_with_failures_says_so(tmp_path: Path) -> None:
     diverged = (SampleOutcome(False, 7, "not finite"),)
     lost: dict[int, Outcome | None] = {
         base[0]: None,
-        base[1]: Outcome(units[base[1]], "failed", "out of <memory>"),
+        base[1]: Outcome(units[base[1]], "failed", "out of <memory>", scores={"psnr": 99.0}),
         base[2]: Outcome(units[base[2]], "failed", "out of <memory>"),
         base[3]: Outcome(units[base[3]], "diverged", samples=diverged * 2),
         base[4]: Outcome(
