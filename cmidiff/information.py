@@ -383,8 +383,10 @@ class CMI:
     1, line 8).
 
     Args:
-        eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit; -1 adds the derivative of the
-            log-determinant to CA-DPS's likelihood (see `CADPS`).
+        eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit. The paper ascends ``I``
+            (``eta > 0``); on the embedded prior this costs PSNR and SSIM and descending gains some, hence the default
+            (``docs/validation.md``). -1 is the derivative of the log-determinant that CA-DPS's likelihood leaves out
+            (see `CADPS`).
         weight: what multiplies ``eta`` at time ``t``: ``reverse-sde`` (the weight of a log-density's gradient in the
             kernel: the target is tilted by ``exp(eta I)``), ``snr`` (the same times ``alpha_t^2 / (alpha_t^2 +
             sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
@@ -402,7 +404,7 @@ class CMI:
     Source: Hamidi, Yang 2025, https://arxiv.org/abs/2501.02880
     """
 
-    eta: float = 0.1
+    eta: float = -0.3
     weight: Weight | Callable[[float], float] = "reverse-sde"
     window: tuple[float, float] = (0.0, 3.5)
     times: tuple[float, float] | None = None
