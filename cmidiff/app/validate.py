@@ -33,8 +33,8 @@ def run(folder: Path, settings: Settings, only: list[str]) -> None:
             for shown in found.tables.values():
                 if shown.shown:
                     screen.print(rich_table(shown))
-            how = "kept from a finished run" if kept else f"{found.seconds:.0f} s"
-            say(f"{name}: {how}; tables and figures in {folder}")
+            taken = f"{found.seconds:.0f} s, {found.cpu_seconds:.0f} s of processor time"
+            say(f"{name}: {taken}{', kept from a finished run' if kept else ''}; tables and figures in {folder}")
     except OSError as error:
         raise BadInput(f"cannot write {folder} ({error.strerror or error}): give another --output") from error
 

@@ -48,7 +48,7 @@ SOLVERS: dict[str, Solver] = {
 }
 """The one table of solvers on known posteriors: a line more is a row more."""
 
-ETAS = (-3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0)
+ETAS = (-1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0)
 
 
 def correction(eta: float) -> CMI | None:

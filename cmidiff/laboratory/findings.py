@@ -54,11 +54,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings:
-    """All tables of a section by name, and what was asked for."""
+    """All tables of a section by name, what was asked for, and what it took: seconds on the clock, and of all processes
+    on the processor."""
 
     tables: dict[str, Table]
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1))
@@ -67,7 +69,7 @@ class Findings:
     def read(cls, path: Path) -> Findings:
         stored = json.loads(path.read_text())
         tables = {name: Table(**table) for name, table in stored["tables"].items()}
-        return cls(tables, stored["settings"], stored["seconds"])
+        return cls(tables, stored["settings"], stored["seconds"], stored["cpu_seconds"])
 
 
 def written(cell: Cell) -> str:

@@ -28,6 +28,7 @@ from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.measurement import Measurement
 from cmidiff.prior import GaussianMixture
+from cmidiff.prior.base import Denoiser
 from cmidiff.sampler import Ancestral
 from cmidiff.step import Step, evaluate
 
@@ -47,7 +48,7 @@ def problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
     return prior, torch.randn(M, D, generator=g, dtype=f64)
 
 
-def standing(prior: GaussianMixture, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
+def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
     """A step at ``x_t``, in its dtype, with probes of its own for each row."""
     own = matrix.to(x_t)
     physics = LinearPhysics(

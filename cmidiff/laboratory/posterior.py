@@ -54,7 +54,7 @@ class Size:
 SIZES = {
     8: Size(12, 512, 100, torch.float64),
     80: Size(12, 256, 100, torch.float32),
-    800: Size(10, 128, 100, torch.float32, tuning_chains=32),
+    800: Size(10, 96, 100, torch.float32, tuning_chains=32),
 }
 QUICK = Size(4, 64, 60, torch.float64, 2, 32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +65,19 @@ def validate(folder: Path, settings: Settings, only: Sequence[str] = ()) -> Iter
         found = _finished(path, section.key(settings))
         kept = found is not None
         if found is None:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), _processor()
             found = section.measure(settings)
-            found = replace(found, settings=section.key(settings), seconds=time.perf_counter() - start)
+            taken = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor() - cpu}
+            found = replace(found, settings=section.key(settings), **taken)
         _write(folder, name, section, found)
         found.write(path)  # last: its presence says that the section is finished
         yield name, found, kept
+
+
+def _processor() -> float:
+    """Seconds on the processor, of this process and of those it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _finished(path: Path, key: dict[str, str]) -> Findings | None:
