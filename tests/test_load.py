@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -637,6 +638,19 @@ def test_azula_s_schedules_are_schedules() -> None:
             assert sigma_t / alpha_t == pytest.approx(ratio, rel=1e-5)
     with pytest.raises(TypeError, match="azula's schedule"):
         from_azula(3)  # pyright: ignore[reportArgumentType]
+
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "priors.md"
+SNIPPETS = [part for part in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "import torch" in part]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["function", "azula"])
+def test_the_documentation_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "azula" in snippet:
+        pytest.importorskip("azula")
+    exec(compile(snippet, str(DOCS), "exec"), {})
+    printed = capsys.readouterr().out
+    assert ("[2, 3, 32, 32]" if "azula" in snippet else "ok=True") in printed
 
 
 def test_weights_in_the_package_are_what_their_card_says() -> None:
