@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from cmidiff import CADPS, CMI, DPS, PiGDM, load_prior, measure, restore
+from cmidiff.physics import deblur_gaussian
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Prediction
-from cmidiff.prior.tiles import Tiled, starts, windows
+from cmidiff.prior.tiles import FAR, Tiled, fitted, starts, training_side, windows
 from cmidiff.schedule import DDPM, Schedule
 from tests.cases import F64, pictures, randn
 
+ASSETS = Path(__file__).resolve().parent.parent / "cmidiff" / "assets"
 GEOMETRIES = [(512, 64, 16, 8), (72, 64, 16, 8), (200, 96, 32, 8), (481, 64, 24, 1), (20, 8, 0, 1), (13, 5, 4, 1)]
 
 
@@ -179,3 +186,73 @@ def test_the_windows_leave_no_imprint() -> None:
     )
     x_hat = Tiled(prior, tile=8, overlap=4)(torch.full((1, 1, 28, 28), 0.7, dtype=F64), 200.0).mean
     assert float(x_hat.std()) < 1e-15
+
+
+def jumps(x: Tensor, lines: list[int]) -> Tensor:
+    """How much larger the mean absolute difference across each line is than across lines 8, 16 and 24 pixels away,
+    which are in the same phase of the network's own grid; one number for each column and each row of ``lines``."""
+    ratios = []
+    for along in (x, x.mT):
+        jump = along.diff(dim=-1).abs().mean((0, 1, 2))
+        for c in lines:
+            near = [c + k - 1 for k in (-24, -16, -8, 8, 16, 24) if 0 < c + k <= len(jump) and c + k not in lines]
+            ratios.append(jump[c - 1] / jump[near].mean() - 1)
+    return torch.stack(ratios)
+
+
+def test_a_photograph_shows_no_seams() -> None:
+    """The embedded prior on the photograph of the demo, at three noise levels. What tiles change of the denoised image
+    has no edges where tiles have theirs; the control, tiles without an overlap, has."""
+    with Image.open(ASSETS / "plane.png") as file:
+        photograph = torch.from_numpy(np.array(file.convert("RGB").resize((104, 104)))).permute(2, 0, 1)[None] / 255
+    network = load_prior("natural-64")
+    z = torch.randn(photograph.shape, generator=torch.Generator().manual_seed(0))
+
+    def excess(overlap: int) -> tuple[float, float]:
+        begins, values = starts(104, 64, overlap, 8), []
+        lines = sorted({*begins[1:], *(b + 64 for b in begins[:-1])})
+        for ratio in (0.5, 1.0, 2.0):
+            t = network.schedule.time(ratio)
+            alpha_t, sigma_t = network.schedule(t)
+            x_t = alpha_t * (2 * photograph - 1) + sigma_t * z
+            with torch.no_grad():
+                change = Tiled(network, tile=64, overlap=overlap)(x_t, t).mean - network(x_t, t).mean
+            values.append(jumps(change, lines))
+        return float(torch.cat(values).mean()), float(torch.cat(values).std()) / torch.cat(values).numel() ** 0.5
+
+    soft, hard = excess(16), excess(0)
+    assert abs(soft[0]) < 3 * soft[1]
+    assert hard[0] > 5 * hard[1]
+    assert hard[0] > 5 * abs(soft[0])
+
+
+def test_tiles_are_taken_where_a_picture_is_far_larger_than_the_training() -> None:
+    network = load_prior("natural-64")
+    assert training_side(network) == 64
+    assert fitted(network, (3, 64 * FAR, 64 * FAR)) is network
+    large = fitted(network, (3, 64 * FAR + 8, 64))
+    assert isinstance(large, Tiled)
+    assert (large.tile, large.overlap) == (64, 16)
+    assert fitted(network, (3, 640, 640), None) is network
+    chosen = fitted(network, (3, 64, 64), 96)
+    assert isinstance(chosen, Tiled)
+    assert (chosen.tile, chosen.overlap) == (96, 24)
+    unknown = Sums()
+    assert fitted(unknown, (2, 9000, 9000)) is unknown
+    for wrong in (True, 64.0, "all"):
+        with pytest.raises(ValueError, match="tile must be a number of pixels, 'auto' or None"):
+            fitted(network, (3, 64, 64), wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_restore_takes_tiles_and_the_physics_sees_the_whole() -> None:
+    """Independent pixels: tiles may change nothing, also where the blur reaches across them."""
+    tile, whole = (
+        GaussianMixture(torch.ones(1, dtype=F64), torch.zeros(shape, dtype=F64), torch.full(shape, 0.5, dtype=F64))
+        for shape in ((1, 3, 8, 8), (1, 3, 20, 12))
+    )
+    physics = deblur_gaussian((3, 20, 12), kernel_size=9, std=2.0, noise_std=0.1, dtype=F64)
+    y = measure(randn(2, 3, 20, 12), physics, seed=[0, 1])
+    for solver in (DPS(), PiGDM(), CADPS("exact")):
+        options: dict[str, Any] = {"solver": solver, "cmi": CMI(), "steps": 6, "value_range": None}
+        ours = restore(y, physics, tile, tile=8, **options).samples
+        torch.testing.assert_close(ours, restore(y, physics, whole, **options).samples, rtol=0, atol=1e-6)

@@ -29,6 +29,21 @@ def checked_shape(shape: Shape) -> tuple[int, int, int]:
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
+def checked_signal(shape: Shape) -> tuple[int, ...]:
+    """``shape`` of one signal without its batch dimension, of any number of dimensions.
+
+    Raises:
+        ValueError: unless it is one positive integer or more.
+    """
+    sizes = tuple(shape)
+    if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
+        raise ValueError(
+            f"The shape must be of positive integers, (channels, height, width) for images; got {sizes}. "
+            "Of a batch x, pass x.shape[1:]."
+        )
+    return tuple(int(n) for n in sizes)
+
+
 def checked_noise_std(noise_std: float) -> float:
     """``noise_std`` as a float, in units of an image in [0, 1].
 

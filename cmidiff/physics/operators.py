@@ -38,6 +38,7 @@ from cmidiff.physics.check import (
     checked_fraction,
     checked_noise_std,
     checked_shape,
+    checked_signal,
 )
 
 PADDINGS = ("circular", "reflect", "replicate", "zeros")
@@ -258,7 +259,7 @@ def from_callable(
 
     Args:
         A: from ``(B, C, H, W)`` to ``(B, ...)``, any batch size.
-        shape: ``(C, H, W)`` of the images.
+        shape: ``(C, H, W)`` of the images, or the shape of any other signal.
         adjoint: ``A^T``, from ``(B, ...)`` to ``(B, C, H, W)``; ``None``: by reverse differentiation of ``A``.
         noise_std: standard deviation of the noise, in units of an image in [0, 1].
         dtype: ``torch.float32`` or ``torch.float64``: of the images that ``A`` takes.
@@ -272,7 +273,7 @@ def from_callable(
         raise TypeError(
             f"A and adjoint must be functions of one tensor; got {type(A).__name__}, {type(adjoint).__name__}."
         )
-    image = checked_shape(shape)
+    image = checked_signal(shape)
     _check_linear(A, image, checked_dtype(dtype), device)
     transpose = adjoint or _reverse_mode_adjoint(A, image, dtype)
     noise: Any = gaussian_noise(noise_std, dtype)  # deepinv takes the type of the default, ZeroNoise, for the only one
@@ -299,7 +300,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 1e-9
 
 
-def _check_linear(A: Callable[[Tensor], Tensor], image: tuple[int, int, int], dtype: torch.dtype, device: Any) -> None:
+def _check_linear(A: Callable[[Tensor], Tensor], image: tuple[int, ...], dtype: torch.dtype, device: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(2, 2, *image, generator=generator, dtype=dtype).to(device)
     a_u, a_v, a_sum, a_zero, a_alone = A(u), A(v), A(u + v), A(torch.zeros_like(u)), A(u[1:])
@@ -322,7 +323,7 @@ def _check_linear(A: Callable[[Tensor], Tensor], image: tuple[int, int, int], dt
 
 
 def _reverse_mode_adjoint(
-    A: Callable[[Tensor], Tensor], image: tuple[int, int, int], dtype: torch.dtype
+    A: Callable[[Tensor], Tensor], image: tuple[int, ...], dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
     def transpose(y: Tensor) -> Tensor:
         return adjoint_function(A, (y.shape[0], *image), device=str(y.device), dtype=dtype)(y)
