@@ -230,3 +230,21 @@ def test_flags_that_make_no_network_are_named(change: dict[str, Any], message: s
     assert stated_config(Fields(flags, "card")).attention == (True, False)
     with pytest.raises(ValueError, match=message):
         stated_config(Fields(flags | change, "card"))
+
+
+def test_the_ffhq_network_is_that_of_an_independent_implementation(tmp_path: Path) -> None:
+    """deepinv's network of the same file, whose weights load here by name; its attention is a fused kernel."""
+    from deepinv.models import DiffUNet
+
+    generator = torch.Generator().manual_seed(0)
+    theirs = DiffUNet(pretrained=None, large_model=False).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+    for parameter in theirs.parameters():
+        draw = torch.randn(parameter.shape, generator=generator)
+        parameter.data = draw / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 1 + 0.1 * draw
+    torch.save(theirs.state_dict(), tmp_path / "ffhq.pt")
+    ours = load_prior(tmp_path / "ffhq.pt", card=PRIORS["ffhq-256"].card)
+    x, t = torch.randn(1, 3, 32, 32, generator=generator).requires_grad_(), torch.tensor([731.0])
+    outputs = theirs.forward_diffusion(x, t), ours.network(x, t)
+    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in outputs]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-4)
