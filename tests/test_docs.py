@@ -29,7 +29,8 @@ def code(page: str) -> str:
 
 
 def test_blocks_are_found() -> None:
-    page = "a\n```python\nx = 1\n```\n<!-- not run -->\n\n```python\nx = 2\n```\n```sh\nls\n```\n```python\nx = 3\n```\n"
+    page = "a\n```python\nx = 1\n```\n<!-- not run -->\n\n```python\nx = 2\n```\n```sh\nls\n```\n"
+    page += "```python\nx = 3\n```\n"
     assert code(page).split("\n") == ["", "", "x = 1", *[""] * 10, "x = 3"]
 
 
@@ -42,7 +43,6 @@ def test_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         picture.convert("RGB").resize((64, 64)).save(tmp_path / "photo.png")  # what pages call photo.png
     (tmp_path / page.name).with_suffix(".py").write_text(code(page.read_text()))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", f"{page.stem}.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-W", "ignore", f"{page.stem}.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
