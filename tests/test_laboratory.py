@@ -300,6 +300,7 @@ def test_a_finished_section_is_kept_until_its_settings_change(tmp_path: Path, mo
     assert ([kept for _, _, kept in (first, second, third)], calls) == ([False, True, False], [1, 2])
     assert second[1].tables["numbers"].rows == [[0.1234567, "a", None]]
     assert (tmp_path / "fake-numbers.csv").read_text().splitlines() == ["n,name,nothing", "0.1234567,a,"]
+    assert "| n | name | nothing |\n| --- | --- | --- |\n| 0.123 | a | - |" in (tmp_path / "fake.md").read_text()
     assert second[1].tables["numbers"].text() == [["0.123", "a", "-"]]
     with pytest.raises(ValueError, match="section must be one of"):
         next(iter(validate(tmp_path, Settings(), ["nothing"])))

@@ -45,6 +45,12 @@ class Table:
         """The rows as they are printed: numbers to three digits."""
         return [[written(cell) for cell in row] for row in self.rows]
 
+    def markdown(self) -> str:
+        """As a table of a document."""
+        lines = [list(self.columns), ["---"] * len(self.columns), *self.text()]
+        rows = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        return f"**{self.title}**\n\n{rows}\n\n{self.note}\n"
+
     def write_csv(self, path: Path) -> None:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)

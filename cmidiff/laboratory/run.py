@@ -43,7 +43,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def validate(folder: Path, settings: Settings, only: Sequence[str] = ()) -> Iterator[tuple[str, Findings, bool]]:
-    """Run the sections and write ``NAME.json``, a CSV for each table and a PNG for each figure into ``folder``.
+    """Run the sections and write into ``folder``: ``NAME.json``, ``NAME.md``, a CSV a table, a PNG a figure.
 
     Args:
         folder: made if it is not there.
@@ -90,5 +90,7 @@ def _finished(path: Path, key: dict[str, str]) -> Findings | None:
 def _write(folder: Path, name: str, section: Section, found: Findings) -> None:
     for table_name, table in found.tables.items():
         table.write_csv(folder / f"{name}-{table_name}.csv")
+    shown = [table.markdown() for table in found.tables.values() if table.shown]
+    (folder / f"{name}.md").write_text("\n".join([f"# {section.title}\n", *shown]))
     for figure_name, figure in section.figures(found).items():
         figure.savefig(folder / f"{name}-{figure_name}.png", dpi=110)
