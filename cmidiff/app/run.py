@@ -12,7 +12,7 @@ The same run into the same folder keeps the finished samples and goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from cmidiff.guidance import Guidance
 from cmidiff.information import CMI
 from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress
+from cmidiff.restoration import Progress, Restoration
 from cmidiff.restoration import restore as sample_posterior
 from cmidiff.step import Kernel
 
@@ -236,7 +236,7 @@ def draw(
     """Samples ``indices`` of the posterior, ``before`` others being drawn already.
 
     Raises:
-        BadInput: what `cmidiff.restore` refuses at its door, or what does not fit into memory.
+        BadInput: as `posterior`.
     """
     label = str(indices.start) if len(indices) == 1 else f"{indices.start}-{indices.stop - 1}"
 
@@ -244,8 +244,19 @@ def draw(
         doing = f"sample {label} of {settings.samples}, step {now.step}/{now.steps}"
         line(before * now.steps + now.step * len(indices), doing, float(now.misfit.median()))
 
+    return samples_of(posterior(problem, settings, prior, indices, show), indices)
+
+
+def posterior(
+    problem: Problem, settings: Settings, prior: Denoiser, indices: range, callback: Callable[[Progress], None]
+) -> Restoration:
+    """Samples ``indices`` of the posterior, as `cmidiff.restore` gives them; what the callback raises passes through.
+
+    Raises:
+        BadInput: what `cmidiff.restore` refuses at its door, or what does not fit into memory.
+    """
     try:
-        restoration = sample_posterior(
+        return sample_posterior(
             problem.y.to(settings.device),
             problem.physics.to(settings.device),
             prior,
@@ -258,7 +269,7 @@ def draw(
             samples=len(indices),
             first_sample=indices.start,
             seed=settings.seed,
-            callback=show,
+            callback=callback,
         )
     except (ValueError, TypeError) as error:
         raise BadInput(str(error)) from error
@@ -267,6 +278,10 @@ def draw(
             raise
         size = f"{problem.shape[2]}x{problem.shape[1]} pixels, {len(indices)} at once,"
         raise BadInput(f"{size} do not fit into memory: lower --batch or use a smaller picture") from error
+
+
+def samples_of(restoration: Restoration, indices: range) -> list[Sample]:
+    """The samples of a restoration, as they are written."""
     samples, misfit = restoration.samples[0].cpu(), restoration.stats["misfit"][:, 0].cpu()
     failures = ["" if status.ok else status.message for status in restoration.status[0]]
     return [Sample(k, samples[n], misfit[:, n], failures[n]) for n, k in enumerate(indices)]
