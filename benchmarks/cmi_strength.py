@@ -50,13 +50,13 @@ class Setting:
     high: float = 3.5
     cap: float = 0.5
     every: int = 1
-    contraction: str = "finite-difference"
+    contraction: str = "second-difference"
     covariance: str = "isotropic"
 
     @property
     def base(self) -> Setting:
-        """The same with CMI off; what shapes CMI is then left at its defaults, since it does not matter."""
-        return Setting(self.task, self.solver, self.steps, 0.0)
+        """The same with CMI off; what shapes CMI is then always the same, since it does not matter."""
+        return Setting(self.task, self.solver, self.steps, 0.0, contraction="finite-difference")
 
     @property
     def shape(self) -> str:
@@ -188,29 +188,30 @@ def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, In
 
 
 def report(figures: Figures) -> str:
-    """Markdown: for each task, solver and shape of CMI, a line for each eta."""
+    """Markdown: for each shape of CMI a table with a line for each task, solver and eta; * where the interval of the
+    difference excludes zero."""
+    with_lpips = any(not math.isnan(row["lpips"]) for row in figures.values())
+    metrics = [("psnr", "PSNR dB", 2), ("ssim", "SSIM", 3), *([("lpips", "LPIPS", 3)] if with_lpips else [])]
+    heads = [f"{head} | minus that of eta 0" for _, head, _ in metrics]
     lines: list[str] = []
-    for key, group in itertools.groupby(
-        [s for s in settings_of(figures) if s.eta != 0], key=lambda s: (s.task, s.solver, s.steps, s.shape)
-    ):
-        members = list(group)
-        task, solver, steps, shape = key
-        lines += [f"\n{task}, {solver}, {steps} steps; CMI {shape}\n"]
-        lines += ["| eta | images | PSNR dB | minus eta 0 | SSIM | minus eta 0 | LPIPS | minus eta 0 | failed |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for setting in sorted([members[0].base, *members], key=lambda s: s.eta):
-            lines.append(_line(figures, setting))
-    return "\n".join(lines)
+    corrected = sorted((s for s in settings_of(figures) if s.eta != 0), key=lambda s: (s.shape, s.steps))
+    for (shape, steps), group in itertools.groupby(corrected, key=lambda s: (s.shape, s.steps)):
+        members = set(group)
+        lines += [f"\nCMI with {shape}; {steps} steps\n", f"| task | solver | eta | images | {' | '.join(heads)} |"]
+        lines += ["|" + "---|" * (4 + 2 * len(metrics))]
+        every = members | {s.base for s in members}
+        lines += [_line(figures, s, metrics) for s in sorted(every, key=lambda s: (s.task, s.solver, s.eta))]
+    failed = sum(not row["ok"] for row in figures.values())
+    return "\n".join([*lines, f"\n{failed} of {len(figures)} samples diverged."])
 
 
-def _line(figures: Figures, setting: Setting) -> str:
+def _line(figures: Figures, setting: Setting, metrics: list[tuple[str, str, int]]) -> str:
     cells, count = [], 0
-    for metric, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3)):
+    for metric, _, digits in metrics:
         found = compared(figures, setting, metric)
         count = found[1].n if found else count
         cells += [f"{found[0]:.{digits}f}", "" if setting.eta == 0 else _starred(found[1])] if found else ["", ""]
-    failed = sum(1 for (s, _), row in figures.items() if s == setting and not row["ok"])
-    return f"| {setting.eta:g} | {count} | {' | '.join(cells)} | {failed} |"
+    return f"| {setting.task} | {setting.solver} | {setting.eta:g} | {count} | {' | '.join(cells)} |"
 
 
 def _starred(difference: Interval) -> str:
@@ -266,7 +267,7 @@ def main(
     highs: Annotated[str, typer.Option(help="upper ends of CMI's window, in sigma/alpha")] = "3.5",
     caps: Annotated[str, typer.Option(help="CMI's cap")] = "0.5",
     every: Annotated[str, typer.Option(help="CMI's every")] = "1",
-    contractions: Annotated[str, typer.Option(help="CMI's contraction")] = "finite-difference",
+    contractions: Annotated[str, typer.Option(help="CMI's contraction")] = "second-difference",
     covariances: Annotated[str, typer.Option(help="CMI's covariance")] = "isotropic",
     steps: Annotated[str, typer.Option(help="steps of the sampler")] = "50",
     prior: Annotated[str, typer.Option(help="name or folder of the prior")] = "natural-64",

@@ -89,4 +89,5 @@ def test_differences_are_of_the_images_that_both_have(bench: ModuleType) -> None
     mean, difference = bench.compared(figures, other, "psnr")
     assert (mean, difference.mean, difference.half, difference.n) == (23.0, 1.0, 0.0, 2)
     assert bench.compared(figures, other, "lpips") is None
-    assert "| 0.3 | 2 | 23.00 | +1.000 ± 0.000* | 0.500 |" in bench.report(figures)
+    assert "| dps | 0.3 | 2 | 23.00 | +1.000 ± 0.000* | 0.500 |" in bench.report(figures)
+    assert "LPIPS" not in bench.report(figures)
