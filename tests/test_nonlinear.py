@@ -45,11 +45,17 @@ def at(name: str, canvas: Shape) -> tuple[Measurement, Tensor, Tensor]:
     y = physics.A(uniform(B, *case.shape, seed=1))
     weight = 0.5 + uniform(1, *y.shape[1:], seed=2)
     m = Measurement(y + 0.1, physics, NOISE, canvas, case.shape, (gain, offset), weight)
-    x_hat = 1.6 * uniform(B, *canvas, seed=3) - 0.8
+    return at_point(m, 1.6 * uniform(B, *canvas, seed=3) - 0.8, case.shape)
+
+
+def at_point(m: Measurement, x_hat: Tensor, image_shape: Shape) -> tuple[Measurement, Tensor, Tensor]:
+    """The same at another point."""
+    physics, weight, canvas, (gain, offset) = m.physics, m.weight, m.shape, m.affine
+    assert weight is not None
 
     def forward(x: Tensor) -> Tensor:
-        image = x.reshape(1, *canvas)[..., : case.shape[1], : case.shape[2]]
-        image = image if case.shape[0] == canvas[0] else image.mean(1, keepdim=True)
+        image = x.reshape(1, *canvas)[..., : image_shape[1], : image_shape[2]]
+        image = image if image_shape[0] == canvas[0] else image.mean(1, keepdim=True)
         return (weight * physics.A(gain * image + offset) / gain).flatten()
 
     jacobian: Any = torch.autograd.functional.jacobian
@@ -183,6 +189,31 @@ def test_every_solver_explains_a_nonlinear_measurement_or_refuses(name: str, sol
         free = restore(y, physics, prior, solver=SOLVERS["unconditional"], steps=40)
         ours, theirs = (float(r.stats["misfit"][-1].mean()) for r in (found, free))
         assert ours < min(2.0, theirs)
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_cmi_takes_the_linearisation_at_the_denoised_image(name: str) -> None:
+    """Its move is that of the linear physics which the dense derivative makes, and a run with it ends."""
+    case = NONLINEAR[name]
+    m, x_hat, _ = at(name, case.shape)
+    prior = pictures(case.shape)
+    step = step_at(prior, m, x_hat, 300.0, 250.0)
+    _, _, jacobian = at_point(m, step.x_hat.detach(), case.shape)
+    fixed = LinearPhysics(
+        A=lambda v: torch.einsum("bij,bj->bi", jacobian, v.flatten(1)).reshape(m.y.shape),
+        A_adjoint=lambda e: torch.einsum("bij,bi->bj", jacobian, e.flatten(1)).reshape(len(e), *case.shape),
+        img_size=case.shape,
+    )
+    plain = Measurement(m.y, fixed, m.noise_std, case.shape, case.shape)
+    for covariance in ("isotropic", "exact"):
+        cmi = CMI(1.0, covariance=covariance, cap=1e9)
+        ours, theirs = cmi(step).shift, cmi(dataclasses.replace(step, measurement=plain)).shift
+        assert ours is not None
+        assert theirs is not None
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    physics = case.build(0.1)
+    y = measure(prior.sample(1, generator(3)), physics)
+    assert restore(y, physics, prior, solver=DPS(1.0), cmi=CMI(), steps=10).ok.all()
 
 
 def test_physics_without_a_size_or_with_another_is_refused() -> None:
