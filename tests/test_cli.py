@@ -422,7 +422,7 @@ def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("prior", "message"),
+    ("named", "message"),
     [
         ("hf:x", "hf:OWNER/NAME"),
         ("a/b.pt", "there is no prior at a/b.pt"),
@@ -430,19 +430,19 @@ def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pyte
         ("notes.txt", "ends in one of .safetensors, .pt"),
     ],
 )
-def test_a_prior_that_cannot_be_meant_is_said_before_any_work(photograph: Path, prior: str, message: str) -> None:
+def test_a_prior_that_cannot_be_meant_is_said_before_any_work(photograph: Path, named: str, message: str) -> None:
     Path("notes.txt").write_text("x")
-    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", prior, "--dry-run")
+    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", named, "--dry-run")
     assert result.exit_code == 2
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("prior", ["ffhq-256", "hf:google/ddpm-cat-256"])
-def test_a_dry_run_fetches_no_prior(photograph: Path, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", ["ffhq-256", "hf:google/ddpm-cat-256"])
+def test_a_dry_run_fetches_no_prior(photograph: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMIDIFF_CACHE", "cache")
-    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", prior, "--dry-run")
+    result = cmidiff("restore", photograph, "--task", "denoise", "--prior", named, "--dry-run")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["prior"] == prior
+    assert json.loads(result.stdout)["prior"] == named
     assert not Path("cache").exists()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmidiff import load_prior
 from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, memory
 from cmidiff.prior.adm import ADMConfig, ADMUNet
-from cmidiff.prior.memory import SLACK, Need
+from cmidiff.prior.memory import Need
 from tests.test_adm import TINY, numbered
 
 MIB = 2**20
@@ -30,7 +30,7 @@ def known(need: Need | None) -> Need:
 
 def activations(prior: NetworkPrior, batch: int = 1, side: int = 32, **options: object) -> float:
     need = known(estimate_memory(prior, (3, side, side), batch, **options))  # pyright: ignore[reportArgumentType]
-    return need.activations / SLACK
+    return need.activations
 
 
 def test_a_chain_without_a_graph_holds_two_neighbours() -> None:
@@ -73,6 +73,7 @@ def test_what_settings_buy() -> None:
     assert activations(prior, 4, graph=True, checkpointing=True) < 0.6 * plain
     assert activations(prior, 4, graph=True, max_batch=1) < 0.4 * plain
     assert activations(prior, 4, graph=True, dtype=torch.bfloat16) == pytest.approx(plain / 2, rel=0.1)
+    assert activations(prior, 4, twice=True) > 1.5 * plain
     assert activations(prior, 8, graph=True) == pytest.approx(2 * plain, rel=0.02)
 
 

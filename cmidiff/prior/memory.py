@@ -2,8 +2,9 @@
 
 Torch's meta device carries out every operation on shapes alone. A forward pass, and the backward pass of a gradient,
 are played through there at the real size by a copy of the network without numbers, and every storage that is born is
-counted until it dies: the largest sum is the peak. What a convolution needs for a moment inside itself is not seen;
-`SLACK` allows for it.
+counted until it dies: the largest sum is the peak. What is not seen, above all what convolutions need for a moment
+inside themselves (among it weights in another layout), is allowed for by `SLACK` and `LAYOUTS`, which docs/cost-256.md
+sets beside the peaks of real processes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.network import NetworkPrior
 
-SLACK = 1.25
+SLACK = 1.3  # times what was counted
+LAYOUTS = 0.3  # of the bytes of the weights
 STATES = 24  # tensors of the state's shape that a sampler, a guidance and CMI hold at a time
 GIB = 2**30
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -41,6 +43,7 @@ class Setting:
         dtype: the network's precision.
         checkpointing: whether activations are computed again for the gradient.
         max_batch: see `NetworkPrior`.
+        twice: whether the gradient is differentiated again.
     """
 
     batch: int
@@ -48,6 +51,7 @@ class Setting:
     dtype: torch.dtype
     checkpointing: bool
     max_batch: int | None
+    twice: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,20 @@ class Need:
 
     Attributes:
         weights: of the network.
-        activations: the most that is alive at a time besides, with an allowance for what is not seen.
+        activations: the most that is alive at a time besides, counted.
+        unseen: an allowance for what cannot be counted.
         state: of the sampler around it.
     """
 
     weights: int
     activations: int
+    unseen: int
     state: int
 
     @property
     def beside(self) -> int:
         """All but the weights."""
-        return self.activations + self.state
+        return self.activations + self.unseen + self.state
 
 
 _NEEDS: WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], Setting], Need | None]] = WeakKeyDictionary()
@@ -79,6 +85,7 @@ def estimate_memory(
     batch: int = 1,
     *,
     graph: bool = False,
+    twice: bool = False,
     dtype: torch.dtype | None = None,
     checkpointing: bool | None = None,
     max_batch: int | None = None,
@@ -89,13 +96,14 @@ def estimate_memory(
         prior: as `load_prior` gives it.
         shape: (C, H, W) of the state.
         batch: rows evaluated at once.
-        graph: whether ``x_hat`` is differentiated.
+        graph: whether ``x_hat`` is differentiated (DPS, MCG, exact covariances).
+        twice: whether that gradient is differentiated again (CMI's ``double-backward``).
         dtype, checkpointing, max_batch: other settings than those the prior has.
 
     Returns:
         The need; None of a prior whose network is not a module that runs on shapes alone.
     """
-    setting = _setting(prior, batch, graph)
+    setting = _setting(prior, batch, graph, twice)
     if setting is None or not isinstance(prior, NetworkPrior):
         return None
     other = {"dtype": dtype, "checkpointing": checkpointing, "max_batch": max_batch}
@@ -103,12 +111,18 @@ def estimate_memory(
 
 
 def check_memory(
-    prior: Denoiser, shape: tuple[int, ...], batch: int = 1, *, graph: bool = False, available: int | None = None
+    prior: Denoiser,
+    shape: tuple[int, ...],
+    batch: int = 1,
+    *,
+    graph: bool = False,
+    twice: bool = False,
+    available: int | None = None,
 ) -> Need | None:
     """Whether one evaluation of a prior, whose weights are loaded, fits in memory: before any work.
 
     Args:
-        prior, shape, batch, graph: see `estimate_memory`.
+        prior, shape, batch, graph, twice: see `estimate_memory`.
         available: free bytes; by default those of the prior's device.
 
     Returns:
@@ -117,7 +131,7 @@ def check_memory(
     Raises:
         ValueError: it does not fit; the message names settings that would.
     """
-    setting = _setting(prior, batch, graph)
+    setting = _setting(prior, batch, graph, twice)
     if setting is None or not isinstance(prior, NetworkPrior):
         return None
     available = free_memory(_device(prior)) if available is None else available
@@ -126,8 +140,8 @@ def check_memory(
         return need
     advice = _advice(prior, shape, setting, available)
     raise ValueError(
-        f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} takes "
-        f"about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: "
+        f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if setting.graph else ''} "
+        f"takes about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: "
         f"use {' or '.join(advice) or 'a smaller picture or a machine with more memory'}"
     )
 
@@ -153,11 +167,12 @@ def _free_of_host() -> int | None:
     return min(free, max(limit, 0))
 
 
-def _setting(prior: Denoiser, batch: int, graph: bool) -> Setting | None:
+def _setting(prior: Denoiser, batch: int, graph: bool, twice: bool) -> Setting | None:
     if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, nn.Module):
         return None
     dtype = prior.dtype or next((p.dtype for p in prior.network.parameters()), torch.float32)
-    return Setting(batch, graph, dtype, bool(getattr(prior.network, "checkpointing", False)), prior.max_batch)
+    checkpointing = bool(getattr(prior.network, "checkpointing", False))
+    return Setting(batch, graph or twice, dtype, checkpointing, prior.max_batch, twice)
 
 
 def _advice(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> list[str]:
@@ -202,13 +217,15 @@ def _play(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need
             x_t = torch.empty(setting.batch, *shape, dtype=state, device="meta", requires_grad=setting.graph)
             x_hat = twin(x_t, prior.schedule.grid(2)[0]).mean
             if setting.graph:
-                torch.autograd.grad(x_hat, x_t, torch.empty_like(x_hat))
+                (pulled,) = torch.autograd.grad(x_hat, x_t, torch.empty_like(x_hat), create_graph=setting.twice)
+                if setting.twice:
+                    torch.autograd.grad(pulled, x_t, torch.empty_like(pulled), allow_unused=True)
     except (RuntimeError, TypeError, NotImplementedError):  # a network with numbers of its own in its code
         return None
     assert isinstance(twin.network, nn.Module)
     weights = sum(v.numel() * v.element_size() for v in _tensors(twin.network))
     signal = setting.batch * math.prod(shape) * state.itemsize
-    return Need(weights, int(SLACK * census.peak), STATES * signal)
+    return Need(weights, census.peak, int((SLACK - 1) * census.peak + LAYOUTS * weights), STATES * signal)
 
 
 def _without_numbers(prior: NetworkPrior, setting: Setting) -> NetworkPrior:

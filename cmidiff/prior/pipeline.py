@@ -51,7 +51,9 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
         )
     weights = config.with_name(WEIGHTS_FILE)
     if not weights.is_file():
-        raise FileNotFoundError(f"the weights of prior {folder.name!r} are missing: {weights}")
+        raise FileNotFoundError(
+            f"the weights of prior {folder.name!r} are missing: {weights} (only safetensors are read)"
+        )
     index, fields = folder / "model_index.json", Fields.read(config)
     patch = Fields.read(index).integer("patch_size", 1, low=1, high=64) if index.is_file() else 1
     try:
