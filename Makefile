@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo serve test lint format clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## restore a photograph with and without CMI; writes demo.png
 	$(BIN)/cmidiff demo --output demo.png
+
+serve: $(STAMP)  ## restore photographs in the browser
+	$(BIN)/cmidiff serve --open
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest

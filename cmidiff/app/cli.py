@@ -434,6 +434,33 @@ def validate(
     run(output, Settings(seed, quick, workers, pictures), only or [])
 
 
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.")] = 7860,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    prior: o.Prior = "natural-64",
+    device: o.Device = "auto",
+    jobs: Annotated[int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.")] = 1,
+    seconds: Annotated[int, typer.Option("--seconds", help="Time limit of one restoration.")] = 300,
+    side: Annotated[int, typer.Option("--side", help="Largest longer side of a result, in pixels.")] = 256,
+    megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.")] = 20,
+    megapixels: Annotated[int, typer.Option("--megapixels", help="Largest picture.")] = 25,
+) -> None:
+    """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
+    from cmidiff.app.web.inputs import Limits
+    from cmidiff.app.web.server import serve as run
+
+    o.check_prior(prior)
+    for name, value in (("jobs", jobs), ("seconds", seconds), ("megabytes", megabytes), ("megapixels", megapixels)):
+        if value < 1:
+            raise BadInput(f"--{name} must be a whole number >= 1, received {value}")
+    if side < 64:
+        raise BadInput(f"--side must be at least 64 pixels, received {side}")
+    limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
+    run(limits, prior=prior, device=o.device_of(device), host=host, port=port, open_browser=open_browser)
+
+
 def main() -> None:
     """The console script."""
     # Threads that spin while they wait slow a busy machine down twentyfold; read when torch is imported.
