@@ -213,7 +213,8 @@ def time_table(name: str, side: int, device: str, repeats: int, settings: tuple[
         seconds[setting.title] = took
         plain = seconds.get(GRADIENT.title, took) * setting.batch
         ratio = f"{took / plain:.2f}" if setting.graph else "-"
-        lines.append(f"| {setting.title} | {took:.2f} | {ratio} | {peak:.2f} | {counted(name, setting, side)[1]:.2f} |")
+        _, least, allowed = counted(name, setting, side)
+        lines.append(f"| {setting.title} | {took:.2f} | {ratio} | {peak:.2f} | {least:.2f} | {allowed:.2f} |")
         typer.echo(lines[-1], err=True)
     return lines, seconds
 
