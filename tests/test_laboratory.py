@@ -25,8 +25,9 @@ from cmidiff.laboratory.mixtures import (
     problems_of,
     sliced_wasserstein,
 )
+from cmidiff.laboratory.paired import interval, verdict
 from cmidiff.laboratory.pictures import pictures
-from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors, interval, verdict
+from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
 from cmidiff.sampler import Ancestral
@@ -145,10 +146,13 @@ def test_the_exact_posterior_reaches_the_floor_and_others_do_not(problems):
     base = torch.stack([floor(problems, chains=128, seed=k).distance for k in range(6)]).mean()
     ratios = {
         name: float(outcome(problems, SOLVERS[name], 0.4, 0.0, chains=128, steps=60, seed=5).distance.mean() / base)
-        for name in ("exact posterior", "unconditional", "PiGDM", "CADPS exact")
+        for name in ("exact posterior", "unconditional", "PiGDM = CADPS isotropic", "CADPS exact")
     }
     assert 0.6 < ratios["exact posterior"] < 1.4
-    assert ratios["exact posterior"] < ratios["CADPS exact"] < ratios["PiGDM"] < ratios["unconditional"]
+    blind, pigdm = ratios["unconditional"], ratios["PiGDM = CADPS isotropic"]
+    assert ratios["exact posterior"] < ratios["CADPS exact"] < pigdm < blind
+        ratios["exact posterior"] < ratios["CADPS exact"] < ratios["PiGDM = CADPS isotropic"] < ratios["unconditional"]
+    )
 
 
 def test_float32_measures_the_same(problems):
@@ -176,14 +180,15 @@ def test_tuning_takes_the_best_scale_then_the_best_eta_on_problems_that_are_not_
 
     def pretended(problems: Problems, solver: Solver, scale: float, eta: float, **_: int) -> Outcome:
         seen.append((scale, eta))
-        loss = (scale - 0.4) ** 2 + (eta + 0.3 if eta else 0.2) ** 2
-        alive = torch.full((2,), 0.0 if eta == -0.3 else 1.0)  # the smallest distance, but of chains that diverged
-        return Outcome(torch.full((2,), loss), torch.zeros(2), alive, torch.zeros(2, 1, 8))
+        gain = {0.0: (0.0, 0.0), -0.3: (-0.4, 0.4), 0.1: (-0.1, -0.1), 0.3: (-0.5, -0.5)}.get(eta, (0.2, 0.2))
+        alive = torch.full((2,), 0.5 if eta == 0.3 else 1.0)  # the smallest distance, but half of the chains diverged
+        distance = 0.2 * (1 + abs(scale - 0.4)) * torch.tensor(gain).exp()  # -0.3 helps one problem and hurts another
+        return Outcome(distance, torch.zeros(2), alive, torch.zeros(2, 1, 8))
 
     monkeypatch.setattr(chains, "outcome", pretended)
-    assert chains.tuned(problems, SOLVERS["DPS"], chains=2, steps=2, seed=1) == (0.4, -0.1)
+    assert chains.tuned([problems, problems], SOLVERS["DPS"], chains=2, steps=2, seed=1) == (0.4, 0.1)
     assert {eta for _, eta in seen} == {0.0, *chains.ETAS}
-    assert chains.tuned(problems, SOLVERS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
+    assert chains.tuned([problems], SOLVERS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
     job = Job("mixture-25", 8, "DPS", QUICK)
     assert not torch.equal(job.problems("test", 2).matrices[:2], job.problems("tuning", 2).matrices[:2])
 
@@ -326,10 +331,17 @@ def test_the_command_names_what_is_wrong(tmp_path: Path):
         assert error is None or message in str(error)
 
 
+def test_isotropic_cadps_is_pigdm_and_shares_its_row(problems):
+    options = {"scale": 1.0, "eta": 0.0, "chains": 8, "steps": 20, "seed": 1}
+    pigdm = outcome(problems, SOLVERS["PiGDM = CADPS isotropic"], **options)
+    cadps = outcome(problems, Solver(lambda *_: CADPS("isotropic")), **options)
+    torch.testing.assert_close(pigdm.x, cadps.x)
+
+
 def test_every_solver_has_a_row():
-    assert {"exact posterior", "unconditional", "DPS", "PiGDM", "MCG", "DSG"} <= set(SOLVERS)
+    assert {"exact posterior", "unconditional", "DPS", "PiGDM = CADPS isotropic", "MCG", "DSG"} <= set(SOLVERS)
     covariances = {guidance.covariance for solver in SOLVERS.values() if isinstance(
         guidance := solver.build(problems_of("gaussian", 2, 1, 1, generator(0)), 1.0), CADPS
     )}  # fmt: skip
-    assert covariances == {"diagonal", "isotropic", "exact"}
+    assert covariances == {"diagonal", "exact"}
     assert all(dataclasses.is_dataclass(solver) for solver in SOLVERS.values())

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional
 from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
+from cmidiff.laboratory.paired import interval
 from cmidiff.laboratory.settings import seed_of
 from cmidiff.sampler import Ancestral, Trace, sample, start
 from cmidiff.schedule import Schedule
@@ -37,12 +38,11 @@ class Solver:
 SOLVERS: dict[str, Solver] = {
     "exact posterior": Solver(lambda problems, _: ExactPosterior(problems), guided=False),
     "unconditional": Solver(lambda *_: Unconditional(), guided=False),
-    "DPS": Solver(lambda _, scale: DPS(scale), (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)),
-    "PiGDM": Solver(lambda *_: PiGDM()),
-    "MCG": Solver(lambda _, scale: MCG(scale), (0.03, 0.1, 0.3, 1.0)),
-    "DSG": Solver(lambda _, rate: DSG(rate), (0.05, 0.1, 0.2, 0.4, 0.6)),
+    "DPS": Solver(lambda _, scale: DPS(scale), (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)),
+    "PiGDM = CADPS isotropic": Solver(lambda *_: PiGDM()),  # one formula, where coordinates have unit variance
+    "MCG": Solver(lambda _, scale: MCG(scale), (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "DSG": Solver(lambda _, rate: DSG(rate), (0.02, 0.05, 0.1, 0.2, 0.4)),
     "CADPS diagonal": Solver(lambda *_: CADPS("diagonal", iterations=10)),
-    "CADPS isotropic": Solver(lambda *_: CADPS("isotropic", iterations=10)),
     "CADPS exact": Solver(lambda *_: CADPS("exact", iterations=10)),
     "CADPS complete": Solver(lambda *_: CADPS("exact", iterations=10, complete=True)),
 }
@@ -131,15 +131,26 @@ def floor(problems: Problems, *, chains: int, seed: int) -> Outcome:
     return judged(problems, x, torch.ones(len(problems), dtype=x.dtype), seed)
 
 
-def tuned(problems: Problems, solver: Solver, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
-    """``(scale, eta)`` with the smallest mean distance on these problems: first the scale without CMI, then eta of
-    either sign at that scale (0 for a solver that CMI is not tried on). CMI is always on: whether it helps is for other
-    problems to say."""
+def tuned(several: Sequence[Problems], solver: Solver, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
+    """``(scale, eta)`` chosen on groups of problems that may differ in m.
 
-    def loss(scale: float, eta: float) -> float:
-        found = outcome(problems, solver, scale, eta, chains=chains, steps=steps, seed=seed)
-        return float((found.distance + (1 - found.alive)).nan_to_num(torch.inf).mean())
+    First the scale, without CMI: the smallest geometric mean of the distances. Then eta of either sign at that scale (0
+    for a solver that CMI is not tried on): of the paired ratios of the distances, with CMI over without, the smallest
+    upper end of the 95% interval, so that a large eta must earn its risk. CMI is always on: whether it helps is for
+    other problems to say.
+    """
 
-    scale = min(solver.scales, key=lambda s: loss(s, 0.0)) if len(solver.scales) > 1 else solver.scales[0]
-    eta = min(ETAS, key=lambda e: loss(scale, e)) if solver.guided else 0.0
-    return scale, eta
+    def logs(scale: float, eta: float) -> Tensor:
+        found = [outcome(p, solver, scale, eta, chains=chains, steps=steps, seed=seed) for p in several]
+        # A chain that diverged counts as a distance of 1, that of a sample from nowhere.
+        return torch.cat([(o.distance + 1 - o.alive).nan_to_num(1e3).log() for o in found])
+
+    losses = {scale: logs(scale, 0.0) for scale in solver.scales}
+    scale = min(losses, key=lambda s: float(losses[s].mean()))
+    if not solver.guided:
+        return scale, 0.0
+
+    def upper(eta: float) -> float:
+        return sum(interval((logs(scale, eta) - losses[scale]).tolist()))
+
+    return scale, min(ETAS, key=upper)

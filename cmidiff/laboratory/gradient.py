@@ -84,7 +84,7 @@ def needed(estimator: Estimator, probe: Probe) -> int | None:
 def measure(settings: Settings) -> Findings:
     """Errors for 1 to 256 probes, and the bias."""
     prior, matrix = problem(settings)
-    rows = 1024 if settings.quick else 8192
+    rows = 1024 if settings.quick else 6144
     times = TIMES[1:2] if settings.quick else TIMES
     errors: list[list[Cell]] = []
     biases: list[list[Cell]] = []

@@ -3,9 +3,9 @@
 Priors (`cmidiff.laboratory.mixtures.prior_of`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
 x_t)`` is far from Gaussian, as CMI assumes it is not (the paper's Assumption 1): well separated modes, heavy tails.
 
-The step sizes of DPS, MCG and DSG, and then eta of either sign, are those with the smallest mean distance on 4 problems
-with ``m = 2`` and other seeds, for each prior, d and solver (`cmidiff.laboratory.chains.tuned`); eta is never 0. The
-test problems have not been seen by that choice. A solver with CMI and the one without share all random numbers, so that
+The step sizes of DPS, MCG and DSG, and then eta of either sign, are chosen on other problems with other seeds, of all
+m together, for each prior, d and solver (`cmidiff.laboratory.chains.tuned`); eta is never 0. The test
+problems have not been seen by that choice. A solver with CMI and the one without share all random numbers, so that
 their difference is paired, problem by problem; intervals are Student's, 95%, over problems. The noise levels are even
 in log(sigma/alpha) (`cmidiff.laboratory.chains.levels`), where 100 steps are enough: the row ``exact posterior`` shows
 what the steps cost.
@@ -13,7 +13,6 @@ what the steps cost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from multiprocessing import get_context
 
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from cmidiff.laboratory.chains import SOLVERS, Outcome, floor, outcome, tuned
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
+from cmidiff.laboratory.paired import interval, verdict
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
 
@@ -47,7 +46,7 @@ class Size:
     chains: int
     steps: int
     dtype: torch.dtype
-    tuning_problems: int = 4
+    tuning_problems: int = 9
     tuning_chains: int = 96
 
 
@@ -56,7 +55,7 @@ SIZES = {
     80: Size(12, 256, 100, torch.float32),
     800: Size(10, 96, 100, torch.float32, tuning_chains=32),
 }
-QUICK = Size(4, 64, 60, torch.float64, 2, 32)
+QUICK = Size(4, 64, 60, torch.float64, 3, 32)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class Job:
         return MEASURED[1:2] if narrow else MEASURED
 
     def problems(self, purpose: str, m: int) -> Problems:
-        count = self.size.problems if purpose == "test" else self.size.tuning_problems
+        tuning = self.size.tuning_problems // len(self.measured)
+        count = self.size.problems if purpose == "test" else tuning
         g = self.settings.generator(purpose, self.family, self.d, m)
         return problems_of(self.family, self.d, m, count, g).to(self.size.dtype)
 
@@ -89,8 +89,9 @@ class Job:
             return solver.scales[0], 0.0
         if self.family == "gaussian":  # grad I vanishes: there is no eta to find
             solver = type(solver)(solver.build, solver.scales, guided=False)
+        several = [self.problems("tuning", m) for m in self.measured]
         seed = seed_of(self.settings.seed, "tuning", self.family, self.d)
-        return tuned(self.problems("tuning", 2), solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
+        return tuned(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -175,19 +176,6 @@ def measure(settings: Settings) -> Findings:
     tables["conditionals"] = _comparison(every, CONDITIONALS)
     tables["verdicts"] = _verdicts([tables["mixture"], tables["conditionals"]])
     return Findings({**tables, "problems": every})
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of Student's 95% interval."""
-    n = len(values)
-    mean = sum(values) / n
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    return mean, float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
-
-
-def verdict(mean: float, half: float) -> str:
-    """Of a paired difference of distances, CMI minus base."""
-    return "no difference" if not abs(mean) > half else ("better" if mean < 0 else "worse")
 
 
 def _pm(mean: float, half: float) -> str:
