@@ -151,8 +151,6 @@ def test_the_exact_posterior_reaches_the_floor_and_others_do_not(problems):
     assert 0.6 < ratios["exact posterior"] < 1.4
     blind, pigdm = ratios["unconditional"], ratios["PiGDM = CADPS isotropic"]
     assert ratios["exact posterior"] < ratios["CADPS exact"] < pigdm < blind
-        ratios["exact posterior"] < ratios["CADPS exact"] < ratios["PiGDM = CADPS isotropic"] < ratios["unconditional"]
-    )
 
 
 def test_float32_measures_the_same(problems):
