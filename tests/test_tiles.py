@@ -232,7 +232,7 @@ def test_tiles_are_taken_where_a_picture_is_far_larger_than_the_training() -> No
     assert fitted(network, (3, 64 * FAR, 64 * FAR)) is network
     large = fitted(network, (3, 64 * FAR + 8, 64))
     assert isinstance(large, Tiled)
-    assert (large.tile, large.overlap) == (64, 16)
+    assert (large.tile, large.overlap) == (128, 32)
     assert fitted(network, (3, 640, 640), None) is network
     chosen = fitted(network, (3, 64, 64), 96)
     assert isinstance(chosen, Tiled)

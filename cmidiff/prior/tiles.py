@@ -29,7 +29,7 @@ from cmidiff.prior.base import Denoiser, Prediction
 from cmidiff.prior.patch import PatchUNet
 from cmidiff.schedule import Schedule
 
-FAR = 3  # times the training size: measured in docs/large-pictures.md
+FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-pictures.md
 Place = tuple[slice, ...]
 
 
@@ -61,8 +61,9 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
     """The prior for a signal of ``shape`` (C, ...): itself, or `Tiled`.
 
     Args:
-        tile: side of the tiles; None: the signal as a whole; ``auto``: tiles of the training size where a side is more
-            than `FAR` times that. A prior whose training size is not known is left as it is.
+        tile: side of the tiles, which overlap by a quarter; None: the signal as a whole; ``auto``: tiles of `AUTO`
+            times the training size where a side is more than `FAR` times that. A prior whose training size is not
+            known is left as it is.
 
     Raises:
         ValueError: for a tile that cannot be.
@@ -76,7 +77,7 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
     size = training_side(prior)
     if size is None or all(side <= FAR * size for side in shape[1:]):
         return prior
-    return Tiled(prior, size, size // 4)
+    return Tiled(prior, AUTO * size, AUTO * size // 4)
 
 
 def training_side(prior: Denoiser) -> int | None:
