@@ -22,9 +22,9 @@ from cmidiff.app.errors import BadInput
 from cmidiff.app.pictures import Picture, read_picture, resized, to_gray, write_picture
 from cmidiff.app.problem import Problem, degraded, from_degraded_picture, task_of
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # those that Pillow decodes by itself
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # those that Pillow decodes by itself
 KEPT = 1024  # pixels of the longer side: what is kept of a photograph, and painted on
-LEAST = 16  # pixels of the shorter side of what is restored
+LEAST = 8  # pixels of the shorter side of what is restored
 PAINTED = 0.1  # a pixel is lost if more than this fraction of it was painted over
 
 

@@ -154,7 +154,7 @@ class Page:
         self.photo = unopened(
             gr.Image(label="Photograph", sources=["upload", "clipboard"], height=300, elem_id="photo")
         )
-        self.note = gr.HTML(visible=False)
+        self.note = gr.HTML(visible=False, elem_id="note")
         self.try_it = gr.Button("No picture at hand? Take this one", size="sm", elem_id="sample")
         gr.Markdown("**What is wrong with it?**")
         with gr.Row():
@@ -238,7 +238,7 @@ class Page:
         )
         with gr.Column(visible=False) as self.results, gr.Tabs():
             with gr.Tab("Compare"):
-                self.slider = gr.ImageSlider(interactive=False, buttons=["fullscreen"], elem_id="slider")
+                self.slider = gr.ImageSlider(format="png", interactive=False, buttons=["fullscreen"], elem_id="slider")
                 self.versus = gr.ImageSlider(
                     label="Without CMI | with CMI", interactive=False, buttons=["fullscreen"], visible=False
                 )
@@ -252,7 +252,12 @@ class Page:
                 )
             with gr.Tab("Mean and uncertainty"):
                 self.moments = gr.Gallery(
-                    show_label=False, columns=2, height="auto", object_fit="contain", buttons=["fullscreen"]
+                    show_label=False,
+                    format="png",
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    buttons=["fullscreen"],
                 )
             with gr.Tab("Curves"):
                 self.figures = gr.Markdown()
