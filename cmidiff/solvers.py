@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,3 +51,14 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Guidance
             raise ValueError(f"solver {name!r} has no option {option!r}: it has {', '.join(settable) or 'none'}")
     values = {k: Ramp(**v) if isinstance(v, Mapping) else v for k, v in (options or {}).items()}
     return solver(**{**preset, **values})
+
+
+def described(thing: object) -> dict[str, Any]:
+    """The fields of a solver, a kernel or CMI as JSON holds them: the same in every process, functions by their name."""
+
+    def plain(value: object) -> str:
+        name = getattr(value, "__qualname__", None)
+        return str(value) if name is None else f"{getattr(value, '__module__', '')}.{name}"
+
+    fields = dataclasses.asdict(thing) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else {}
+    return json.loads(json.dumps(fields, default=plain))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,3 +55,10 @@ def test_a_level_ramp_is_the_constant_in_a_whole_run() -> None:
 def test_ramps_that_cannot_be_meant_are_refused(ends: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="start and end must be numbers > 0"):
         Ramp(*ends)
+
+
+def test_a_solver_is_described_alike_in_every_process():
+    """By the name of a function it holds, not by where the function lies in memory: runs are resumed by it."""
+    code = "import json; from cmidiff import MCG; from cmidiff.solvers import described; print(json.dumps(described(MCG())))"
+    texts = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
+    assert [json.loads(text)["project"] for text in texts] == ["cmidiff.guidance.mcg.project"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Progress, Restoration
 from cmidiff.restoration import restore as sample_posterior
+from cmidiff.solvers import described
 from cmidiff.step import Kernel
 
 SSIM_WINDOW = 11  # pixels: smaller pictures have no SSIM
@@ -74,17 +75,11 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
-        cmi = None if self.cmi is None else _fields(self.cmi)
-        kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | _fields(self.kernel)
-        return {"solver": {"name": self.solver_name} | _fields(self.solver), "cmi": cmi, "kernel": kernel} | {
+        cmi = None if self.cmi is None else described(self.cmi)
+        kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | described(self.kernel)
+        return {"solver": {"name": self.solver_name} | described(self.solver), "cmi": cmi, "kernel": kernel} | {
             name: getattr(self, name) for name in names
         }
-
-
-def _fields(thing: object) -> dict[str, Any]:
-    """The fields of a dataclass as JSON holds them."""
-    fields = asdict(thing) if is_dataclass(thing) and not isinstance(thing, type) else {}
-    return json.loads(json.dumps(fields, default=str))
 
 
 def resolved(problem: Problem, settings: Settings, source: Path, output: Path) -> dict[str, Any]:

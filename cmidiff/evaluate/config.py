@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cmidiff.evaluate.database import Cell, RunError
-from cmidiff.solvers import SOLVERS
+from cmidiff.solvers import SOLVERS, described
 
 if TYPE_CHECKING:
     from cmidiff.guidance import Guidance
@@ -284,7 +284,7 @@ def _name(cell: Cell) -> str:
 
 
 def _fields(thing: Any) -> dict[str, Any]:
-    return json.loads(json.dumps({"is": type(thing).__name__} | asdict(thing), default=str))
+    return {"is": type(thing).__name__} | described(thing)
 
 
 def _parameters(config: Config, choice: TaskChoice) -> dict[str, Any]:
