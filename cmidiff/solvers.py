@@ -54,7 +54,7 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Guidance
 
 
 def described(thing: object) -> dict[str, Any]:
-    """The fields of a solver, a kernel or CMI as JSON holds them: the same in every process, functions by their name."""
+    """The fields of a solver, a kernel or CMI as JSON holds them, alike in every process: functions by their name."""
 
     def plain(value: object) -> str:
         name = getattr(value, "__qualname__", None)
