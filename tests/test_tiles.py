@@ -237,6 +237,8 @@ def test_tiles_are_taken_where_a_picture_is_far_larger_than_the_training() -> No
     chosen = fitted(network, (3, 64, 64), 96)
     assert isinstance(chosen, Tiled)
     assert (chosen.tile, chosen.overlap) == (96, 24)
+    assert isinstance(least := fitted(network, (3, 64, 64), 8), Tiled)
+    assert least.overlap == 0  # a tile of one multiple can share nothing
     unknown = Sums()
     assert fitted(unknown, (2, 9000, 9000)) is unknown
     for wrong in (True, 64.0, "all"):

@@ -73,7 +73,7 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
     if tile != "auto":
         if isinstance(tile, bool) or not isinstance(tile, int):
             raise ValueError(f"tile must be a number of pixels, 'auto' or None, received {tile!r}")
-        return Tiled(prior, tile, tile // 4)
+        return Tiled(prior, tile, max(0, min(tile // 4, tile - prior.multiple)))
     size = training_side(prior)
     if size is None or all(side <= FAR * size for side in shape[1:]):
         return prior
