@@ -61,7 +61,7 @@ class Setting:
     @property
     def shape(self) -> str:
         """What distinguishes this CMI apart from its eta, in words."""
-        words = [self.weight, f"window [{self.low:g}, {self.high:g}]", f"cap {self.cap:g}", self.contraction]
+        words = [self.weight, f"window {self.low:g} to {self.high:g}", f"cap {self.cap:g}", self.contraction]
         words += [f"{self.covariance} covariance"] if self.covariance != "isotropic" else []
         return ", ".join(words + ([f"every {self.every}"] if self.every > 1 else []))
 
@@ -224,29 +224,34 @@ def plot(figures: Figures, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = sorted({s.task for s, _ in figures})
-    drawing, axes = plt.subplots(2, len(tasks), figsize=(5 * len(tasks), 7), squeeze=False)
+    drawing, axes = plt.subplots(2, len(tasks), figsize=(5 * len(tasks), 7.5), squeeze=False, sharex=True)
     for column, task in enumerate(tasks):
         for row, metric in enumerate(("psnr", "ssim")):
             _panel(axes[row][column], figures, task, metric)
-    axes[0][0].legend(fontsize=8)
-    drawing.tight_layout()
+    labelled = dict(
+        pair for axis in axes.flat for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True)
+    )
+    drawing.legend(labelled.values(), labelled.keys(), loc="lower center", ncols=2, fontsize=9)
+    drawing.tight_layout(rect=(0, 0.08, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=100)
 
 
 def _panel(axis: Any, figures: Figures, task: str, metric: str) -> None:
-    settings = [s for s in settings_of(figures) if s.task == task and s.eta != 0]
-    shapes = {s.shape for s in settings}
-    for (solver, shape), group in itertools.groupby(settings, key=lambda s: (s.solver, s.shape)):
+    settings = [s for s in settings_of(figures) if s.eta != 0]
+    shapes = [s.shape.split(", ") for s in settings]
+    common = [part for part in shapes[0] if all(part in shape for shape in shapes)] if shapes else []
+    own = [s for s in settings if s.task == task]
+    for (solver, shape), group in itertools.groupby(own, key=lambda s: (s.solver, s.shape)):
         found = [(s.eta, compared(figures, s, metric)) for s in group]
         points = [(eta, both[1].mean, both[1].half) for eta, both in found if both]
-        points = sorted([*points, (0.0, 0.0, 0.0)])
-        etas, means, halves = (list(values) for values in zip(*points, strict=True))
-        axis.errorbar(
-            etas, means, halves, marker=".", capsize=2, label=solver if len(shapes) == 1 else f"{solver}: {shape}"
-        )
+        etas, means, halves = (list(values) for values in zip(*sorted([*points, (0.0, 0.0, 0.0)]), strict=True))
+        label = ", ".join([solver, *(part for part in shape.split(", ") if part not in common)])
+        axis.errorbar(etas, means, halves, marker=".", capsize=2, label=label)
+    ticks = sorted({0.0, *(s.eta for s in settings)})
     axis.axhline(0, color="black", linewidth=0.5)
-    axis.set_xscale("symlog", linthresh=0.03)
+    axis.set_xscale("symlog", linthresh=0.1)
+    axis.set_xticks(ticks, [f"{eta:g}" for eta in ticks])
     axis.set_title(task)
     axis.set_xlabel("eta")
     axis.set_ylabel("PSNR minus that of eta = 0, dB" if metric == "psnr" else "SSIM minus that of eta = 0")
