@@ -87,9 +87,9 @@ _BLUR = Strength("Width of the blur (pixels of the restored picture)", "std", 0.
 _SHAKE = Strength("Length of the shake (pixels)", "kernel_size", 3, 31, 11, 2)
 
 DEGRADED: dict[str, Case] = {
-    "scratches": Case("scratches, stains or missing parts", None, hint="Paint over everything that is to be replaced."),
+    "scratches": Case("scratches or missing parts", None, hint="Paint over everything that is to be replaced."),
     "blurred": Case("blurred: out of focus", "deblur-gaussian", _BLUR, hint="If rings appear, lower the width."),
-    "kernel": Case("blurred, and I have a picture of the blur", None, hint="What one point of light became, on black."),
+    "kernel": Case("blurred, and the blur is known", None, hint="What one point of light became, on black."),
     "small": Case(
         "too small: enlarge it", "super-resolution", _FACTOR, hint="A large photograph is first shrunk, then enlarged."
     ),

@@ -178,6 +178,7 @@ class Page:
         with gr.Column(visible=False) as self.paint_box:
             editor = gr.ImageEditor(
                 label="Paint over what is lost",
+                show_label=False,
                 sources=(),
                 transforms=(),
                 layers=False,
@@ -195,7 +196,7 @@ class Page:
             self._settings()
         with gr.Row():
             self.start = gr.Button("Restore", variant="primary", elem_id="start", min_width=120)
-            self.cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel", min_width=90)
+            self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=90)
 
     def _settings(self) -> None:
         limits = self.shop.limits
@@ -233,7 +234,6 @@ class Page:
             interactive=False,
             buttons=[],
             height=420,
-            placeholder="The restoration will form here.",
             elem_id="live",
         )
         with gr.Column(visible=False) as self.results, gr.Tabs():
@@ -250,7 +250,7 @@ class Page:
                     object_fit="contain",
                     buttons=["fullscreen"],
                 )
-            with gr.Tab("Mean and uncertainty"):
+            with gr.Tab("Uncertainty"):
                 self.moments = gr.Gallery(
                     show_label=False,
                     format="png",
@@ -289,7 +289,6 @@ class Page:
         asked += [self.solver, self.cmi, self.eta, self.steps, self.samples, self.seed]
         shows = [self.visit, self.status, self.live, self.results, self.slider, self.versus, self.gallery]
         shows += [self.moments, self.figures, self.misfit, self.moved, self.download, self.command]
-        shows += [self.start, self.cancel]
         run = self.start.click(
             self._run,
             asked,
@@ -300,7 +299,6 @@ class Page:
             show_progress="minimal",
             **private,
         )
-        self.start.click(lambda: gr.update(interactive=True), None, [self.cancel], queue=False, **private)
         self.cancel.click(
             self._stop, [self.visit], shows, cancels=[run], queue=False, show_progress="hidden", **private
         )
@@ -360,12 +358,12 @@ class Page:
             visit.take(job)
             job.start()
         except BadInput as error:
-            yield {self.visit: visit, self.status: refusal(str(error))} | self._buttons(running=False)
+            yield {self.visit: visit, self.status: refusal(str(error))}
             return
         except Exception:
             traceback.print_exc(file=sys.stderr)
             told = "Something went wrong on the server: try another picture or other settings."
-            yield {self.visit: visit, self.status: refusal(told)} | self._buttons(running=False)
+            yield {self.visit: visit, self.status: refusal(told)}
             return
         try:
             yield {self.visit: visit} | self._begun(job)
@@ -406,10 +404,7 @@ class Page:
             self.status: status(job.view),
             self.live: gr.Image(shown(job.problem.view()), label="The measurement", visible=True),
             self.results: gr.update(visible=False),
-        } | self._buttons(running=True)
-
-    def _buttons(self, *, running: bool) -> dict[Any, Any]:
-        return {self.start: gr.update(interactive=not running), self.cancel: gr.update(interactive=running)}
+        }
 
     def _watched(self, job: Job) -> Iterator[dict[Any, Any]]:
         seen = job.view
@@ -418,14 +413,14 @@ class Page:
             if view is seen:
                 continue
             seen = view
-            label = f"The estimate so far: {view.doing}"
+            label = "The estimate so far"
             live = {} if view.x_hat is None else {self.live: gr.Image(shown(view.x_hat), label=label)}
             yield {self.status: status(view)} | live
 
     def _ended(self, job: Job) -> dict[Any, Any]:
         view = job.view
         results = [result for result in view.results if result.good]
-        updates = {self.status: status(view)} | self._buttons(running=False)
+        updates = {self.status: status(view)}
         if not results:
             return updates | {self.live: gr.update(visible=view.x_hat is not None and view.state != "failed")}
         return updates | self._compared(job.problem, results) | self._detailed(job, results)
@@ -468,7 +463,7 @@ class Page:
         """Cancel what runs and show what it finished; one that still waits has left the queue by now."""
         job = None if visit is None else visit.job
         if job is None or job.view.state == "done":
-            gone = '<div class="status" role="status"><p>Cancelled before it began</p></div>'
+            gone = '<div class="status" role="status"><p>Cancelled; nothing is running</p></div>'
             return {
                 self.status: gone,
                 self.start: gr.update(interactive=True),
