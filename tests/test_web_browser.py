@@ -137,6 +137,24 @@ def test_a_run_is_cancelled(page: Page) -> None:
     finished(page)
 
 
+def test_who_waits_is_told_and_can_leave_the_queue(page: Page, address: str) -> None:
+    """All that may run at once run; the next visitor waits, cancels, and finds nothing running."""
+    others = [page.context.new_page() for _ in range(LIMITS.jobs)]
+    for window in (*others, page):
+        if window is not page:
+            window.goto(address)
+        give(window, png(40, 32))
+        expect(window.locator("#photo img")).to_be_visible(timeout=PATIENCE)
+        set_steps(window, LIMITS.steps)
+        window.locator("#start").click()
+        said = "Waiting for others" if window is page else "left"
+        expect(window.locator("#status")).to_contain_text(said, timeout=PATIENCE)
+    for window in (page, *others, page):
+        window.locator("#cancel").click()
+        expect(window.locator("#status")).to_contain_text("Cancelled", timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("nothing is running")
+
+
 def test_a_wrong_file_is_told_beside_the_picture(page: Page) -> None:
     give(page, b"no picture at all")
     expect(page.get_by_role("alert")).to_contain_text("no picture that can be read")

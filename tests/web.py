@@ -72,9 +72,10 @@ class Visitor:
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
 
     def event(self, element: str, trigger: str) -> dict[str, Any]:
-        """What happens at a component's event: the one with the most inputs, where there are several."""
-        wanted = [self.ids[element], trigger]
-        found = [d for d in self.config["dependencies"] if wanted in [list(target) for target in d["targets"]]]
+        """What happens at a component's event, or after that: the one with the most inputs, where there are several."""
+        wanted, all_events = [self.ids[element], trigger], self.config["dependencies"]
+        found = [d for d in all_events if wanted in [list(target) for target in d["targets"]]]
+        found += [d for d in all_events if d["trigger_after"] in {first["id"] for first in found}]
         return max(found, key=lambda dependency: len(dependency["inputs"]))
 
     def upload(self, data: bytes, name: str = "photo.png") -> dict[str, Any]:

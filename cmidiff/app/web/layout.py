@@ -34,7 +34,7 @@ from cmidiff.app.web.inputs import (
     problem_of,
 )
 from cmidiff.app.web.jobs import Job, Result, Visit
-from cmidiff.app.web.shown import curves, enlarge, moments, name_of, refusal, shown, status, summary
+from cmidiff.app.web.shown import curves, enlarge, moments, name_of, refusal, shown, status, summary, told
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.solvers import SOLVERS
@@ -66,6 +66,7 @@ CSS = """
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
 #command { overflow-x: auto; }
+@media (min-width: 900px) { .answers { position: sticky; top: 8px; align-self: flex-start; } }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
 """
 
@@ -146,7 +147,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=5, min_width=300):
                     self._questions()
-                with gr.Column(scale=6, min_width=300):
+                with gr.Column(scale=6, min_width=300, elem_classes="answers"):
                     self._answers()
             self._events()
 
@@ -228,7 +229,7 @@ class Page:
             self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed", min_width=140)
 
     def _answers(self) -> None:
-        self.status = gr.HTML('<div class="status" role="status"></div>', elem_id="status")
+        self.status = gr.HTML(told(""), elem_id="status")
         self.live = gr.Image(
             label="The estimate so far",
             interactive=False,
@@ -289,7 +290,15 @@ class Page:
         asked += [self.solver, self.cmi, self.eta, self.steps, self.samples, self.seed]
         shows = [self.visit, self.status, self.live, self.results, self.slider, self.versus, self.gallery]
         shows += [self.moments, self.figures, self.misfit, self.moved, self.download, self.command]
-        run = self.start.click(
+        begun = self.start.click(
+            lambda: told("Waiting for others to finish"),
+            None,
+            self.status,
+            queue=False,
+            show_progress="hidden",
+            **private,
+        )
+        run = begun.then(
             self._run,
             asked,
             shows,
@@ -362,8 +371,8 @@ class Page:
             return
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            told = "Something went wrong on the server: try another picture or other settings."
-            yield {self.visit: visit, self.status: refusal(told)}
+            message = "Something went wrong on the server: try another picture or other settings."
+            yield {self.visit: visit, self.status: refusal(message)}
             return
         try:
             yield {self.visit: visit} | self._begun(job)
@@ -462,13 +471,8 @@ class Page:
     def _stop(self, visit: Visit | None) -> dict[Any, Any]:
         """Cancel what runs and show what it finished; one that still waits has left the queue by now."""
         job = None if visit is None else visit.job
-        if job is None or job.view.state == "done":
-            gone = '<div class="status" role="status"><p>Cancelled; nothing is running</p></div>'
-            return {
-                self.status: gone,
-                self.start: gr.update(interactive=True),
-                self.cancel: gr.update(interactive=False),
-            }
+        if job is None or job.view.state != "running":
+            return {self.status: told("Cancelled; nothing is running")}
         job.cancel()
         job.wait(60)
         return self._ended(job)

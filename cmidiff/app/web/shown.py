@@ -39,9 +39,14 @@ def status(view: View) -> str:
         words = ["Finished"]
         if lost := sum(not sample.ok for result in view.results for sample in result.samples):
             words.append(f"{lost} samples diverged: take more steps, or another solver")
-    text = html.escape("; ".join(words))
-    bar = f'<progress max="1" value="{view.fraction:.3f}" aria-label="progress"></progress>'
-    return f'<div class="status" role="status"><p>{text[:1].upper() + text[1:]}</p>{bar}</div>'
+    text = "; ".join(words)
+    return told(text[:1].upper() + text[1:], view.fraction)
+
+
+def told(text: str, fraction: float | None = None) -> str:
+    """The line that says how things stand, with a bar where there is something to wait for."""
+    bar = "" if fraction is None else f'<progress max="1" value="{fraction:.3f}" aria-label="progress"></progress>'
+    return f'<div class="status" role="status"><p>{html.escape(text)}</p>{bar}</div>'
 
 
 def duration(seconds: float) -> str:
