@@ -147,7 +147,7 @@ def test_who_waits_is_told_and_can_leave_the_queue(page: Page, address: str) -> 
         expect(window.locator("#photo img")).to_be_visible(timeout=PATIENCE)
         set_steps(window, LIMITS.steps)
         window.locator("#start").click()
-        said = "Waiting for others" if window is page else "left"
+        said = "Waiting for its turn" if window is page else "left"
         expect(window.locator("#status")).to_contain_text(said, timeout=PATIENCE)
     for window in (page, *others, page):
         window.locator("#cancel").click()

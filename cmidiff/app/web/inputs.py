@@ -83,7 +83,7 @@ class Case:
 
 
 _FACTOR = Strength("Enlarge so many times", "factor", 2, 8, 4, 2)
-_BLUR = Strength("Width of the blur (pixels of the result)", "std", 0.5, 5, 1.5, 0.1)
+_BLUR = Strength("Width of the blur (pixels of the result)", "std", 0.5, 5, 1, 0.1)
 _SHAKE = Strength("Length of the shake (pixels)", "kernel_size", 3, 31, 11, 2)
 
 DEGRADED: dict[str, Case] = {

@@ -66,7 +66,6 @@ CSS = """
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
 #command { overflow-x: auto; }
-@media (min-width: 900px) { .answers { position: sticky; top: 8px; align-self: flex-start; } }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
 """
 
@@ -147,7 +146,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=5, min_width=300):
                     self._questions()
-                with gr.Column(scale=6, min_width=300, elem_classes="answers"):
+                with gr.Column(scale=6, min_width=300):
                     self._answers()
             self._events()
 
@@ -198,6 +197,7 @@ class Page:
         with gr.Row():
             self.start = gr.Button("Restore", variant="primary", elem_id="start", min_width=120)
             self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=90)
+        self.status = gr.HTML(told(""), elem_id="status")
 
     def _settings(self) -> None:
         limits = self.shop.limits
@@ -229,7 +229,6 @@ class Page:
             self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed", min_width=140)
 
     def _answers(self) -> None:
-        self.status = gr.HTML(told(""), elem_id="status")
         self.live = gr.Image(
             label="The estimate so far",
             interactive=False,
@@ -291,7 +290,7 @@ class Page:
         shows = [self.visit, self.status, self.live, self.results, self.slider, self.versus, self.gallery]
         shows += [self.moments, self.figures, self.misfit, self.moved, self.download, self.command]
         begun = self.start.click(
-            lambda: told("Waiting for others to finish"),
+            lambda: told("Waiting for its turn"),
             None,
             self.status,
             queue=False,
