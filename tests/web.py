@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def gaussian_prior(delay: float = 0.0) -> NetworkPrior:
 def server(folder: Path, delay: float = 0.0, limits: Limits = LIMITS) -> Iterator[tuple[str, Path]]:
     """A page at an address of its own, on that prior; its address, and the folder that it writes to."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))  # Gradio remembers the first folder of a process
         patch.setattr(cmidiff, "load_prior", lambda *_, **__: gaussian_prior(delay), raising=False)
         with serving(replace(limits), prior=str(folder), device="cpu", port=0) as (address, root):
             yield address, root
