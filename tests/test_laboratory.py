@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from cmidiff.app.cli import app
 from cmidiff.app.errors import BadInput
 from cmidiff.guidance import CADPS
+from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
 from cmidiff.laboratory import run as runner
 from cmidiff.laboratory.chains import SOLVERS, BlockDraws, Outcome, Solver, floor, outcome
@@ -198,17 +199,22 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
     few = [Job(family, 8, name, QUICK) for family in ("mixture-25", "gaussian", "two-modes") for name in names]
     monkeypatch.setattr(posterior, "jobs", lambda settings: few)
     found = posterior.measure(QUICK)
-    mixture = {row["solver"]: row for row in found.tables["mixture"].records()}
-    assert mixture[FLOOR]["/ floor"] == 1
-    assert mixture["exact posterior"]["/ floor"] < mixture["unconditional"]["/ floor"]
-    assert mixture["CADPS exact"]["verdict"] in ("better", "worse", "no difference")
+    mixture = {(row["solver"], row["cmi"]): row for row in found.tables["mixture"].records()}
+    assert mixture[FLOOR, "none"]["/ floor"] == 1
+    assert mixture["exact posterior", "none"]["/ floor"] < mixture["unconditional", "none"]["/ floor"]
     every = found.tables["problems"]
-    base, guided = (
-        [r["distance"] for r in every.records(prior="mixture-25", solver="CADPS exact") if (r["eta"] != 0) == on]
-        for on in (False, True)
-    )
-    mean = interval([g - b for g, b in zip(guided, base, strict=True)])[0]
-    assert float(mixture["CADPS exact"]["CMI - base"].split(" ")[0]) == pytest.approx(mean, rel=0.01)
+    for cmi in ("tuned", "default"):
+        row = mixture["CADPS exact", cmi]
+        base, guided = (
+            [r["distance"] for r in every.records(prior="mixture-25", solver="CADPS exact", cmi=kind)]
+            for kind in ("none", cmi)
+        )
+        mean, half = interval([g - b for g, b in zip(guided, base, strict=True)])
+        assert float(row["CMI - base"].split(" ")[0]) == pytest.approx(mean, rel=0.01)
+        assert row["verdict"] == verdict(mean, half)
+    assert mixture["CADPS exact", "default"]["eta"] == CMI().eta
+    (overview,) = found.tables["overview"].records(solver="CADPS exact")
+    assert overview["d 8, m 2"].startswith(f"{mixture['CADPS exact', 'none']['/ floor']:.2f}")
     gaussian = {row["solver"]: row for row in found.tables["gaussian"].records()}
     ours, floor_, blind = (
         float(gaussian[name]["mean error [posterior std]"].split(" ")[0])
@@ -216,6 +222,14 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
     )
     assert max(ours, floor_) < 0.5 < blind
     assert set(posterior.figures(found)) == {"mixture-25", "two-modes"}
+
+
+def test_an_interrupted_section_goes_on_with_what_is_finished(tmp_path: Path, monkeypatch):
+    job = Job("two-modes", 8, FLOOR, dataclasses.replace(QUICK, scratch=tmp_path))
+    first = posterior.kept(job)
+    monkeypatch.setattr(posterior, "perform", lambda job: pytest.fail("computed again"))
+    assert posterior.kept(job) == first
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_information_falls_along_the_run(monkeypatch):

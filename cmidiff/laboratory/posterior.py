@@ -13,15 +13,19 @@ what the steps cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from cmidiff.information import CMI
 from cmidiff.laboratory.chains import SOLVERS, Outcome, floor, outcome, tuned
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
@@ -30,9 +34,11 @@ from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
 
 FLOOR = "exact samples"
+MARKS = {"better": "+", "no difference": "=", "worse": "-"}
+BASE, TUNED, DEFAULT = "none", "tuned", "default"  # CMI: without, the chosen eta, the library's eta
 MEASURED = (1, 2, 4)  # m
 COLUMNS = (
-    "prior", "d", "m", "solver", "scale", "eta", "problem", "distance", "mode error", "alive", "mean error",
+    "prior", "d", "m", "solver", "scale", "cmi", "eta", "problem", "distance", "mode error", "alive", "mean error",
     "variance ratio",
 )  # fmt: skip
 CONDITIONALS: tuple[Family, ...] = ("two-modes", "heavy-tails")
@@ -53,7 +59,7 @@ class Size:
 SIZES = {
     8: Size(12, 512, 100, torch.float64),
     80: Size(12, 256, 100, torch.float32),
-    800: Size(10, 96, 100, torch.float32, tuning_chains=32),
+    800: Size(10, 64, 100, torch.float32, tuning_chains=32),
 }
 QUICK = Size(4, 64, 60, torch.float64, 3, 32)
 
@@ -113,11 +119,18 @@ def perform(job: Job) -> list[list[Cell]]:
         problems = job.problems("test", m)
         seed = seed_of(job.settings.seed, "test", job.family, job.d, m)
         if job.solver == FLOOR:
-            rows += _rows(job, m, 1.0, 0.0, problems, _floor(problems, size.chains, seed))
+            rows += _rows(job, m, 1.0, BASE, 0.0, problems, _floor(problems, size.chains, seed))
             continue
-        for used in dict.fromkeys((0.0, eta)):
-            found = outcome(problems, SOLVERS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed)
-            rows += _rows(job, m, scale, used, problems, found)
+        strengths = {BASE: 0.0}
+        if eta != 0:
+            strengths |= {TUNED: eta, DEFAULT: CMI().eta}
+        found: dict[float, Outcome] = {}
+        for cmi, used in strengths.items():
+            if used not in found:
+                found[used] = outcome(
+                    problems, SOLVERS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed
+                )
+            rows += _rows(job, m, scale, cmi, used, problems, found[used])
     return rows
 
 
@@ -128,8 +141,8 @@ def _floor(problems: Problems, chains: int, seed: int) -> Outcome:
     return Outcome(distance, modes, several[0].alive, several[0].x)
 
 
-def _rows(job: Job, m: int, scale: float, eta: float, problems: Problems, found: Outcome) -> list[list[Cell]]:
-    head: list[Cell] = [job.family, job.d, m, job.solver, scale, eta]
+def _rows(job: Job, m: int, scale: float, cmi: str, eta: float, problems: Problems, found: Outcome) -> list[list[Cell]]:
+    head: list[Cell] = [job.family, job.d, m, job.solver, scale, cmi, eta]
     errors: list[list[Cell]] = [[None, None]] * len(problems)
     if job.family == "gaussian":
         mean, ratio = gaussian_errors(problems, found.x)
@@ -168,14 +181,37 @@ def measure(settings: Settings) -> Findings:
     work = jobs(settings)
     if settings.workers > 1:
         with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(perform, work) for row in part]
+            rows = [row for part in pool.map(kept, work) for row in part]
     else:
-        rows = [row for job in work for row in perform(job)]
+        rows = [row for job in work for row in kept(job)]
     every = Table("Every problem", COLUMNS, rows, shown=False)
-    tables = {"gaussian": _gaussian(every), "mixture": _comparison(every, ("mixture-25",))}
-    tables["conditionals"] = _comparison(every, CONDITIONALS)
-    tables["verdicts"] = _verdicts([tables["mixture"], tables["conditionals"]])
-    return Findings({**tables, "problems": every})
+    mixture, conditionals = _comparison(every, ("mixture-25",)), _comparison(every, CONDITIONALS)
+    return Findings(
+        {
+            "overview": _overview(mixture, "25 components: distance to the exact posterior, over the floor"),
+            "conditionals-overview": _overview(conditionals, "Non-Gaussian conditionals, the same"),
+            "verdicts": _verdicts([mixture, conditionals]),
+            "gaussian": _gaussian(every),
+            "mixture": mixture,
+            "conditionals": conditionals,
+            "problems": every,
+        }
+    )
+
+
+def kept(job: Job) -> list[list[Cell]]:
+    """`perform`, or what an interrupted run of the section has left of it."""
+    if job.settings.scratch is None:
+        return perform(job)
+    name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
+    path = job.settings.scratch / f"{name}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    rows = perform(job)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(rows))
+    part.replace(path)
+    return rows
 
 
 def _pm(mean: float, half: float) -> str:
@@ -195,41 +231,63 @@ def _comparison(every: Table, families: Sequence[Family]) -> Table:
     rows: list[list[Cell]] = []
     for family, d, m in _cells(every, families):
         cell = {"prior": family, "d": d, "m": m}
-        base_floor = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))
+        lowest = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
         for name in (FLOOR, *SOLVERS):
-            records = list(every.records(**cell, solver=name))
-            base = [r for r in records if r["eta"] == 0]
-            guided = [r for r in records if r["eta"] != 0]
-            mean, half = interval(_column(base, "distance"))
-            step = f"{base[0]['scale']:g}" if name in SOLVERS and len(SOLVERS[name].scales) > 1 else "-"
-            row: list[Cell] = [family, d, m, name, step, _pm(mean, half), mean / base_floor[0]]
-            row += [interval(_column(base, "mode error"))[0], min(_column(base, "alive"))]
-            rows.append(row + _with_cmi(base, guided))
+            base = list(every.records(**cell, solver=name, cmi=BASE))
+            for cmi in (BASE, TUNED, DEFAULT):
+                if records := list(every.records(**cell, solver=name, cmi=cmi)):
+                    mean, half = interval(_column(records, "distance"))
+                    row: list[Cell] = [family, d, m, name, _scale_of(records), cmi, records[0]["eta"] or "-"]
+                    row += [_pm(mean, half), mean / lowest, interval(_column(records, "mode error"))[0]]
+                    rows.append([*row, min(_column(records, "alive")), *_difference(base, records)])
     return Table(
         "Sliced Wasserstein distance to the exact posterior" + (" (25 components)" if len(families) == 1 else ""),
         (
-            "prior", "d", "m", "solver", "scale", "distance", "/ floor", "mode error", "alive", "eta",
-            "distance with CMI", "mode error with CMI", "CMI - base", "verdict",
+            "prior", "d", "m", "solver", "scale", "cmi", "eta", "distance", "/ floor", "mode error", "alive",
+            "CMI - base", "verdict",
         ),
         rows,
         f"Means and 95% intervals over problems; sigma_y = {NOISE_STD}, coordinates of unit variance. Floor: two exact "
         "samples. Mode error: total variation of the components' weights. Alive: smallest share of chains that did "
-        "not diverge. Scale and eta: chosen on other problems.",
+        "not diverge. Scale and tuned eta: chosen on other problems; default: the library's eta.",
+        shown=False,
     )  # fmt: skip
 
 
-def _with_cmi(base: Sequence[dict[str, float]], guided: Sequence[dict[str, float]]) -> list[Cell]:
-    if not guided:
-        return [None] * 5
-    differences = [g["distance"] - b["distance"] for g, b in zip(guided, base, strict=True)]
-    mean, half = interval(differences)
-    return [
-        guided[0]["eta"],
-        _pm(*interval(_column(guided, "distance"))),
-        interval(_column(guided, "mode error"))[0],
-        _pm(mean, half),
-        verdict(mean, half),
-    ]
+def _scale_of(records: Sequence[dict[str, Any]]) -> str:
+    name = records[0]["solver"]
+    return f"{records[0]['scale']:g}" if name in SOLVERS and len(SOLVERS[name].scales) > 1 else "-"
+
+
+def _difference(base: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[Cell]:
+    """CMI minus base, problem by problem, and what it says."""
+    if records[0]["eta"] == 0:
+        return ["-", "-"]
+    pairs = zip(_column(records, "distance"), _column(base, "distance"), strict=True)
+    mean, half = interval([guided - plain for guided, plain in pairs])
+    return [_pm(mean, half), verdict(mean, half)]
+
+
+def _overview(comparison: Table, title: str) -> Table:
+    """One line a solver, one column a problem: distance over floor, and the verdicts on CMI."""
+    cells = list(dict.fromkeys((r["prior"], r["d"], r["m"]) for r in comparison.records()))
+    several = len({prior for prior, _, _ in cells}) > 1
+    rows: list[list[Cell]] = []
+    for name in comparison.values("solver"):
+        row: list[Cell] = [name]
+        for prior, d, m in cells:
+            found = list(comparison.records(prior=prior, d=d, m=m, solver=name))
+            marks = "".join(MARKS[r["verdict"]] for r in found[1:])
+            row.append(f"{found[0]['/ floor']:.2f}{marks and f' {marks}'}")
+        rows.append(row)
+    names = [f"{prior}, d {d}, m {m}" if several else f"d {d}, m {m}" for prior, d, m in cells]
+    return Table(
+        title,
+        ("solver", *names),
+        rows,
+        "Distance of the solver without CMI over that of two exact samples, and what CMI changes, first with the tuned "
+        "eta, then with the default one: + nearer, - farther, = no difference beyond the 95% interval.",
+    )
 
 
 def _gaussian(every: Table) -> Table:
@@ -237,9 +295,8 @@ def _gaussian(every: Table) -> Table:
     for family, d, m in _cells(every, ("gaussian",)):
         for name in (FLOOR, *SOLVERS):
             records = list(every.records(prior=family, d=d, m=m, solver=name))
-            step = f"{records[0]['scale']:g}" if name in SOLVERS and len(SOLVERS[name].scales) > 1 else "-"
             values = [_pm(*interval(_column(records, column))) for column in ("mean error", "variance ratio")]
-            rows.append([d, m, name, step, *values, min(_column(records, "alive"))])
+            rows.append([d, m, name, _scale_of(records), *values, min(_column(records, "alive"))])
     return Table(
         "Gaussian prior: the measured directions of the posterior",
         ("d", "m", "solver", "scale", "mean error [posterior std]", "variance ratio", "alive"),
@@ -251,16 +308,16 @@ def _gaussian(every: Table) -> Table:
 
 def _verdicts(tables: Sequence[Table]) -> Table:
     rows: list[list[Cell]] = []
-    names = ("better", "no difference", "worse")
     for table in tables:
         for family in table.values("prior"):
             for solver, entry in SOLVERS.items():
-                if entry.guided:
-                    found = [r["verdict"] for r in table.records(prior=family, solver=solver)]
-                    rows.append([family, solver, *(found.count(name) for name in names)])
+                for cmi in (TUNED, DEFAULT) if entry.guided else ():
+                    records = list(table.records(prior=family, solver=solver, cmi=cmi))
+                    found, etas = [r["verdict"] for r in records], dict.fromkeys(f"{r['eta']:g}" for r in records)
+                    rows.append([family, solver, cmi, ", ".join(etas), *(found.count(name) for name in MARKS)])
     return Table(
         "Verdicts on CMI, over all d and m",
-        ("prior", "solver", *names),
+        ("prior", "solver", "cmi", "eta (by d)", *MARKS),
         rows,
         "Each is a 95% interval of its own: of 40 neutral cells about two would fall outside by chance, one a side.",
     )
@@ -282,16 +339,12 @@ def _figure(every: Table, family: str) -> Figure:
         axis.axvline(1.0, color="#444444", linewidth=1)
         for position, name in enumerate(reversed(SOLVERS)):
             records = list(every.records(**cell, solver=name))
-            kinds: list[tuple[Callable[[float], bool], str, float]] = [
-                (lambda eta: eta == 0, COLOURS[0], 0.12),
-                (lambda eta: eta != 0, COLOURS[1], -0.12),
-            ]
-            for wanted, colour, shift in kinds:
-                values = [r["distance"] / base for r in records if wanted(r["eta"])]
-                if values:
+            for cmi, colour, shift in ((BASE, COLOURS[0], 0.2), (TUNED, COLOURS[1], 0.0), (DEFAULT, COLOURS[3], -0.2)):
+                if values := [r["distance"] / base for r in records if r["cmi"] == cmi]:
                     mean, half = interval(values)
                     axis.errorbar(mean, position + shift, xerr=half, fmt="o", color=colour, markersize=4, capsize=2)
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_yticks(range(len(SOLVERS)), list(reversed(SOLVERS)), fontsize=7)
-        axis.set_xlabel("distance / floor (blue: base, red: with CMI)", fontsize=8)
+        axis.set_xlabel("distance / floor (blue: base, red: CMI tuned, yellow: CMI default)", fontsize=8)
     return figure

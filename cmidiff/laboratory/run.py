@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -66,11 +67,14 @@ def validate(folder: Path, settings: Settings, only: Sequence[str] = ()) -> Iter
         kept = found is not None
         if found is None:
             start, cpu = time.perf_counter(), _processor()
-            found = section.measure(settings)
+            parts = folder / f"{name}-parts"
+            parts.mkdir(exist_ok=True)
+            found = section.measure(replace(settings, scratch=parts))
             taken = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor() - cpu}
             found = replace(found, settings=section.key(settings), **taken)
         _write(folder, name, section, found)
         found.write(path)  # last: its presence says that the section is finished
+        shutil.rmtree(folder / f"{name}-parts", ignore_errors=True)
         yield name, found, kept
 
 

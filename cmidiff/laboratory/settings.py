@@ -18,12 +18,14 @@ class Settings:
         quick: a few of everything, to see that it works; the figures then say little.
         workers: processes for the known posteriors.
         pictures: a folder or tar file of pictures for the embedded prior; None for crops of the embedded photograph.
+        scratch: a folder for the finished parts of a long section, so that it goes on where it was stopped; or None.
     """
 
     seed: int = 0
     quick: bool = False
     workers: int = 2
     pictures: Path | None = None
+    scratch: Path | None = None
 
     def generator(self, *names: object) -> torch.Generator:
         """Random numbers of their own for everything that has a name."""
