@@ -1,5 +1,5 @@
-"""What the site adds to the pages as they stand: formulas become MathML, which browsers draw without a script; pages and
-files from outside of docs/ are taken in; notebooks become pages."""
+"""What the site makes of the pages: formulas in MathML, which browsers draw without a script; pages and files from
+outside of docs/ taken in; notebooks as pages."""
 
 from __future__ import annotations
 

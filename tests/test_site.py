@@ -1,0 +1,59 @@
+"""What the pages name exists: functions of the library, and tests; and every public name is in the reference."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEST = re.compile(r"(test_\w+\.py)::(test_\w+)")
+NAME = re.compile(r"`(cmidiff(?:\.\w+)+)`")
+REFERENCE = re.compile(r"^::: (cmidiff[\w.]*)$", re.MULTILINE)
+
+
+def named(pattern: re.Pattern[str]) -> list[str]:
+    """What the pages name, each once."""
+    return sorted({match[0].strip("`") for page in PAGES for match in pattern.finditer(page.read_text())})
+
+
+def resolve(dotted: str) -> object:
+    """The module or attribute of this name."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(dotted)
+
+
+def test_the_theory_names_tests_and_functions() -> None:
+    theory = (ROOT / "docs" / "theory.md").read_text()
+    assert len(TEST.findall(theory)) > 20
+    assert len(NAME.findall(theory)) > 12
+
+
+@pytest.mark.parametrize("name", named(TEST))
+def test_a_named_test_exists(name: str) -> None:
+    file, function = name.split("::")
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_named_functions_exist() -> None:
+    for name in [*named(NAME), *(line.removeprefix("::: ") for line in named(REFERENCE))]:
+        resolve(name)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import cmidiff
+
+    documented = [resolve(line.removeprefix("::: ")) for line in named(REFERENCE)]
+    missing = [name for name in cmidiff.__all__ if name != "__version__" and getattr(cmidiff, name) not in documented]
+    assert not missing
