@@ -123,6 +123,12 @@ class Exact(_Iterated):
         return self.step.covariance_gain * self.step.vjp(v)
 
 
+def precision(step: Step) -> float:
+    """Machine epsilon of what comes out of the denoiser: of the network's type if it is coarser than the state's."""
+    own = getattr(step.prior, "dtype", None) or step.x_t.dtype
+    return max(torch.finfo(own).eps, torch.finfo(step.x_t.dtype).eps)
+
+
 def diagonal_variance(
     step: Step, *, probe: Literal["rademacher", "ones"] = "rademacher", size: float | None = None
 ) -> Tensor:
@@ -132,14 +138,14 @@ def diagonal_variance(
         probe: direction ``z`` of the difference ``z * (x_hat(x_t + h z) - x_hat(x_t)) / h``: random signs, whose
             expectation is the diagonal (Bekas,
             Kokiopoulou, Saad 2007), or ones, which gives the row sums of ``J``.
-        size: ``h / sigma_t``; by default the cube root of the precision.
+        size: ``h / sigma_t``; by default the cube root of `precision`.
 
     The result is kept between ``1e-4`` and 1 times ``sigma_t^2 / alpha_t^2``, which bounds the variance of a
     log-concave ``p(x_0)``.
     """
     x_t, x_hat = step.x_t.detach(), step.x_hat.detach()
     z = step.draws.normal("covariance", step.index, x_t).sign() if probe == "rademacher" else torch.ones_like(x_t)
-    h = step.level_t[1] * (torch.finfo(x_t.dtype).eps ** (1 / 3) if size is None else size)
+    h = step.level_t[1] * (precision(step) ** (1 / 3) if size is None else size)
     with torch.no_grad():
         slope = z * (step.denoise(x_t + h * z) - x_hat) / h
     return (step.covariance_gain * slope).clamp(1e-4 * step.ratio**2, step.ratio**2)

@@ -27,10 +27,13 @@ from cmidiff.guidance import CADPS, DPS, DSG, Guidance
 from cmidiff.information import CMI, Contraction, contract
 from cmidiff.measurement import Measurement, nonlinear
 from cmidiff.physics import known_entries, noise_of
+from cmidiff.prior import check_memory
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, Trace, sample, start
 from cmidiff.step import Kernel, Step, evaluate
+
+SMALL = 4 * 3 * 128**2  # numbers in a batch of states below which memory is not asked after
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def restore(
     for contraction in _contractions(solver, cmi):
         _check_contraction(contraction, prior, door, kernel, times[0])
     groups = [_rows(door.seeds, group) for group in _groups(len(y), samples, first_sample)]
+    _check_memory(prior, door.measurement.shape, max(map(len, groups)), solver, cmi)
     parts = [_run(door, prior, solver, cmi, kernel, times, rows, callback) for rows in groups]
     return _collect(parts, len(y), samples)
 
@@ -167,6 +171,15 @@ def _check_solver(solver: Guidance, kernel: Kernel, physics: Physics) -> None:
         raise ValueError(
             f"DSG turns the kernel's noise, and {kernel!r} has none: use kernel=Ancestral() or DDIM(eta=1.0), or DPS"
         )
+
+
+def _check_memory(prior: Denoiser, shape: tuple[int, ...], rows: int, solver: Guidance, cmi: CMI | None) -> None:
+    """Raise ``ValueError`` for a run that cannot fit in memory; small ones are not worth the seconds this takes."""
+    if rows * math.prod(shape) < SMALL:
+        return
+    acting = None if cmi is None or cmi.eta == 0 else cmi
+    graph = solver.needs_graph or (acting is not None and (acting.needs_graph or acting.how == "finite-difference"))
+    check_memory(prior, shape, rows, graph=graph, twice=acting is not None and acting.how == "double-backward")
 
 
 def _contractions(solver: Guidance, cmi: CMI | None) -> set[Contraction]:

@@ -27,6 +27,7 @@ from cmidiff import (
     restore,
 )
 from cmidiff.guidance import Guidance
+from cmidiff.physics import TASKS
 from cmidiff.restoration import Progress
 
 SHAPE = (3, 16, 16)
@@ -262,3 +263,9 @@ def test_progress_is_shown_and_an_interrupt_goes_through(problem: tuple[Tensor, 
     assert [progress.step for progress in seen] == [1, 2, 3]
     assert seen[0].x_hat.shape == (2, *SHAPE)
     assert seen[0].misfit.shape == (2,)
+
+
+def test_what_cannot_fit_in_memory_is_refused_before_the_run():
+    physics = TASKS["denoise"]((3, 256, 256), noise_std=0.1)
+    with pytest.raises(ValueError, match="not enough memory"):
+        restore(torch.rand(1, 3, 256, 256).expand(4000, 3, 256, 256), physics, load_prior(), steps=1, tile=None)
