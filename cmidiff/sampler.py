@@ -221,7 +221,7 @@ def sample(
     x, alive, kept = x_T, torch.ones(len(x_T), dtype=torch.bool, device=x_T.device), x_T
     graph = guidance.needs_graph or (cmi is not None and cmi.eta != 0 and cmi.needs_graph)
     for index, (t, s) in enumerate(steps):
-        step = Step(x, t, s, index, len(steps), x, None, prior, measurement, kernel, draws, clip)
+        step = Step(x, t, s, index, len(steps), x, None, prior, measurement, kernel, draws, clip, keep_graph=False)
         step = evaluate(kernel.prepare(step), graph=graph)
         if cmi is not None:
             step = cmi(step)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Step:
         prior, measurement, kernel, draws: what the run is made of.
         clip: range to which the denoised image is clipped inside the kernel, or None.
         shift: added to the kernel's mean (the CMI correction), or None.
+        keep_graph: whether the graph outlives the guidance's last product. The loop frees it, which saves memory; a
+            guidance that lets several others pull on one step gives them ``replace(step, keep_graph=True)``.
     """
 
     x_t: Tensor
@@ -77,6 +79,7 @@ class Step:
     draws: Draws
     clip: tuple[float, float] | None = None
     shift: Tensor | None = None
+    keep_graph: bool = True
 
     @classmethod
     def at(cls, x_t: Tensor, t: float, s: float, *, like: Step, graph: bool) -> Step:
@@ -157,10 +160,16 @@ class Step:
         """This step with ``shift`` added to the kernel's mean."""
         return dataclasses.replace(self, shift=shift if self.shift is None else self.shift + shift)
 
-    def vjp(self, v: Tensor, of: Tensor | None = None) -> Tensor:
-        """``J^T v`` with the Jacobian of ``x_hat`` (or of ``of``, computed from it) at ``x_t``: one backward pass; the
-        graph is kept."""
-        return torch.autograd.grad(self.x_hat if of is None else of, self.x_t, v, retain_graph=True)[0]
+    def vjp(self, v: Tensor, of: Tensor | None = None, *, last: bool = False) -> Tensor:
+        """``J^T v`` with the Jacobian of ``x_hat`` (or of ``of``, computed from it) at ``x_t``: one backward pass.
+
+        Args:
+            v: shape of ``x_hat``.
+            of: what to differentiate instead of ``x_hat``.
+            last: no other product of this step follows: its graph is freed on the way, unless ``keep_graph``.
+        """
+        target = self.x_hat if of is None else of
+        return torch.autograd.grad(target, self.x_t, v, retain_graph=self.keep_graph or not last)[0]
 
     def denoise(self, x: Tensor, t: float | None = None) -> Tensor:
         """``x_hat`` at another state or time, shape of ``x`` (any batch size); with a graph if ``x`` requires grad."""
@@ -172,12 +181,25 @@ def own_estimate(step: Step) -> Tensor:
     return step.x_hat
 
 
+class _Unevaluated(Step):
+    """A step that has set ``x_hat`` and ``variance_fraction`` only when one of them was asked for: what CMI evaluates
+    near ``x_t`` has then come and gone before the graph takes its memory."""
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        if name not in ("x_hat", "variance_fraction"):
+            raise AttributeError(f"a step has no {name!r}")
+        with torch.set_grad_enabled(self.x_t.requires_grad):
+            prediction = self.prior(self.x_t, self.t)
+        fraction = prediction.variance_fraction
+        vars(self).update(x_hat=prediction.mean, variance_fraction=None if fraction is None else fraction.detach())
+        return vars(self)[name]
+
+
 def evaluate(step: Step, graph: bool) -> Step:
-    """``step`` with the denoiser evaluated at its ``x_t``, keeping the graph if asked."""
-    x_t = step.x_t.detach().requires_grad_(graph)
-    with torch.set_grad_enabled(graph):
-        prediction = step.prior(x_t, step.t)
-    fraction = prediction.variance_fraction
-    return dataclasses.replace(
-        step, x_t=x_t, x_hat=prediction.mean, variance_fraction=None if fraction is None else fraction.detach()
-    )
+    """``step`` with the denoiser evaluated at its ``x_t`` as soon as the result is needed, keeping the graph if
+    asked."""
+    values: dict[str, Any] = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    values["x_t"] = step.x_t.detach().requires_grad_(graph)
+    later = _Unevaluated(**values)
+    del vars(later)["x_hat"], vars(later)["variance_fraction"]
+    return later

@@ -27,7 +27,8 @@ class Guidance(Protocol):
 
 
 def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
-    """``grad |y - A x_hat(x_t)|``, the norm of each image alone, shape of ``x_t``; zero where the residual is zero.
+    """``grad |y - A x_hat(x_t)|``, the norm of each image alone, shape of ``x_t``; zero where the residual is zero. It
+    is the step's last product (see `Step.vjp`).
 
     Args:
         through_clip: evaluate and differentiate the clipped ``x_hat``, whose clipped pixels pass no gradient (the
@@ -37,7 +38,7 @@ def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
     residual = step.measurement.residual(x_hat.detach())
     norm = dot(residual, residual).sqrt()
     pulled = step.measurement.pull(x_hat.detach(), residual)
-    return -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat)
+    return -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat, last=True)
 
 
 def checked_positive(solver: str, **values: float) -> None:
