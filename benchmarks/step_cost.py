@@ -1,0 +1,514 @@
+"""What one step costs: every solver, and CMI on top of DPS, as multiples of the bare network.
+
+Network: the embedded prior at 64x64. Two measures of it alone: (a) a forward without gradient, (b) a forward with the
+gradient with respect to its input. Every other figure is divided by (b) or by DPS of the same round: contestants take
+turns, each a few steps of a run at noise levels where CMI acts, and the median over the rounds is shown with the
+central half of them. On the CPU the time is that of the process on one thread, so that a busy machine delays a round
+without changing it; on a GPU, wall time between synchronisations.
+
+Memory is the peak of what the allocator held above the weights: on the CPU the sum of its own events, on a GPU
+``max_memory_allocated``.
+
+glibc gives freed memory back to the system after every step and fetches it again page by page, about a tenth of the
+time at batch 8; it is told not to, for all contestants alike.
+
+    python benchmarks/step_cost.py                             the tables of steps and of variance
+    python benchmarks/step_cost.py --networks                  compiled and half-precision networks too
+    python benchmarks/step_cost.py --rounds 0 --data ../shared/data/tiny-imagenet/val.tar
+
+The last one restores images with the network in bfloat16, and with CA-DPS's covariance below a noise level alone.
+"""
+
+import ctypes
+import io
+import math
+import statistics
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+import typer
+from deepinv.physics import LinearPhysics
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, load_prior, measure, restore
+from cmidiff import physics as tasks
+from cmidiff.draws import SeededDraws
+from cmidiff.guidance import Guidance
+from cmidiff.information import Contraction, Estimator
+from cmidiff.measurement import Measurement
+from cmidiff.metrics import psnr
+from cmidiff.sampler import Ancestral, Trace, sample, start
+from cmidiff.step import Step, evaluate
+
+NOISE_STD = 0.05  # of images in [0, 1]
+SHAPE = (3, 64, 64)
+PICTURE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
+TASKS = {
+    "inpaint-random": lambda: tasks.inpaint_random(SHAPE, hidden=0.9, noise_std=NOISE_STD),
+    "super-resolution": lambda: tasks.super_resolution(SHAPE, noise_std=NOISE_STD),
+    "deblur-gaussian": lambda: tasks.deblur_gaussian(SHAPE, std=2.0, noise_std=NOISE_STD),
+}
+EVERYWHERE = (0.0, math.inf)
+STEPS, EVERY = 2, 4  # of a turn, and of one with CMI's every
+LEVELS = (0.5, 1.0, 3.0)  # sigma_t / alpha_t at which variances are measured
+Work = Callable[[], object]
+console = Console(stderr=True)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep what is freed; elsewhere nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(option, 2**30)
+
+
+# contestants
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The network and a measurement for it."""
+
+    prior: NetworkPrior
+    measurement: Measurement
+    batch: int
+    device: torch.device
+
+    @property
+    def times(self) -> list[float]:
+        """Four times of a turn, then one more: the last step of a run takes no noise and no CMI."""
+        return self.prior.schedule.grid(100)[50:55]
+
+    def forward(self, network: Callable[[Tensor, Tensor], Tensor], gradient: bool) -> Work:
+        x = torch.randn(self.batch, *SHAPE, device=self.device)
+        t = torch.full((self.batch,), 500.0, device=self.device)
+
+        def work() -> None:
+            for _ in range(STEPS):
+                x_t = x.clone().requires_grad_(gradient)
+                with torch.set_grad_enabled(gradient):
+                    out = network(x_t, t)
+                if gradient:
+                    torch.autograd.grad(out, x_t, torch.ones_like(out, memory_format=torch.contiguous_format))
+
+        return work
+
+    def run(self, guidance: Guidance, cmi: CMI | None = None) -> Work:
+        def work() -> None:
+            for _ in zip(range(steps_of(cmi)), self.traces(guidance, cmi), strict=False):
+                pass
+
+        return work
+
+    def traces(self, guidance: Guidance, cmi: CMI | None) -> Iterator[Trace]:
+        draws = SeededDraws([(0, k) for k in range(self.batch)])
+        x = start(self.prior, self.times[0], draws, torch.empty(self.batch, *SHAPE, device=self.device))
+        with torch.no_grad():
+            yield from sample(
+                self.prior,
+                self.measurement,
+                x,
+                self.times,
+                guidance=guidance,
+                kernel=Ancestral(),
+                draws=draws,
+                cmi=cmi,
+                clip=(-1.0, 1.0),
+            )
+
+
+def steps_of(cmi: CMI | None) -> int:
+    """Steps of a turn: enough for ``every`` to come round."""
+    return STEPS if cmi is None else max(STEPS, cmi.every)
+
+
+def bench(batch: int, task: str, device: torch.device) -> Bench:
+    physics = TASKS[task]().to(device)
+    truth = picture(device).expand(batch, *SHAPE)
+    y = measure((truth + 1) / 2, physics)
+    inside = 2 * y - physics.A(torch.ones_like(truth))
+    return Bench(
+        load_prior("natural-64", device),
+        Measurement(inside, physics, 2 * NOISE_STD, SHAPE, SHAPE),
+        batch,
+        device,
+    )
+
+
+def picture(device: torch.device) -> Tensor:
+    """The photograph of the demo, (1, 3, 64, 64) in [-1, 1]."""
+    rgb = np.asarray(Image.open(PICTURE).convert("RGB").resize((SHAPE[2], SHAPE[1]), Image.Resampling.BOX), np.float32)
+    return torch.from_numpy(rgb / 127.5 - 1).permute(2, 0, 1)[None].to(device)
+
+
+def corrections() -> dict[str, CMI]:
+    """CMI in each of its ways, by name; what a name leaves out is the default."""
+    finite: dict[str, Any] = {"contraction": "finite-difference"}
+    ways = {
+        "": {},
+        f"every={EVERY}": {"every": EVERY},
+        "probes=4": {"probes": 4},
+        "covariance=diagonal": {"covariance": "diagonal"},
+        "covariance=exact": {"covariance": "exact"},
+        "finite-difference": finite,
+        "double-backward": {"contraction": "double-backward"},
+        "reverse-over-forward": {"contraction": "reverse-over-forward"},
+        "measurement, finite-difference": {"estimator": "measurement", **finite},
+        "shared-probe, finite-difference": {"estimator": "shared-probe", **finite},
+        "two-term, finite-difference": {"estimator": "two-term", **finite},
+        "two-term, double-backward": {"estimator": "two-term", "contraction": "double-backward"},
+    }
+    return {name: CMI(window=EVERYWHERE, **options) for name, options in ways.items()}
+
+
+def contestants(b: Bench) -> dict[str, Work]:
+    rows: dict[str, Work] = {
+        "(a) forward": b.forward(b.prior.network, gradient=False),
+        "(b) forward and gradient": b.forward(b.prior.network, gradient=True),
+        "DPS": b.run(DPS()),
+        "PiGDM": b.run(PiGDM()),
+        "MCG": b.run(MCG()),
+        "DSG": b.run(DSG()),
+        "CA-DPS isotropic": b.run(CADPS("isotropic")),
+        "CA-DPS diagonal": b.run(CADPS("diagonal")),
+        "CA-DPS exact": b.run(CADPS("exact")),
+        "CA-DPS released": b.run(CADPS("released")),
+    }
+    rows |= {f"DPS + CMI {name}".strip(): b.run(DPS(), cmi) for name, cmi in corrections().items()}
+    return rows | deepinv_rows(b) | azula_rows(b)
+
+
+# other libraries on the same network
+
+
+def deepinv_rows(b: Bench) -> dict[str, Work]:
+    from deepinv.sampling import DPS as DeepinvDPS
+
+    prior, physics = b.prior, b.measurement.physics
+    y = (b.measurement.y + b.measurement.A(torch.ones_like(b.measurement.At(b.measurement.y)))) / 2
+
+    class Adapter(torch.nn.Module):
+        """deepinv's denoiser: an image in [0, 1] with Gaussian noise of standard deviation sigma."""
+
+        def forward(self, x: Tensor, sigma: Any, *_: Any, **__: Any) -> Tensor:
+            t = prior.schedule.time(2 * float(torch.as_tensor(sigma).flatten()[0]))
+            x_t = prior.schedule(t)[0] * (2 * x - 1)
+            return (prior(x_t, t).mean + 1) / 2
+
+    solver = DeepinvDPS(cast(Any, Adapter()), num_steps=STEPS + 1, device=b.device, dtype=torch.float32)
+    return {"deepinv's DPS": lambda: solver(y, physics, x_init=(b.batch, *SHAPE), seed=0, denoise_output=False)}
+
+
+def azula_rows(b: Bench) -> dict[str, Work]:
+    try:
+        from azula.denoise import Denoiser, DiracPosterior
+        from azula.guidance.dps import DPSSampler
+        from azula.guidance.mmps import MMPSDenoiser
+        from azula.linalg.covariance import IsotropicCovariance
+        from azula.noise import Schedule
+        from azula.sample import DDPMSampler
+    except ImportError:
+        console.print("azula is not installed and therefore not compared: pip install azula")
+        return {}
+    prior, physics, last = b.prior, b.measurement.physics, b.prior.schedule.grid(2)[0]
+
+    class Levels(Schedule):
+        """The prior's own schedule on azula's times in [0, 1]."""
+
+        def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            alpha, sigma = prior.schedule(float(t) * last)
+            return torch.tensor(alpha, device=b.device), torch.tensor(sigma, device=b.device)
+
+    class Adapter(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = Levels()
+
+        def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
+            return DiracPosterior(mean=prior(x_t, float(t) * last).mean)
+
+    y, A, denoiser = b.measurement.y, physics.A, Adapter()
+    flat = MMPSDenoiser(  # one system per image: azula takes the last axis for a vector
+        denoiser, y.flatten(1), lambda x: A(x).flatten(1), IsotropicCovariance(b.measurement.noise_std**2)
+    )
+    options = {"start": 0.5, "stop": 0.45, "steps": STEPS, "silent": True}
+    dps = DPSSampler(denoiser, y=y, A=A, zeta=2.0, **options)
+    mmps = DDPMSampler(flat, **options)
+    x = torch.randn(b.batch, *SHAPE, device=b.device)
+    return {"azula's DPS": lambda: dps(x), "azula's MMPS": lambda: mmps(x)}
+
+
+# time and memory
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    if device.type == "cpu":
+        begin = time.process_time()
+        work()
+        return time.process_time() - begin
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def take_turns(rows: dict[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round; a first round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in rows}
+    for k in range(rounds + 1):
+        for name, work in rows.items():
+            s = seconds(work, device)
+            if k > 0:
+                taken[name].append(s / max(STEPS, EVERY if name.endswith(f"every={EVERY}") else 0))
+        console.print(f"round {k} of {rounds}")
+    return taken
+
+
+def ratios(taken: dict[str, list[float]], name: str, to: str) -> list[float]:
+    """Of a step of one contestant to a step of another, round by round."""
+    return [a / b for a, b in zip(taken[name], taken[to], strict=True)]
+
+
+def peak(work: Work, device: torch.device) -> int:
+    """Bytes at the most, above what was held before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        work()
+    results = cast(Any, events.profiler).kineto_results.events()
+    moves = sorted((e.start_ns(), e.nbytes()) for e in results if e.name() == "[memory]")
+    return int(np.max(np.cumsum([size for _, size in moves])))
+
+
+def shown(values: Sequence[float]) -> str:
+    """The median, and the central half."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def step_table(b: Bench, task: str, rounds: int) -> dict[str, float]:
+    """Print the table of one batch size; medians of time over DPS."""
+    rows = contestants(b)
+    taken = take_turns(rows, rounds, b.device)
+    most = {name: peak(work, b.device) for name, work in rows.items()}
+    lines = []
+    for name in rows:
+        over_b, over_dps = (shown(ratios(taken, name, to)) for to in ("(b) forward and gradient", "DPS"))
+        memory = f"{most[name] / 2**20:.1f} | {most[name] / most['DPS']:.2f}"
+        lines.append((name, over_b, over_dps, *memory.split(" | ")))
+    table(
+        f"{task}, batch {b.batch}, {describe(b.device)}, {rounds} rounds",
+        ("a step of", "time / (b)", "time / DPS", "peak MiB", "peak / DPS"),
+        lines,
+    )
+    return {name: statistics.median(ratios(taken, name, "DPS")) for name in rows}
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"CPU, {torch.get_num_threads()} thread, torch {torch.__version__}"
+
+
+# variance
+
+
+def one_probe(step: Step, cmi: CMI) -> Tensor:
+    """The estimate of the gradient that one probe gives, for each row."""
+    whole = replace(cmi, eta=1.0, weight="constant", cap=math.inf, window=EVERYWHERE)
+    shift = whole(step).shift
+    assert shift is not None
+    return shift
+
+
+def variance(step: Step, cmi: CMI, probes: int) -> float:
+    """``E |g - E g|^2`` of one probe at the state of the first row, all rows being this state."""
+    rows = len(step.x_t)
+    drawn = []
+    for k in range(-(-probes // rows)):
+        draws = SeededDraws([(1, k * rows + row) for row in range(rows)])
+        drawn.append(one_probe(replace(step, draws=draws), cmi).detach().flatten(1).double().cpu())
+    return float(torch.cat(drawn).var(0).sum())
+
+
+def mixture_steps() -> list[Step]:
+    """A mixture of 4 Gaussians in 12 dimensions, 6 of them measured, at three noise levels."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(4, 12, 12, generator=generator, dtype=torch.float64))[0]
+    spectrum = torch.linspace(0.05, 0.6, 12, dtype=torch.float64)
+    means = 0.5 * torch.randn(4, 12, generator=generator, dtype=torch.float64)
+    prior = GaussianMixture(torch.ones(4, dtype=torch.float64), means, (basis * spectrum) @ basis.mT)
+    matrix = torch.randn(6, 12, generator=generator, dtype=torch.float64) / math.sqrt(12)
+    physics = LinearPhysics(A=lambda x: x @ matrix.mT, A_adjoint=lambda y: y @ matrix)
+    x_0 = prior.sample(1, generator)
+    measurement = Measurement(physics.A(x_0).expand(64, 6), physics, 0.1, (12,), (12,))
+    return [standing(prior, measurement, x_0, ratio, 64) for ratio in LEVELS]
+
+
+def standing(prior: Any, measurement: Measurement, x_0: Tensor, ratio: float, rows: int) -> Step:
+    """A step at one state, ``rows`` times, at the noise level ``sigma_t / alpha_t = ratio``."""
+    t = prior.schedule.time(ratio)
+    alpha_t, sigma_t = prior.schedule(t)
+    draws = SeededDraws([(0, 0)])
+    x_t = (alpha_t * x_0 + sigma_t * draws.normal("start", 0, x_0)).expand(rows, *x_0.shape[1:])
+    return evaluate(
+        Step(x_t, t, t - 1, 0, 10, x_t, None, prior, measurement, Ancestral(), SeededDraws([(0, 0)] * rows)), graph=True
+    )
+
+
+ESTIMATORS: dict[str, tuple[Estimator, Contraction]] = {
+    "": ("measurement-symmetric", "second-difference"),
+    "finite-difference": ("measurement-symmetric", "finite-difference"),
+    "measurement, finite-difference": ("measurement", "finite-difference"),
+    "shared-probe, finite-difference": ("shared-probe", "finite-difference"),
+    "two-term, finite-difference": ("two-term", "finite-difference"),
+}
+
+
+def variance_table(b: Bench, task: str, cost: dict[str, float], probes: int) -> None:
+    """Cost at equal variance relative to the default: the ratio of cost times variance, with the network's cost."""
+    x_0 = picture(b.device)
+    steps = mixture_steps() + [standing(b.prior, b.measurement, x_0, ratio, b.batch) for ratio in LEVELS]
+    counts = [20_000] * 3 + [probes] * 3
+    lines, reference = [], [0.0] * len(steps)
+    for name in ESTIMATORS:
+        price = cost[f"DPS + CMI {name}".strip()] - 1
+        work = [price * variance(step, corrections()[name], n) for step, n in zip(steps, counts, strict=True)]
+        if not name:
+            reference = work
+        times = [f"{w / r:.3g}" for w, r in zip(work, reference, strict=True)]
+        lines.append((name or "default", f"{price:.2f}", *times))
+    heads = [f"{what}, {ratio}" for what in ("mixture", task) for ratio in LEVELS]
+    table(
+        "Cost at equal variance over the default's; the columns name sigma_t / alpha_t",
+        ("CMI", "cost of one probe / DPS", *heads),
+        lines,
+    )
+
+
+# networks
+
+
+def network_table(b: Bench, rounds: int) -> None:
+    """The bare network in other forms, over itself."""
+    plain = b.prior.network
+    last = cast(torch.nn.Module, load_prior("natural-64", b.device).network).to(memory_format=torch.channels_last)
+
+    def half(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(b.device.type, torch.bfloat16):
+            return plain(x, t).float()
+
+    compiled = torch.compile(cast(torch.nn.Module, load_prior("natural-64", b.device).network))
+    forms = {"as it is": plain, "weights channels-last": last, "bfloat16 autocast": half, "compiled": compiled}
+    for gradient in (False, True):
+        rows = {name: b.forward(network, gradient) for name, network in forms.items()}
+        taken = take_turns(rows, rounds, b.device)
+        what = "forward and gradient" if gradient else "forward"
+        lines = [(name, shown(ratios(taken, name, "as it is"))) for name in rows]
+        table(f"{what}, batch {b.batch}, {describe(b.device)}", ("network", "time / as it is"), lines)
+
+
+# restorations
+
+
+def quality_table(archive: Path, count: int, steps: int, device: torch.device) -> None:
+    """PSNR of the cheaper settings on the same images, masks, noise and seeds, paired with the dearer ones."""
+    truth = read_images(archive, count).to(device)
+    prior = load_prior("natural-64", device)
+
+    def half() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16)
+
+    variants: dict[str, tuple[Guidance, Callable[[], AbstractContextManager[Any]]]] = {
+        "DPS": (DPS(), nullcontext),
+        "DPS, bfloat16": (DPS(), half),
+        "CA-DPS diagonal": (CADPS("diagonal"), nullcontext),
+        **{
+            f"CA-DPS diagonal, switch={level}": (CADPS("diagonal", switch=level), nullcontext)
+            for level in (3.0, 1.0, 0.5)
+        },
+        "CA-DPS isotropic": (CADPS("isotropic"), nullcontext),
+    }
+    lines = []
+    for task in TASKS:
+        physics = TASKS[task]().to(device)
+        y = measure(truth, physics, seed=list(range(count)))
+        scores: dict[str, Tensor] = {}
+        for name, (solver, context) in variants.items():
+            with context():
+                restored = restore(y, physics, prior, solver=solver, steps=steps, seed=list(range(count)))
+            scores[name] = psnr(restored.mean.float().clamp(0, 1), truth).flatten().cpu()
+            gap = scores[name] - scores[name.split(",")[0]] if "," in name else torch.zeros(count)
+            error = float(gap.std()) / math.sqrt(count)
+            lines.append((task, name, f"{float(scores[name].mean()):.2f}", f"{float(gap.mean()):+.2f} +- {error:.2f}"))
+            console.print(*lines[-1])
+    ratio = [math.tan(math.acos(prior.schedule(t)[0])) for t in prior.schedule.grid(steps)]
+    table(f"{count} images, {steps} steps", ("task", "setting", "PSNR dB", "against the plain one"), lines)
+    print("\nSteps at or below a switch of " + ", ".join(f"{s}: {sum(r <= s for r in ratio)}" for s in (3.0, 1.0, 0.5)))
+
+
+def read_images(archive: Path, count: int) -> Tensor:
+    """``count`` images evenly over the sorted names, (count, 3, 64, 64) in [0, 1]."""
+    with tarfile.open(archive) as tar:
+        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
+        chosen = members[:: len(members) // count][:count]
+        files = [tar.extractfile(m) for m in chosen]
+        pixels = [np.asarray(Image.open(io.BytesIO(f.read())).convert("RGB"), np.float32) for f in files if f]
+    return torch.from_numpy(np.stack(pixels) / 255).permute(0, 3, 1, 2).contiguous()
+
+
+def main(
+    task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}.")] = "super-resolution",
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
+    rounds: Annotated[int, typer.Option(help="Turns of each contestant; 0 for no table of steps.")] = 9,
+    probes: Annotated[int, typer.Option(help="Probes of each variance on the network.")] = 64,
+    networks: Annotated[bool, typer.Option(help="Compare other forms of the network.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Archive of 64x64 images: compare restorations.")] = None,
+    images: Annotated[int, typer.Option(help="How many of them.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
+) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    torch.manual_seed(0)
+    sizes = [int(size) for size in batches.split(",")]
+    for size in sizes if rounds > 0 else []:
+        b = bench(size, task, where)
+        cost = step_table(b, task, rounds)
+        if size == sizes[-1]:
+            variance_table(b, task, cost, probes)
+    if networks:
+        for size in sizes:
+            network_table(bench(size, task, where), max(rounds, 5))
+    if data is not None:
+        quality_table(data, images, 100, where)
+
+
+if __name__ == "__main__":
+    typer.run(main)
