@@ -156,7 +156,10 @@ class GaussianMixture:
         means = self.means + (gain @ solved)[..., 0]
         cov = cov - gain @ torch.cholesky_solve(gain.mT, factor)
         return GaussianMixture(
-            torch.softmax(log_w, 0).clamp_min(torch.finfo(log_w.dtype).tiny), means.reshape(-1, *self.shape), 0.5 * (cov + cov.mT), self.schedule
+            torch.softmax(log_w, 0).clamp_min(torch.finfo(log_w.dtype).tiny),
+            means.reshape(-1, *self.shape),
+            0.5 * (cov + cov.mT),
+            self.schedule,
         )
 
 
