@@ -394,7 +394,10 @@ def test_another_configuration_is_refused_with_the_difference(images: Path, tmp_
 
 
 def test_a_run_can_grow(images: Path, tmp_path: Path) -> None:
-    small, large = benchmark(images, limit=2, solvers=["dps"], eta=(0.1,)), benchmark(images, seeds=(0, 1), eta=(0.1, 0.3))
+    small, large = (
+        benchmark(images, limit=2, solvers=["dps"], eta=(0.1,)),
+        benchmark(images, seeds=(0, 1), eta=(0.1, 0.3)),
+    )
     filled(small, tmp_path / "grown")
     spy = Spy()
     with pytest.raises(RunError, match="samples: 3 -> 2"):
