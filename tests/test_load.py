@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -531,6 +531,7 @@ def test_any_bytes(tmp_path: Path, suffix: str, content: bytes) -> None:
 
 @QUIET
 @given(st.sampled_from(["zip", "legacy", "safetensors"]), st.integers(0, 10**6), st.integers(0, 7), st.booleans())
+@example("zip", 8542, 0, False)  # an end that speaks of several disks
 def test_damaged_files(tmp_path: Path, form: str, place: int, bit: int, cut: bool) -> None:
     path = tmp_path / ("damaged.safetensors" if form == "safetensors" else "damaged.pt")
     if form == "safetensors":

@@ -55,7 +55,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> object:
     head = _head(path)
-    if _is_safetensors(head) or not (zipfile.is_zipfile(path) or head.startswith(PICKLE_SIGN)):
+    if _is_safetensors(head) or not (_is_zip(path) or head.startswith(PICKLE_SIGN)):
         raise ValueError(f"{path} is not a whole checkpoint of torch{_looks_like(path)}: fetch it again")
     try:
         with warnings.catch_warnings():
@@ -89,6 +89,13 @@ def _head(path: Path) -> bytes:
         return b""
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end is there and does not make sense
+        return False
+
+
 def _is_safetensors(head: bytes) -> bool:
     """The length of a header in eight bytes, and the JSON it begins with."""
     return head[8:10] == b'{"'
@@ -98,7 +105,7 @@ def _looks_like(path: Path) -> str:
     """What a file seems to be, where that explains why it cannot be read."""
     head = _head(path)
     signs = {
-        b"PK": "a checkpoint of torch that was cut short" if not zipfile.is_zipfile(path) else "a checkpoint of torch",
+        b"PK": "a checkpoint of torch" + ("" if _is_zip(path) else " that was cut short or damaged"),
         PICKLE_SIGN: "a pickle",
         b"\x89PNG": "a PNG picture",
         b"\xff\xd8\xff": "a JPEG picture",
