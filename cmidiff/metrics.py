@@ -6,7 +6,8 @@ lies outside of [0, 1] is clipped first in PSNR, SSIM and LPIPS, as it would be 
 Uncertainty. If the ``K`` samples and the truth are drawn from the same posterior, all ``K + 1`` values of a pixel are
 exchangeable, so the truth lies between the ``j``-th smallest and the ``j``-th largest sample with probability exactly
 ``(K + 1 - 2 j) / (K + 1)``, whatever the distribution: no quantile has to be estimated. ``calibration`` compares these
-levels with what happens.
+levels with what happens. ``crps`` is the score that the true posterior minimises: the error of single samples rewards
+those that spread too little, this one does not.
 """
 
 from pathlib import Path
@@ -158,11 +159,7 @@ def calibration(samples: Tensor, truth: Tensor) -> Calibration:
     Raises:
         ValueError: for fewer than 2 samples, or shapes that do not belong together.
     """
-    if samples.ndim < 3 or samples.shape[1] < 2 or samples[:, 0].shape != truth.shape:
-        raise ValueError(
-            "Calibration needs at least 2 samples per image, (B, K, C, H, W), and a truth (B, C, H, W); got "
-            f"{tuple(samples.shape)} and {tuple(truth.shape)}. Restore with samples=2 or more."
-        )
+    _check_samples("Calibration", samples, truth)
     count = samples.shape[1]
     ordered = samples.sort(dim=1).values
     j = torch.arange(count // 2, 0, -1, device=samples.device)
@@ -199,6 +196,45 @@ def coverage(samples: Tensor, truth: Tensor, *, level: float = 0.9) -> Tensor:
     above = int(torch.searchsorted(exact, level - 1e-12).clamp(1, len(exact) - 1))
     share = (level - exact[above - 1]) / (exact[above] - exact[above - 1])
     return observed[:, above - 1] + share * (observed[:, above] - observed[:, above - 1])
+
+
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """Continuous ranked probability score, the mean over the pixels of ``E|x - truth| - E|x - x'| / 2``.
+
+    ``x`` and ``x'`` are independent samples of the restorer. In expectation it is least, pixel by pixel, for samples of
+    the true posterior: it punishes a wrong mean as well as a wrong spread. Both means run over the K samples and over
+    their pairs, so that it is unbiased for every K. Like PSNR it takes images as they are saved, clipped to [0, 1].
+
+    Gneiting, Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007,
+    https://doi.org/10.1198/016214506000001437; unbiased for few samples: Ferro, Fair scores for ensemble forecasts, 2014,
+    https://doi.org/10.1002/qj.2270.
+
+    Args:
+        samples: ``(B, K, C, H, W)``, K at least 2.
+        truth: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B,)``, in units of the image; 0 is perfect.
+
+    Raises:
+        ValueError: for fewer than 2 samples, or shapes that do not belong together.
+    """
+    _check_samples("The CRPS", samples, truth)
+    count = samples.shape[1]
+    x = samples.clamp(0, 1).double()
+    off = (x - truth.clamp(0, 1).double()[:, None]).abs().flatten(1).mean(1)
+    # Sorted, the distances of all pairs add up to a weighted sum.
+    weights = torch.arange(1 - count, count, 2, dtype=x.dtype, device=x.device) / (count * (count - 1))
+    apart = torch.einsum("k,bkp->bp", weights, x.flatten(2).sort(dim=1).values).mean(1)
+    return off - apart
+
+
+def _check_samples(what: str, samples: Tensor, truth: Tensor) -> None:
+    if samples.ndim < 3 or samples.shape[1] < 2 or samples[:, 0].shape != truth.shape:
+        raise ValueError(
+            f"{what} needs at least 2 samples per image, (B, K, C, H, W), and a truth (B, C, H, W); got "
+            f"{tuple(samples.shape)} and {tuple(truth.shape)}. Restore with samples=2 or more."
+        )
 
 
 def _clipped(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from cmidiff.metrics import calibration, coverage, data_misfit, lpips, psnr, ssim
+from cmidiff.metrics import calibration, coverage, crps, data_misfit, lpips, psnr, ssim
 from cmidiff.physics import deblur_gaussian, denoise, inpaint_random, measure
 
 DOUBLE = torch.float64
@@ -124,6 +124,26 @@ def test_coverage_tells_sure_from_unsure() -> None:
     assert float(coverage(2 * samples, truth)) > 0.98
     assert float(calibration(samples, truth).error) < 0.01
     assert float(calibration(0.5 * samples, truth).error) > 0.15
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_crps_is_its_definition_for_every_number_of_samples(count: int) -> None:
+    samples, truth = uniform(3, count, 1, 5, 4), uniform(3, 1, 5, 4, seed=1)
+    pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+    apart = torch.stack([(samples[:, i] - samples[:, j]).abs() for i, j in pairs]).mean(0)
+    expected = (samples - truth[:, None]).abs().mean(1) - apart / 2
+    torch.testing.assert_close(crps(samples, truth), expected.flatten(1).mean(1))
+
+
+def test_crps_is_that_of_a_normal_law_and_least_for_the_right_spread() -> None:
+    """Forecast N(1/2, s^2), truth N(1/2, 1/100): the expectation has a closed form."""
+    truth = 0.5 + 0.1 * normal(1, 1, 400, 400)
+    found = {s: float(crps(0.5 + s * normal(1, 2, 1, 400, 400, seed=1), truth)) for s in (0.05, 0.1, 0.15)}
+    for s, value in found.items():  # E|N(0, v)| = sqrt(2 v / pi), of the truth's distance and of the samples' own
+        assert value == pytest.approx(math.sqrt(2 / math.pi) * (math.hypot(s, 0.1) - s / math.sqrt(2)), abs=4e-4)
+    assert found[0.1] < min(found[0.05], found[0.15])
+    flat = torch.full((1, 2, 1, 400, 400), 0.5, dtype=DOUBLE)
+    assert float(crps(flat, truth)) > found[0.1], "although its squared error is half as large"
 
 
 @pytest.mark.parametrize(

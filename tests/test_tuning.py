@@ -26,6 +26,7 @@ from cmidiff.app import tune as app_tune
 from cmidiff.app.cli import app
 from cmidiff.app.pictures import write_picture
 from cmidiff.guidance import Guidance, Unconditional
+from cmidiff.metrics import crps, psnr
 from cmidiff.step import Kernel
 from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
 from cmidiff.tuning.interval import interval
@@ -132,6 +133,17 @@ def test_a_sample_that_diverged_scores_as_grey() -> None:
     assert not wild.ok.any()
     expected = -10 * (problem.images.truth - 0.5).square().flatten(1).mean(1).log10()
     torch.testing.assert_close(quality(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_metric_of_several_samples_draws_them_and_takes_all() -> None:
+    batch = images(2)
+    problem = measured(batch, "denoise", {"noise_std": 0.3})
+    restoration = restored(problem, prior(), DPS(), None, steps=4, samples=2)
+    torch.testing.assert_close(
+        quality(restoration, batch.truth, "crps"), crps(restoration.samples, batch.truth), rtol=0, atol=0
+    )
+    both = [psnr(restoration.samples[:, k], batch.truth) for k in range(2)]
+    torch.testing.assert_close(quality(restoration, batch.truth, "psnr"), (both[0] + both[1]) / 2)
 
 
 def test_the_interval_is_students() -> None:
@@ -253,7 +265,7 @@ def test_a_study_of_another_search_is_refused_with_the_difference(tmp_path: Path
 
 def test_searches_that_cannot_be_meant_are_refused() -> None:
     for changes, message in (
-        ({"metric": "beauty"}, "metric must be one of psnr, ssim, lpips, received 'beauty'"),
+        ({"metric": "beauty"}, "metric must be one of psnr, ssim, lpips, crps, received 'beauty'"),
         ({"images": images(3)}, "at least 4 images"),
         ({"trials": 0}, "trials must be a whole number >= 1, received 0"),
         ({"space": Space(Unconditional())}, "has no strength to tune"),
@@ -413,7 +425,7 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ([*TUNE, "--metric", "beauty"], "--metric must be one of psnr, ssim, lpips, received 'beauty'"),
+        ([*TUNE, "--metric", "beauty"], "--metric must be one of psnr, ssim, lpips, crps, received 'beauty'"),
         ([*TUNE, "--count", "9"], "images holds 6 images, received count 9 from offset 0: ask for fewer"),
         ([*TUNE, "--solver", "unconditional"], "has no strength to tune: choose dps, pigdm, mcg, dsg or cadps"),
         ([*TUNE, "--hidden", "2"], "hidden must lie in"),

@@ -189,7 +189,7 @@ def tune(
     steps: o.Steps = 50,
     trials: Annotated[int, typer.Option("--trials", help="Settings to try in all.")] = 40,
     seed: o.Seed = 0,
-    metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim or lpips.")] = "psnr",
+    metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim, lpips or crps.")] = "psnr",
     most_eta: Annotated[float, typer.Option("--most-eta", help="The largest strength of CMI, of either sign.")] = 1.0,
     batch: Annotated[int, typer.Option("--batch", help="Pictures restored at once.")] = 4,
     device: o.Device = "auto",

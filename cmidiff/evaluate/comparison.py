@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from cmidiff.evaluate.database import Cell, CellScore, ImageRow, Metric, Results, UnitRow
 from cmidiff.evaluate.statistics import ALPHA, Estimate, Paired, estimate, holm, least_p, paired
 
-DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "fid": 1}  # decimals; 3 for all others
+DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decimals; 3 for all others
 TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff.evaluate.database import Metric
-from cmidiff.metrics import calibration, data_misfit, lpips, psnr, ssim
+from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -40,11 +40,13 @@ METRICS = (
     Metric("misfit", "sigma", "none", "|y - A x| / (sigma sqrt m) of a sample; 1 explains y down to the noise"),
     Metric("mean_psnr", "dB", "higher", "peak signal-to-noise ratio of the mean of the samples"),
     Metric("mean_ssim", "", "higher", "structural similarity of the mean of the samples"),
+    Metric("crps", "", "lower", "continuous ranked probability score: distance of the samples' distribution from the "
+           "truth, least for the true posterior"),
     Metric("diversity", "", "none", "standard deviation over the samples, averaged over the pixels"),
     Metric("coverage", "", "none", "share of the pixels whose truth lies between the extremes of the K samples; "
            "(K - 1)/(K + 1) if they are calibrated"),
 )  # fmt: skip
-OF_SEVERAL = ("mean_psnr", "mean_ssim", "diversity", "coverage")
+OF_SEVERAL = ("mean_psnr", "mean_ssim", "crps", "diversity", "coverage")
 
 
 def metrics(samples: int, side: int, absent: Mapping[str, str | None]) -> list[Metric]:
@@ -88,6 +90,7 @@ def scores(
     if len(samples) > 1:
         mean = samples.mean(0, keepdim=True)
         found["mean_psnr"] = psnr(mean, truth[None]).mean()
+        found["crps"] = crps(samples[None], truth[None])
         found["diversity"] = samples.double().std(0).mean()
         found["coverage"] = calibration(samples[None], truth[None]).observed[0, -1]
         if with_ssim:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmidiff.guidance import Guidance
 from cmidiff.information import CMI
-from cmidiff.metrics import lpips, psnr, ssim
+from cmidiff.metrics import crps, lpips, psnr, ssim
 from cmidiff.physics import TASKS, Task, from_mask, measure
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Restoration, restore
@@ -29,8 +29,12 @@ METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
     "psnr": (psnr, 1.0),
     "ssim": (ssim, 1.0),
     "lpips": (lpips, -1.0),
+    "crps": (crps, -1.0),
 }
 """Quality of an image by name: the function, and whether more (1) or less (-1) of it is better."""
+
+SAMPLES = {"crps": 2}
+"""How many samples of an image a metric needs, where one is not enough."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,10 @@ def restored(
     cmi: CMI | None,
     *,
     steps: int,
+    samples: int = 1,
     kernel: Kernel | None = None,
 ) -> Restoration:
-    """One sample for each image, all in one batch."""
+    """Samples for each image, all in one batch."""
     return restore(
         problem.y,
         problem.physics,
@@ -95,6 +100,7 @@ def restored(
         cmi=cmi,
         kernel=kernel,
         steps=steps,
+        samples=samples,
         seed=list(problem.images.index),
     )
 
@@ -113,8 +119,11 @@ def fingerprint(prior: Denoiser) -> str:
 
 
 def quality(restoration: Restoration, truth: Tensor, metric: str) -> Tensor:
-    """The metric of each image's sample, shape (B,); a sample that diverged counts as an image of mid grey."""
+    """The metric of each image's samples (their mean, of a metric of one sample), shape (B,); a sample that diverged
+    counts as an image of mid grey."""
     function, _ = METRICS[metric]
-    sample = restoration.samples[:, 0].cpu()
-    ok = restoration.ok[:, 0].cpu().reshape(-1, 1, 1, 1)
-    return function(torch.where(ok, sample, 0.5), truth)
+    ok = restoration.ok.cpu()[..., None, None, None]
+    samples = torch.where(ok, restoration.samples.cpu(), 0.5)
+    if metric in SAMPLES:
+        return function(samples, truth)
+    return torch.stack([function(sample, truth) for sample in samples.unbind(1)]).mean(0)

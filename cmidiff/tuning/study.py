@@ -27,7 +27,7 @@ import torch
 from cmidiff.prior.base import Denoiser
 from cmidiff.tuning.images import Images
 from cmidiff.tuning.interval import Interval, interval
-from cmidiff.tuning.problem import METRICS, Problem, measured, quality, restored
+from cmidiff.tuning.problem import METRICS, SAMPLES, Problem, measured, quality, restored
 from cmidiff.tuning.space import Setting, Space
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def _run_trial(
 
 def _scores(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
     """PSNR, SSIM where the images are large enough for it, and the metric of the search, image by image."""
-    restoration = restored(problem, prior, setting.solver, setting.cmi, steps=search.steps)
+    samples = SAMPLES.get(search.metric, 1)
+    restoration = restored(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
     large = min(problem.images.truth.shape[-2:]) >= 11
     names = {search.metric, "psnr"} | ({"ssim"} if large else set())
     return {name: quality(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
