@@ -206,8 +206,8 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
     their pairs, so that it is unbiased for every K. Like PSNR it takes images as they are saved, clipped to [0, 1].
 
     Gneiting, Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007,
-    https://doi.org/10.1198/016214506000001437; unbiased for few samples: Ferro, Fair scores for ensemble forecasts, 2014,
-    https://doi.org/10.1002/qj.2270.
+    https://doi.org/10.1198/016214506000001437; unbiased for few samples: Ferro, Fair scores for ensemble forecasts,
+    2014, https://doi.org/10.1002/qj.2270.
 
     Args:
         samples: ``(B, K, C, H, W)``, K at least 2.
