@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
-    ("schedule", "krylov", "draws", "physics"),
+    ("schedule", "krylov", "draws", "physics", "images"),
     ("metrics", "whitening", "prior"),
     ("measurement",),
     ("step",),

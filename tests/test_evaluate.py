@@ -24,9 +24,10 @@ from cmidiff.evaluate import estimate, files, scores
 from cmidiff.evaluate.config import Config, load, override, resolved
 from cmidiff.evaluate.database import Results, RunError, Unit, Writer, contents
 from cmidiff.evaluate.engine import Engine, Local
-from cmidiff.evaluate.images import opened, sources
+from cmidiff.evaluate.images import opened
 from cmidiff.evaluate.run import Options, Unwritable, evaluate
 from cmidiff.evaluate.work import Done, Job, compute, seed_of
+from cmidiff.images import sources
 from cmidiff.metrics import psnr
 from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
@@ -241,16 +242,16 @@ def test_an_image_is_its_middle_square_shrunk(tmp_path: Path) -> None:
 
 def test_images_that_cannot_be_told_apart_or_found_are_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match="empty holds no image"):
+    with pytest.raises(ValueError, match="empty holds no image"):
         sources(tmp_path / "empty")
-    with pytest.raises(RunError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         sources(tmp_path / "nowhere")
-    with pytest.raises(RunError, match="neither a folder nor a tar archive"):
+    with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
         sources(images / "im0.png")
-    with pytest.raises(RunError, match="holds 3 images, too few for offset 2 and limit 2"):
+    with pytest.raises(ValueError, match="holds 3 images, not 2 after the first 2: ask for fewer"):
         sources(images, offset=2, limit=2)
     shutil.copy(images / "im1.png", images / "IM1.jpg")
-    with pytest.raises(RunError, match=r"two images in .* \(im1.png and IM1.jpg\)|\(IM1.jpg and im1.png\)"):
+    with pytest.raises(ValueError, match=r"two images in .* \(im1.png and IM1.jpg\)|\(IM1.jpg and im1.png\)"):
         sources(images)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from cmidiff.evaluate.config import Config, resolved
 from cmidiff.evaluate.database import Cell, ImageRow, RunError, Unit
-from cmidiff.evaluate.images import Pixels
 from cmidiff.evaluate.work import Job
+from cmidiff.images import Pixels
 from cmidiff.physics import Task
 
 

@@ -34,8 +34,9 @@ from cmidiff.evaluate.database import (
 )
 from cmidiff.evaluate.engine import Engine
 from cmidiff.evaluate.grid import check_tasks, jobs, units
-from cmidiff.evaluate.images import Source, opened, read_truth, sources
+from cmidiff.evaluate.images import opened, read_truth
 from cmidiff.evaluate.work import Done
+from cmidiff.images import Source, sources
 from cmidiff.prior.base import Denoiser
 
 log = logging.getLogger("cmidiff.evaluate")
@@ -130,7 +131,10 @@ def list_sources(config: Config) -> list[Source]:
     """
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
-    return sources(config.images, offset=config.offset, limit=config.limit)
+    try:
+        return sources(config.images, offset=config.offset, limit=config.limit)
+    except ValueError as error:
+        raise RunError(f"--images: {error}") from error
 
 
 def describe(config: Config, prior: Denoiser) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from cmidiff.evaluate.config import Setup
 from cmidiff.evaluate.counted import Counted
 from cmidiff.evaluate.database import Cell, Outcome, PictureFile, SampleOutcome, Unit
 from cmidiff.evaluate.files import png, std_png
-from cmidiff.evaluate.images import Pixels
 from cmidiff.evaluate.scores import scores
+from cmidiff.images import Pixels
 from cmidiff.physics import TASKS, Task, measure
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import Status, restore
