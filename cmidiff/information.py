@@ -37,7 +37,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff.covariance import Covariance, CovarianceName, bind, precision
+from cmidiff.covariance import Covariance, CovarianceName, bind, difference_size, precision
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import dot, lanczos, per_sample
 from cmidiff.measurement import Measurement
@@ -62,8 +62,8 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
             activation checkpointing), ``finite-difference`` of vector-Jacobian products (any network),
             ``second-difference`` of the denoiser (no backward; only for ``a = b``, and only as good as the symmetry of
             the network's third derivative).
-        size: finite-difference step relative to ``sigma_t`` and the rms of ``a``; by default the third (fourth) root of
-            `precision`.
+        size: finite-difference step relative to ``sigma_t`` and the rms of ``a``; by default
+            `difference_size`.
     """
     if how == "double-backward":
         with torch.enable_grad():
@@ -80,9 +80,10 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
             return (torch.func.jvp(step.denoise, (x,), (a,))[1] * b).sum()
 
         return torch.func.grad(along)(x_t)
-    order = 3 if how == "finite-difference" else 4
     rms = (dot(a, a) / a[0].numel()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
-    h = per_sample(step.level_t[1] * (precision(step) ** (1 / order) if size is None else size) / rms, a)
+    if size is None:
+        size = difference_size(precision(step), 1 if how == "finite-difference" else 2)
+    h = per_sample(step.level_t[1] * size / rms, a)
     if how == "second-difference":
         with torch.no_grad():
             plus, minus = step.denoise(torch.cat([x_t + h * a, x_t - h * a])).chunk(2)

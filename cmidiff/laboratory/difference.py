@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cmidiff.covariance import Exact, diagonal_variance
+from cmidiff.covariance import Exact, diagonal_variance, difference_size
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.gradient import TIMES, M, problem, standing
@@ -29,7 +30,7 @@ from cmidiff.prior import GaussianMixture
 from cmidiff.step import Step
 
 COLUMNS = ("quantity", "on", "precision", "level", "step", "relative error", "default")
-ORDER = {"finite-difference": 3, "second-difference": 4, "diagonal": 3}  # default step: this root of the precision
+ORDER: dict[str, Literal[1, 2]] = {"finite-difference": 1, "second-difference": 2, "diagonal": 1}  # of the derivative
 CONTRACTIONS: tuple[Contraction, ...] = ("finite-difference", "second-difference")
 NETWORK_LEVELS = (0.1, 0.5, 2.0)
 Row = list[Cell]
@@ -37,7 +38,7 @@ Row = list[Cell]
 
 def default_step(quantity: str, dtype: torch.dtype) -> float:
     """The library's step."""
-    return torch.finfo(dtype).eps ** (1 / ORDER[quantity])
+    return difference_size(torch.finfo(dtype).eps, ORDER[quantity])
 
 
 def measure(settings: Settings) -> Findings:
