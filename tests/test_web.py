@@ -7,13 +7,11 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +37,7 @@ from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.solvers import make_solver
-from tests.web import LIMITS, Visitor, gaussian_prior, png, server
+from tests.web import LIMITS, Visitor, bomb, gaussian_prior, png, server
 
 # what a visitor gives
 
@@ -219,18 +217,6 @@ def visitor(page: tuple[str, Path]) -> Visitor:
     return Visitor(page[0])
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be a picture of this size."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-    )
-
-
 def test_the_page_asks_no_other_host(visitor: Visitor) -> None:
     answer = visitor.http.get("/")
     assert answer.status_code == 200
@@ -253,6 +239,21 @@ def test_too_large_a_file_is_refused(visitor: Visitor, page: tuple[str, Path]) -
     unknown = visitor.http.post("/gradio_api/upload", content=iter([b"x"]))
     assert unknown.status_code == 411
     assert [p for p in page[1].rglob("*") if p.is_file() and p not in stored] == []
+
+
+@pytest.mark.parametrize(
+    ("length", "code"),
+    [("Content-Length: 1000000000000", 413), ("Content-Length: 9\r\nTransfer-Encoding: chunked", 411)],
+)
+def test_a_file_without_end_is_refused_before_it_is_sent(page: tuple[str, Path], length: str, code: int) -> None:
+    """The answer comes after the headers, whatever was to follow; a length that is not kept to is no length."""
+    address = httpx.URL(page[0])
+    with socket.create_connection(("127.0.0.1", address.port or 80), timeout=10) as connection:
+        kind = "Content-Type: multipart/form-data; boundary=x"
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost:{address.port}\r\n{kind}\r\n{length}\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = connection.recv(4096).decode()
+    assert answer.startswith(f"HTTP/1.1 {code} "), answer
 
 
 @pytest.mark.parametrize(

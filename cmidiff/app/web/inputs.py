@@ -162,19 +162,27 @@ def checked(path: Path, limits: Limits) -> Picture:
     Raises:
         BadInput: as `photograph`.
     """
-    if path.stat().st_size > limits.file_bytes:
-        raise BadInput(f"This file is too large: at most {limits.file_bytes / 2**20:.0f} MB can be taken.")
+    if (size := path.stat().st_size) > limits.file_bytes:
+        most = f"{limits.file_bytes / 2**20:.3g} MB"
+        raise BadInput(
+            f"This file is too large: {size / 2**20:.3g} MB, and at most {most} can be taken. "
+            "Shrink it or save it as JPEG, then give that file."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as header:
                 width, height = header.size
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError:  # Pillow does not say how many
         width = height = math.inf
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadInput("This file is no picture that can be read: give a PNG, JPEG, WebP or TIFF file.") from error
     if width * height > limits.pixels:
-        raise BadInput(f"This picture has too many pixels: at most {limits.pixels / 1e6:.3g} million can be taken.")
+        found = f"{width} x {height}" if width < math.inf else "more than can be opened"
+        raise BadInput(
+            f"This picture has too many pixels: {found}, and at most {limits.pixels / 1e6:.3g} million can be taken. "
+            "Shrink it, then give that file."
+        )
     try:
         return read_picture(path)
     except (BadInput, ValueError) as error:

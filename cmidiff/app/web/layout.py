@@ -5,6 +5,7 @@ All that the server knows of a visitor is the `Visit` in the session's state.
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ from cmidiff.app.web.inputs import (
     problem_of,
 )
 from cmidiff.app.web.jobs import Job, Result, Visit
-from cmidiff.app.web.shown import curves, enlarge, moments, name_of, refusal, shown, status, summary, told
+from cmidiff.app.web.shown import comparison, curves, enlarge, moments, name_of, refusal, shown, status, summary, told
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.solvers import SOLVERS
@@ -54,20 +55,7 @@ ARCHIVE = (
     "The archive holds the measurement, the samples and their mean, as pictures and as numbers. Unpack it; in its "
     "folder, this repeats the run:"
 )
-CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto; }
-.gradio-container h1 { margin-bottom: 0; }
-.status { min-height: 4.2em; }
-.status progress { width: 100%; height: 0.9em; appearance: none; border: 0; border-radius: 9px; overflow: hidden; }
-.status progress, .status progress::-webkit-progress-bar { background: var(--border-color-primary); }
-.status progress::-webkit-progress-value { background: var(--primary-500); }
-.status progress::-moz-progress-bar { background: var(--primary-500); }
-.status p { margin: 0.2em 0; }
-.refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; }
-.refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
-#command { overflow-x: auto; }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
-"""
+BUSY = "Too many visitors are waiting already: nothing was started. Try again in a minute."
 
 
 def unopened(upload: gr.Image) -> gr.Image:
@@ -146,7 +134,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=5, min_width=300):
                     self._questions()
-                with gr.Column(scale=6, min_width=300):
+                with gr.Column(scale=6, min_width=300, elem_id="answers"):
                     self._answers()
             self._events()
 
@@ -238,10 +226,8 @@ class Page:
         )
         with gr.Column(visible=False) as self.results, gr.Tabs():
             with gr.Tab("Compare"):
-                self.slider = gr.ImageSlider(format="png", interactive=False, buttons=["fullscreen"], elem_id="slider")
-                self.versus = gr.ImageSlider(
-                    label="Without CMI | with CMI", interactive=False, buttons=["fullscreen"], visible=False
-                )
+                self.slider = gr.HTML(elem_id="slider")
+                self.versus = gr.HTML(visible=False, elem_id="versus")
             with gr.Tab("Samples"):
                 self.gallery = gr.Gallery(
                     label="Each is a possible answer",
@@ -277,7 +263,9 @@ class Page:
         quick = private | {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "quick"}
         shape = [self.case, self.hint, self.strength, self.noise, self.paint_box, self.blur_box]
         taken = [self.visit, self.photo, self.note, self.paint]
-        gr.on([self.photo.upload], self._take, [self.photo, self.visit], taken, **quick)
+        given = self.photo.upload(self._take, [self.photo, self.visit], taken, **quick)
+        refused = private | {"queue": False, "show_progress": "hidden"}
+        given.failure(lambda: gr.HTML(refusal(BUSY), visible=True), None, self.note, **refused)
         self.photo.clear(self._drop, [self.visit], taken, **quick)
         self.try_it.click(self._take_sample, [self.visit], taken, **quick)
         self.mode.input(self._mode, [self.mode], shape, **quick)
@@ -289,14 +277,8 @@ class Page:
         asked += [self.solver, self.cmi, self.eta, self.steps, self.samples, self.seed]
         shows = [self.visit, self.status, self.live, self.results, self.slider, self.versus, self.gallery]
         shows += [self.moments, self.figures, self.misfit, self.moved, self.download, self.command]
-        begun = self.start.click(
-            lambda: told("Waiting for its turn"),
-            None,
-            self.status,
-            queue=False,
-            show_progress="hidden",
-            **private,
-        )
+        waits = f"() => {json.dumps(told('Waiting for its turn'))}"  # said by the browser, at once
+        begun = self.start.click(None, None, self.status, js=waits, **refused)
         run = begun.then(
             self._run,
             asked,
@@ -307,9 +289,8 @@ class Page:
             show_progress="minimal",
             **private,
         )
-        self.cancel.click(
-            self._stop, [self.visit], shows, cancels=[run], queue=False, show_progress="hidden", **private
-        )
+        run.failure(lambda: refusal(BUSY), None, self.status, **refused)
+        self.cancel.click(self._stop, [self.visit], shows, cancels=[run], **refused)
 
     # what a visitor gives
 
@@ -398,7 +379,9 @@ class Page:
     ) -> Job:
         limits = self.shop.limits
         if visit.photograph is None:
-            raise BadInput("There is no photograph yet: drop one on the left, or take the one that is offered.")
+            raise BadInput(
+                "There is no photograph yet: give one at the top of the page, or take the one that is offered."
+            )
         seed = seed or 0
         ask = Ask(case, strength, noise_std, side, seed)
         layers = painted(_files(paint, visit.folder), limits) if case == "scratches" else None
@@ -438,15 +421,16 @@ class Page:
         last = means[-1]
         assert last is not None
         many = len(results[-1].good) > 1
-        label = f"Measurement | {name_of(results[-1], results)}{'mean of the samples' if many else 'restoration'}"
+        name = f"{name_of(results[-1], results)}{'mean of the samples' if many else 'restoration'}"
         updates: dict[Any, Any] = {
             self.live: gr.update(visible=False),
             self.results: gr.update(visible=True),
-            self.slider: gr.ImageSlider((shown(problem.view(), last), shown(last)), label=label),
+            self.slider: comparison(("measurement", shown(problem.view(), last)), (name, shown(last))),
             self.versus: gr.update(visible=False),
         }
         if len(results) > 1 and means[0] is not None:
-            updates[self.versus] = gr.ImageSlider((shown(means[0]), shown(last)), visible=True)
+            pair = ("without CMI", shown(means[0])), ("with CMI", shown(last))
+            updates[self.versus] = gr.HTML(comparison(*pair), visible=True)
         return updates
 
     def _detailed(self, job: Job, results: list[Result]) -> dict[Any, Any]:

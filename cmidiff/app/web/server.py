@@ -93,7 +93,7 @@ class Guard:
             return (404, "There is nothing here."), receive
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         length = headers.get("content-length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or "transfer-encoding" in headers:
             return (411, "Say how long it is: Content-Length is missing."), receive
         form = headers.get("content-type", "").startswith("multipart/form-data")
         if int(length) > (self.limits.file_bytes + ENVELOPE if form else MESSAGE_BYTES):
@@ -219,7 +219,7 @@ def _page(limits: Limits, prior: str, device: str, root: Path) -> tuple[Blocks, 
 def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) -> None:
     from gradio.themes import Soft
 
-    from cmidiff.app.web.layout import CSS
+    from cmidiff.app.web.look import CSS, head
 
     theme = Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are fetched
     blocks.queue(max_size=limits.waiting, default_concurrency_limit=4, api_open=False)
@@ -242,6 +242,7 @@ def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) ->
         app_kwargs={"middleware": [guard]},
         theme=theme,
         css=CSS,
+        head=head(limits.file_bytes),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import math
 from collections.abc import Sequence
 
@@ -65,6 +67,29 @@ def enlarge(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
     width, height = size or image.size
     scale = max(1, SHOWN // max(height, width))
     return enlarged(image, width * scale, height * scale)
+
+
+def comparison(left: tuple[str, Image.Image], right: tuple[str, Image.Image]) -> str:
+    """Two pictures of one size, each with its name, one over the other: a slider says where they meet."""
+    names = [html.escape(name) for name, _ in (left, right)]
+    pictures = "".join(
+        f'<img src="data:image/png;base64,{_png(image)}" alt="{name}">'
+        for name, (_, image) in zip(names, (left, right), strict=True)
+    )
+    moved = "this.parentElement.style.setProperty('--cut', this.value + '%')"
+    slider = f'<input type="range" value="50" aria-label="how much is {names[0]}, the rest is {names[1]}" '
+    return (
+        f'<figure class="comparison"><figcaption><span>{names[0][:1].upper()}{names[0][1:]}</span>'
+        f"<span>{names[1][:1].upper()}{names[1][1:]}</span></figcaption>"
+        f'<div class="halves">{pictures}<span class="handle" aria-hidden="true">&#9666; &#9656;</span>'
+        f'{slider}oninput="{moved}"></div></figure>'
+    )
+
+
+def _png(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return base64.b64encode(data.getvalue()).decode()
 
 
 def name_of(result: Result, results: Sequence[Result]) -> str:
