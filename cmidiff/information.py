@@ -385,9 +385,9 @@ class CMI:
 
     Args:
         eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit. The paper ascends ``I``
-            (``eta > 0``); on the embedded prior this costs PSNR and SSIM and descending gains some, hence the default
-            (``docs/validation.md``). -1 is the derivative of the log-determinant that CA-DPS's likelihood leaves out
-            (see `CADPS`).
+            (``eta > 0``), which keeps the posterior open for longer: the samples spread more, which brings their
+            distribution nearer to the posterior and costs a single sample some PSNR (``docs/validation.md``). -1 is the
+            derivative of the log-determinant that CA-DPS's likelihood leaves out (see `CADPS`).
         weight: what multiplies ``eta`` at time ``t``: ``reverse-sde`` (the weight of a log-density's gradient in the
             kernel: the target is tilted by ``exp(eta I)``), ``snr`` (the same times ``alpha_t^2 / (alpha_t^2 +
             sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
@@ -395,8 +395,9 @@ class CMI:
         window: the correction acts while ``sigma_t / alpha_t``, the noise level that all schedules share, is in this
             interval.
         times: and while ``t`` is in this interval, in the prior's own times; None for all.
-        cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image.
-        every: correct each ``every``-th step only, with a move as many times larger.
+        cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image, so that
+            no error of a network carries a sample away.
+        every: correct each ``every``-th step only, with a move and a cap as many times larger.
         probes, probe, estimator: see `gradient_at`.
         contraction: see `contract`; None for `default_contraction`.
         covariance: of ``p(x_0 | x_t)`` inside ``S``: ``isotropic``, ``diagonal`` or ``exact``.
@@ -405,11 +406,11 @@ class CMI:
     Source: Hamidi, Yang 2025, https://arxiv.org/abs/2501.02880
     """
 
-    eta: float = -0.3
+    eta: float = 0.1
     weight: Weight | Callable[[float], float] = "reverse-sde"
     window: tuple[float, float] = (0.0, 3.5)
     times: tuple[float, float] | None = None
-    cap: float = 0.5
+    cap: float = 0.05
     every: int = 1
     probes: int = 1
     probe: Probe = "rademacher"
@@ -480,6 +481,6 @@ class CMI:
             probes=self.probes,
         )
         move = self.every * self.eta_t(step) * grad
-        most = self.cap * step.transition[1] * math.sqrt(move[0].numel())
+        most = self.every * self.cap * step.transition[1] * math.sqrt(move[0].numel())
         size = dot(move, move).sqrt().clamp_min(torch.finfo(move.dtype).tiny)
         return step.moved(move * per_sample((most / size).clamp_max(1.0), move))

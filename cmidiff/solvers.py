@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmidiff.guidance import Guidance
 
+VARIANCE = 0.3  # about that of pictures in [-1, 1]
+SWITCH = 0.5  # above this noise level a network's Jacobian costs more than it gives
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dps": ("DPS", {}),
-    "pigdm": ("PiGDM", {"data_variance": 0.3}),  # about that of pictures in [-1, 1]
+    "pigdm": ("PiGDM", {"data_variance": VARIANCE}),
     "mcg": ("MCG", {}),
     "dsg": ("DSG", {}),
-    "cadps": ("CADPS", {}),
-    "cadps-isotropic": ("CADPS", {"covariance": "isotropic"}),
-    "cadps-exact": ("CADPS", {"covariance": "exact"}),
+    "cadps": ("CADPS", {"switch": SWITCH, "data_variance": VARIANCE}),
+    "cadps-diagonal": ("CADPS", {}),  # the paper's, at every noise level
+    "cadps-isotropic": ("CADPS", {"covariance": "isotropic", "data_variance": VARIANCE}),
+    "cadps-exact": ("CADPS", {"covariance": "exact", "switch": SWITCH, "data_variance": VARIANCE}),
     "cadps-released": ("CADPS", {"covariance": "released"}),
     "unconditional": ("Unconditional", {}),
 }

@@ -83,11 +83,11 @@ def test_finished_cells_are_kept_and_a_torn_line_is_not_read(
 
 def test_differences_are_of_the_images_that_both_have(bench: ModuleType) -> None:
     base, other = list(bench.grid(**CHOICES | {"eta": "0.3", "weight": "snr"}))
-    row = {"ssim": 0.5, "lpips": float("nan"), "ok": 1.0}
+    row = {"ssim": 0.5, "crps": 0.05, "lpips": float("nan"), "ok": 1.0}
     figures = {(base, i): row | {"psnr": 20.0 + i} for i in range(4)}
     figures |= {(other, i): row | {"psnr": 21.0 + i} for i in (1, 3, 7)}
     mean, difference = bench.compared(figures, other, "psnr")
     assert (mean, difference.mean, difference.half, difference.n) == (23.0, 1.0, 0.0, 2)
     assert bench.compared(figures, other, "lpips") is None
-    assert "| dps | 0.3 | 2 | 23.00 | +1.000 ± 0.000* | 0.500 |" in bench.report(figures)
+    assert "| dps | 0.3 | 2 | 23.00 | +1.000 ± 0.000* | 0.500 | +0.0000 ± 0.0000 | 0.0500 |" in bench.report(figures)
     assert "LPIPS" not in bench.report(figures)

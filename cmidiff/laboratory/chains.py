@@ -53,8 +53,8 @@ ETAS = (-1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0)
 
 def correction(eta: float) -> CMI | None:
     """CMI as it is measured here: the exact covariance inside ``S``, the weight that tilts the target by
-    ``exp(eta I)``."""
-    return CMI(eta, weight="reverse-sde", covariance="exact") if eta != 0 else None
+    ``exp(eta I)``, and a cap that leaves room, since no network errs here."""
+    return CMI(eta, weight="reverse-sde", covariance="exact", cap=0.5) if eta != 0 else None
 
 
 @dataclass

@@ -8,7 +8,7 @@
     scale = { start = 6.0, end = 2.5 }      # a number, or a `Ramp`
 
     [cmi]                                   # left out: the base solver
-    eta = -0.3
+    eta = 0.1
 
     [kernel]
     name = "ancestral"
