@@ -17,9 +17,7 @@ are chosen per task for the highest mean PSNR on the tuning images.
     python benchmarks/prior_quality.py --data ../shared/data/tiny-imagenet/val.tar --solver pigdm,cadps
 """
 
-import io
 import math
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,10 @@ import torch
 import typer
 from deepinv.optim import TVPrior
 from deepinv.physics import LinearPhysics
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from cmidiff.images import decoded, sources
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import deblur_gaussian, from_mask, measure, random_mask, super_resolution
 
@@ -54,20 +52,13 @@ class Problem:
 
 def read_images(archive: Path, count: int) -> tuple[Tensor, Tensor]:
     """The images to report and the images to tune on, each ``(count, 3, H, W)`` in [0, 1]."""
-    with tarfile.open(archive) as tar:
-        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
-        step = len(members) // count
-        if step < 2:
-            raise typer.BadParameter(f"{archive} holds {len(members)} images; {2 * count} are needed. Ask for fewer.")
-        pictures = [_pixels(tar, m) for m in members[: count * step : step] + members[step // 2 : count * step : step]]
-    return torch.stack(pictures[:count]), torch.stack(pictures[count:])
-
-
-def _pixels(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Tensor:
-    file = tar.extractfile(member)
-    assert file is not None, member.name
-    rgb = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(rgb / 255).permute(2, 0, 1)
+    found = sources(archive)
+    step = len(found) // count
+    if step < 2:
+        raise typer.BadParameter(f"{archive} holds {len(found)} images; {2 * count} are needed. Ask for fewer.")
+    chosen = found[: count * step : step] + found[step // 2 : count * step : step]
+    pixels = torch.from_numpy(np.stack([decoded(one.read(), None) for one in chosen])).permute(0, 3, 1, 2).float() / 255
+    return pixels[:count], pixels[count:]
 
 
 def make_problem(task: str, truth: Tensor) -> Problem:

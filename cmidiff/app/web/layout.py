@@ -229,22 +229,17 @@ class Page:
                 self.slider = gr.HTML(elem_id="slider")
                 self.versus = gr.HTML(visible=False, elem_id="versus")
             with gr.Tab("Samples"):
+                gr.Markdown("Each is a possible answer; where they differ, the measurement does not tell.")
                 self.gallery = gr.Gallery(
-                    label="Each is a possible answer",
+                    show_label=False,
                     columns=2,
                     height="auto",
                     object_fit="contain",
                     buttons=["fullscreen"],
+                    elem_id="samples",
                 )
             with gr.Tab("Uncertainty"):
-                self.moments = gr.Gallery(
-                    show_label=False,
-                    format="png",
-                    columns=2,
-                    height="auto",
-                    object_fit="contain",
-                    buttons=["fullscreen"],
-                )
+                self.moments = gr.HTML(elem_id="moments")
             with gr.Tab("Curves"):
                 self.figures = gr.Markdown()
                 self.misfit = gr.LinePlot(

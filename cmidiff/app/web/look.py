@@ -15,7 +15,11 @@ CSS = """
 .status p { margin: 0.2em 0; }
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; margin: 0; overflow-wrap: anywhere; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
-.comparison { margin: 0 0 1em; }
+.comparison { margin: 0 0 1em; width: fit-content; max-width: 100%; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1em; align-items: end; }
+.figures figure { margin: 0; }
+.figures img { width: 100%; margin: 0; }
+#samples .grid-wrap { max-height: none; }
 .comparison figcaption { display: flex; justify-content: space-between; gap: 1em; padding: 0.3em 0; }
 .comparison figcaption span:last-child { text-align: right; }
 .comparison .halves { position: relative; display: inline-block; max-width: 100%; line-height: 0; --cut: 50%; }
@@ -32,7 +36,11 @@ CSS = """
 .comparison .halves:has(input:focus-visible) { outline: 3px solid var(--primary-500); outline-offset: 2px; }
 #command { overflow-x: auto; }
 @media (min-width: 700px) { #answers { position: sticky; top: 8px; align-self: flex-start; } }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
+@media (max-width: 640px) {
+  .gradio-container { padding: 0 !important; }
+  .gradio-container .main { padding: 8px !important; }
+  .gradio-container .tab-container button { padding: 0 6px; font-size: 13px; }
+}
 """
 
 _REFUSING = """

@@ -42,7 +42,7 @@ def status(view: View) -> str:
         if lost := sum(not sample.ok for result in view.results for sample in result.samples):
             words.append(f"{lost} samples diverged: take more steps, or another solver")
     text = "; ".join(words)
-    return told(text[:1].upper() + text[1:], view.fraction)
+    return told(_capital(text), view.fraction)
 
 
 def told(text: str, fraction: float | None = None) -> str:
@@ -72,24 +72,23 @@ def enlarge(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Im
 def comparison(left: tuple[str, Image.Image], right: tuple[str, Image.Image]) -> str:
     """Two pictures of one size, each with its name, one over the other: a slider says where they meet."""
     names = [html.escape(name) for name, _ in (left, right)]
-    pictures = "".join(
-        f'<img src="data:image/png;base64,{_png(image)}" alt="{name}">'
-        for name, (_, image) in zip(names, (left, right), strict=True)
-    )
+    captions = "".join(f"<span>{_capital(name)}</span>" for name in names)
     moved = "this.parentElement.style.setProperty('--cut', this.value + '%')"
-    slider = f'<input type="range" value="50" aria-label="how much is {names[0]}, the rest is {names[1]}" '
     return (
-        f'<figure class="comparison"><figcaption><span>{names[0][:1].upper()}{names[0][1:]}</span>'
-        f"<span>{names[1][:1].upper()}{names[1][1:]}</span></figcaption>"
-        f'<div class="halves">{pictures}<span class="handle" aria-hidden="true">&#9666; &#9656;</span>'
-        f'{slider}oninput="{moved}"></div></figure>'
+        f'<figure class="comparison"><figcaption>{captions}</figcaption><div class="halves">{_img(*left)}{_img(*right)}'
+        f'<span class="handle" aria-hidden="true">&#9666; &#9656;</span><input type="range" value="50" '
+        f'aria-label="how much is {names[0]}, the rest is {names[1]}" oninput="{moved}"></div></figure>'
     )
 
 
-def _png(image: Image.Image) -> str:
+def _img(name: str, image: Image.Image) -> str:
     data = io.BytesIO()
     image.save(data, format="PNG")
-    return base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{html.escape(name)}">'
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def name_of(result: Result, results: Sequence[Result]) -> str:
@@ -98,10 +97,11 @@ def name_of(result: Result, results: Sequence[Result]) -> str:
 
 
 def curves(results: Sequence[Result], what: str) -> pd.DataFrame:
-    """A curve by step for every finished sample."""
+    """A curve by step for every finished sample; of the moves, where there are any."""
     rows = [
         {"step": step + 1, what: float(value), "sample": f"{name_of(result, results)}sample {sample.index + 1}"}
         for result in results
+        if what == "misfit" or result.settings.cmi
         for sample, move in zip(result.samples, result.cmi, strict=True)
         for step, value in enumerate(sample.misfit if what == "misfit" else move)
         if math.isfinite(float(value))
@@ -133,13 +133,18 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def moments(results: Sequence[Result]) -> list[tuple[Image.Image, str]]:
+def moments(results: Sequence[Result]) -> str:
     """Mean and uncertainty of each run."""
     pictures = []
     for result in results:
         if result.mean is not None:
-            pictures.append((shown(result.mean), f"{name_of(result, results)}mean of {len(result.good)}"))
+            pictures.append((f"{name_of(result, results)}mean of {len(result.good)}", shown(result.mean)))
         if len(result.good) > 1:
             deviation = torch.stack([sample.values for sample in result.good]).std(0)
-            pictures.append((std_map(deviation), f"{name_of(result, results)}where the samples disagree"))
-    return pictures
+            pictures.append((f"{name_of(result, results)}where the samples disagree", std_map(deviation)))
+    figures = (
+        f"<figure>{_img(name, image)}<figcaption>{html.escape(_capital(name))}</figcaption></figure>"
+        for name, image in pictures
+    )
+    note = "" if len(pictures) > len(results) else "<p>Take two samples or more to see where they disagree.</p>"
+    return f'<div class="figures">{"".join(figures)}</div>{note}'
