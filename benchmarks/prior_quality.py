@@ -150,21 +150,12 @@ def run_baselines(tuning: Problem, problem: Problem) -> dict[str, Tensor]:
 
 
 def solvers() -> dict[str, dict[str, Any]]:
-    """The solvers by the names of the command line below: keyword arguments of ``restore``."""
-    from cmidiff import CADPS, CMI, DPS, DSG, MCG, PiGDM
+    """The solvers by the names of the command line, and those with CMI: keyword arguments of ``restore``."""
+    from cmidiff import CMI
+    from cmidiff.solvers import SOLVERS, make_solver
 
-    return {
-        "dps": {"solver": DPS()},
-        "cmi+dps": {"solver": DPS(), "cmi": CMI()},
-        "mcg": {"solver": MCG()},
-        "dsg": {"solver": DSG()},
-        "pigdm": {"solver": PiGDM(data_variance=0.3)},  # of images in [-1, 1]
-        "cmi+pigdm": {"solver": PiGDM(data_variance=0.3), "cmi": CMI()},
-        "cadps": {"solver": CADPS()},
-        "cmi+cadps": {"solver": CADPS(), "cmi": CMI()},
-        "cadps-isotropic": {"solver": CADPS(covariance="isotropic")},
-        "cadps-exact": {"solver": CADPS(covariance="exact")},
-    }
+    found: dict[str, dict[str, Any]] = {name: {"solver": make_solver(name)} for name in SOLVERS}
+    return found | {f"cmi+{name}": options | {"cmi": CMI()} for name, options in found.items()}
 
 
 def run_solver(problem: Problem, prior: Any, options: dict[str, Any], steps: int, samples: int, device: str) -> Tensor:
