@@ -54,6 +54,7 @@ class Setting:
     every: int = 1
     contraction: str = "second-difference"
     covariance: str = "isotropic"
+    direction: str = "gradient"
 
     @property
     def base(self) -> Setting:
@@ -65,6 +66,7 @@ class Setting:
         """What distinguishes this CMI apart from its eta, in words."""
         words = [self.weight, f"window {self.low:g} to {self.high:g}", f"cap {self.cap:g}", self.contraction]
         words += [f"{self.covariance} covariance"] if self.covariance != "isotropic" else []
+        words += ["moves of the same size in random directions"] if self.direction == "random" else []
         return ", ".join(words + ([f"every {self.every}"] if self.every > 1 else []))
 
 
@@ -89,6 +91,24 @@ def solver_of(name: str, steps: int) -> Any:
     return known[name]
 
 
+@dataclass(frozen=True)
+class AtRandom:
+    """The control: CMI's moves, as large as they are, in directions that know nothing."""
+
+    cmi: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cmi, name)
+
+    def __call__(self, step: Any) -> Any:
+        moved = self.cmi(step)
+        if moved is step:
+            return step
+        anywhere = step.draws.normal("control", step.index, moved.shift)
+        scale = moved.shift.flatten(1).norm(dim=1) / anywhere.flatten(1).norm(dim=1)
+        return step.moved(anywhere * scale.reshape(-1, *[1] * (anywhere.ndim - 1)))
+
+
 def cmi_of(setting: Setting) -> Any:
     """The CMI of a setting, or None."""
     from cmidiff import CMI
@@ -97,7 +117,8 @@ def cmi_of(setting: Setting) -> Any:
         return None
     options: dict[str, Any] = {name: getattr(setting, name) for name in ("eta", "weight", "cap", "every")}
     options |= {"contraction": setting.contraction, "covariance": setting.covariance}
-    return CMI(window=(setting.low, setting.high), **options)
+    cmi = CMI(window=(setting.low, setting.high), **options)
+    return cmi if setting.direction == "gradient" else AtRandom(cmi)
 
 
 def done(path: Path) -> dict[tuple[Setting, int], dict[str, float]]:
@@ -288,6 +309,7 @@ def main(
     every: Annotated[str, typer.Option(help="CMI's every")] = "1",
     contractions: Annotated[str, typer.Option(help="CMI's contraction")] = "second-difference",
     covariances: Annotated[str, typer.Option(help="CMI's covariance")] = "isotropic",
+    directions: Annotated[str, typer.Option(help="gradient, or random for the control")] = "gradient",
     steps: Annotated[str, typer.Option(help="steps of the sampler")] = "25",
     prior: Annotated[str, typer.Option(help="name or folder of the prior")] = "natural-64",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -312,6 +334,7 @@ def main(
                     every=every,
                     contraction=contractions,
                     covariance=covariances,
+                    direction=directions,
                 )
             ),
             images,

@@ -9,15 +9,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from cmidiff import CMI, DPS
 from cmidiff.app.pictures import write_picture
+from cmidiff.tuning.problem import measured, restored
 from tests.test_tuning import images, prior
 
 FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "cmi_strength.py"
 CHOICES = {"task": "inpaint-random", "solver": "dps", "steps": "4", "eta": "-0.3,0,0.3", "weight": "reverse-sde,snr"}
 CHOICES |= {"low": "0", "high": "3.5", "cap": "0.5", "every": "1", "covariance": "isotropic"}
-CHOICES |= {"contraction": "finite-difference"}
+CHOICES |= {"contraction": "finite-difference", "direction": "gradient"}
 
 
 @pytest.fixture
@@ -45,6 +47,29 @@ def test_the_base_stands_once_and_first(bench: ModuleType) -> None:
     expected = CMI(eta=-0.3, weight="snr", window=(0.0, 3.5), cap=0.5, contraction="finite-difference")
     assert bench.cmi_of(settings[2]) == expected
     assert bench.solver_of("dps", 50) == DPS(4.0)
+
+
+def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
+    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    moves: dict[str, Any] = {}
+    for direction in ("gradient", "random"):
+        *_, setting = bench.grid(**CHOICES | {"eta": "0.3", "weight": "snr", "direction": direction})
+        kept = moves.setdefault(direction, [])
+
+        class Watched:
+            """DPS that keeps what CMI has moved."""
+
+            needs_graph, needs_linear = True, False
+
+            def __call__(self, step: Any, kept: list[Any] = kept) -> Any:
+                kept.append(step.shift)
+                return DPS(0.3)(step)
+
+        restored(problem, prior(), Watched(), bench.cmi_of(setting), steps=4)  # pyright: ignore[reportArgumentType]
+    assert any(move is not None for move in moves["gradient"])
+    first, control = (next(m for m in moves[name] if m is not None) for name in ("gradient", "random"))
+    torch.testing.assert_close(control.flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))
+    assert float(torch.nn.functional.cosine_similarity(control.flatten(1), first.flatten(1)).abs().max()) < 0.2
 
 
 def test_finished_cells_are_kept_and_a_torn_line_is_not_read(
