@@ -16,6 +16,8 @@ import torch
 from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 from safetensors.torch import load
 
+from cmidiff.app.web import layout
+from cmidiff.app.web.inputs import Limits, Photograph
 from tests.web import LIMITS, Visitor, bomb, png, server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -92,7 +94,14 @@ def test_degrade_restore_compare_and_download(page: Page) -> None:
     finished(page)
     expect(page.get_by_role("img", name="measurement")).to_be_visible()
     expect(page.locator("#versus").get_by_role("img", name="with CMI", exact=True)).to_be_visible()
+    for tab, pictures in (
+        ("Samples", 5),
+        ("Uncertainty", 4),
+    ):  # two of each run, and the truth; a mean and a map of each
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tabpanel").filter(visible=True).get_by_role("img")).to_have_count(pictures)
     page.get_by_role("tab", name="Curves").click()
+    expect(page.locator("canvas.marks, svg.marks").filter(visible=True)).to_have_count(2)
     expect(page.get_by_role("cell", name="with CMI: mean", exact=True)).to_be_visible()
     page.get_by_role("tab", name="Download").click()
     expect(page.locator("#command")).to_contain_text("cmidiff restore measurement.safetensors")
@@ -104,6 +113,28 @@ def test_degrade_restore_compare_and_download(page: Page) -> None:
         mask = load(archive.read("measurement.safetensors"))["task.mask"]
     assert {"base/sample-01.png", "cmi/sample-01.png", "truth.png", "command.txt"} <= names
     assert float(mask.mean()) == pytest.approx(0.2, abs=0.01), "80% of the pixels are hidden"
+
+
+def test_a_photograph_that_is_still_read_can_be_restored_once_it_is(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown before the server has decoded it: the button waits, and does not say that there is none."""
+    reading = threading.Event()
+    slowly = layout.photograph
+
+    def photograph(path: Path, limits: Limits) -> Photograph:
+        reading.wait(PATIENCE / 1000)
+        return slowly(path, limits)
+
+    monkeypatch.setattr(layout, "photograph", photograph)
+    give(page, png(40, 32))
+    expect(page.locator("#photo img")).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#start")).to_be_disabled()
+    reading.set()
+    expect(page.locator("#start")).to_be_enabled(timeout=PATIENCE)
+    set_steps(page, 3)
+    page.locator("#start").click()
+    finished(page)
 
 
 def test_scratches_are_painted_over(page: Page) -> None:

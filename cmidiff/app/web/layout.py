@@ -35,7 +35,19 @@ from cmidiff.app.web.inputs import (
     problem_of,
 )
 from cmidiff.app.web.jobs import Job, Result, Visit
-from cmidiff.app.web.shown import comparison, curves, enlarge, moments, name_of, refusal, shown, status, summary, told
+from cmidiff.app.web.shown import (
+    comparison,
+    curves,
+    enlarge,
+    figures,
+    moments,
+    name_of,
+    refusal,
+    shown,
+    status,
+    summary,
+    told,
+)
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.solvers import SOLVERS
@@ -55,6 +67,7 @@ ARCHIVE = (
     "The archive holds the measurement, the samples and their mean, as pictures and as numbers. Unpack it; in its "
     "folder, this repeats the run:"
 )
+READY = gr.update(interactive=True)
 BUSY = "Too many visitors are waiting already: nothing was started. Try again in a minute."
 
 
@@ -224,24 +237,17 @@ class Page:
             height=420,
             elem_id="live",
         )
-        with gr.Column(visible=False) as self.results, gr.Tabs():
+        with gr.Column(visible=False) as self.results, gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Compare"):
                 self.slider = gr.HTML(elem_id="slider")
                 self.versus = gr.HTML(visible=False, elem_id="versus")
             with gr.Tab("Samples"):
                 gr.Markdown("Each is a possible answer; where they differ, the measurement does not tell.")
-                self.gallery = gr.Gallery(
-                    show_label=False,
-                    columns=2,
-                    height="auto",
-                    object_fit="contain",
-                    buttons=["fullscreen"],
-                    elem_id="samples",
-                )
+                self.gallery = gr.HTML(elem_id="samples")
             with gr.Tab("Uncertainty"):
                 self.moments = gr.HTML(elem_id="moments")
             with gr.Tab("Curves"):
-                self.figures = gr.Markdown()
+                self.figures = gr.Markdown(elem_id="figures")
                 self.misfit = gr.LinePlot(
                     x="step", y="misfit", color="sample", title="Data misfit (units of the noise)", height=240
                 )
@@ -257,10 +263,12 @@ class Page:
         private: dict[str, Any] = {"api_visibility": "private"}
         quick = private | {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "quick"}
         shape = [self.case, self.hint, self.strength, self.noise, self.paint_box, self.blur_box]
-        taken = [self.visit, self.photo, self.note, self.paint]
-        given = self.photo.upload(self._take, [self.photo, self.visit], taken, **quick)
+        taken = [self.visit, self.photo, self.note, self.paint, self.start]
         refused = private | {"queue": False, "show_progress": "hidden"}
-        given.failure(lambda: gr.HTML(refusal(BUSY), visible=True), None, self.note, **refused)
+        held = "() => ({ __type__: 'update', interactive: false })"  # until the photograph that is shown has been read
+        given = self.photo.upload(None, None, self.start, js=held, **refused)
+        given = given.then(self._take, [self.photo, self.visit], taken, **quick)
+        given.failure(self._busy, None, [self.note, self.start], **refused)
         self.photo.clear(self._drop, [self.visit], taken, **quick)
         self.try_it.click(self._take_sample, [self.visit], taken, **quick)
         self.mode.input(self._mode, [self.mode], shape, **quick)
@@ -297,8 +305,10 @@ class Page:
             visit.photograph = photograph(Path(path), self.shop.limits)
         except BadInput as error:
             visit.photograph = None
-            return {self.visit: visit, self.photo: None, self.note: gr.HTML(refusal(str(error)), visible=True)}
-        return {self.visit: visit, self.note: gr.HTML(visible=False), self.paint: _canvas(visit)}
+            note = gr.HTML(refusal(str(error)), visible=True)
+            return {self.visit: visit, self.photo: None, self.note: note, self.start: READY}
+        note = gr.HTML(visible=False)
+        return {self.visit: visit, self.note: note, self.paint: _canvas(visit), self.start: READY}
 
     def _take_sample(self, visit: Visit | None) -> dict[Any, Any]:
         updates = self._take(str(SAMPLE), visit)
@@ -307,7 +317,11 @@ class Page:
     def _drop(self, visit: Visit | None) -> dict[Any, Any]:
         if visit is not None:
             visit.photograph = None
-        return {self.visit: visit, self.photo: None, self.note: gr.HTML(visible=False), self.paint: None}
+        note = gr.HTML(visible=False)
+        return {self.visit: visit, self.photo: None, self.note: note, self.paint: None, self.start: READY}
+
+    def _busy(self) -> dict[Any, Any]:
+        return {self.note: gr.HTML(refusal(BUSY), visible=True), self.start: READY}
 
     def _mode(self, mode: str) -> dict[Any, Any]:
         cases = DEGRADED if mode == "restore" else EXPERIMENTS
@@ -430,14 +444,14 @@ class Page:
 
     def _detailed(self, job: Job, results: list[Result]) -> dict[Any, Any]:
         samples = [
-            (shown(sample.values), f"{name_of(result, results)}sample {sample.index + 1}")
+            (f"{name_of(result, results)}sample {sample.index + 1}", shown(sample.values))
             for result in results
             for sample in result.good
         ]
-        known = [] if job.truth is None else [(shown(job.truth), "truth")]
+        known = [] if job.truth is None else [("truth", shown(job.truth))]
         moves = curves(results, "move")
         return {
-            self.gallery: [*samples, *known],
+            self.gallery: figures([*samples, *known]),
             self.moments: moments(results),
             self.figures: summary(results),
             self.misfit: curves(results, "misfit"),

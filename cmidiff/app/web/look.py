@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-CSS = """
+_STYLE = """
+<style>
 .gradio-container { max-width: 1240px !important; margin: 0 auto; overflow: clip !important; }
 .gradio-container h1 { margin-bottom: 0; }
 .status { min-height: 4.2em; }
@@ -16,10 +17,11 @@ CSS = """
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; margin: 0; overflow-wrap: anywhere; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
 .comparison { margin: 0 0 1em; width: fit-content; max-width: 100%; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 1em; align-items: end; }
+.figures { display: grid; gap: 1em; align-items: end; }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(220px, 45%), 1fr)); }
+#moments .figures { grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr)); }
 .figures figure { margin: 0; }
 .figures img { width: 100%; margin: 0; }
-#samples .grid-wrap { max-height: none; }
 .comparison figcaption { display: flex; justify-content: space-between; gap: 1em; padding: 0.3em 0; }
 .comparison figcaption span:last-child { text-align: right; }
 .comparison .halves { position: relative; display: inline-block; max-width: 100%; line-height: 0; --cut: 50%; }
@@ -34,13 +36,14 @@ CSS = """
 .comparison input { appearance: none; cursor: ew-resize; touch-action: pan-y; }
 .comparison input::-webkit-slider-thumb { appearance: none; width: 2px; height: 100%; }
 .comparison .halves:has(input:focus-visible) { outline: 3px solid var(--primary-500); outline-offset: 2px; }
+#figures :is(th, td) { padding: 0.3em 0.6em; }
+#figures td + td { white-space: nowrap; text-align: right; }
 #command { overflow-x: auto; }
 @media (min-width: 700px) { #answers { position: sticky; top: 8px; align-self: flex-start; } }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0 !important; }
   .gradio-container .main { padding: 8px !important; }
-  .gradio-container .tab-container button { padding: 0 6px; font-size: 13px; }
 }
+</style>
 """
 
 _REFUSING = """
@@ -89,8 +92,8 @@ _LINE = "NAME is too large: SIZE, and at most %.3g MB can be taken. Shrink it or
 
 
 def head(file_bytes: int) -> str:
-    """What the page adds to its head: the line that is shown instead of sending more than ``file_bytes``.
+    """What the page adds to its head: its style, and the line shown instead of sending more than ``file_bytes``.
 
     The server refuses such a file all the same; a browser that is still sending would not show its answer.
     """
-    return _REFUSING % {"bytes": file_bytes, "line": json.dumps(_LINE % (file_bytes / 2**20))}
+    return _STYLE + _REFUSING % {"bytes": file_bytes, "line": json.dumps(_LINE % (file_bytes / 2**20))}

@@ -219,7 +219,7 @@ def _page(limits: Limits, prior: str, device: str, root: Path) -> tuple[Blocks, 
 def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) -> None:
     from gradio.themes import Soft
 
-    from cmidiff.app.web.look import CSS, head
+    from cmidiff.app.web.look import head
 
     theme = Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are fetched
     blocks.queue(max_size=limits.waiting, default_concurrency_limit=4, api_open=False)
@@ -241,7 +241,6 @@ def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) ->
         max_file_size=limits.file_bytes,
         app_kwargs={"middleware": [guard]},
         theme=theme,
-        css=CSS,
         head=head(limits.file_bytes),
     )
 

@@ -81,6 +81,15 @@ def comparison(left: tuple[str, Image.Image], right: tuple[str, Image.Image]) ->
     )
 
 
+def figures(pictures: Sequence[tuple[str, Image.Image]]) -> str:
+    """Pictures beside each other, each with its name below."""
+    shown = (
+        f"<figure>{_img(name, image)}<figcaption>{html.escape(_capital(name))}</figcaption></figure>"
+        for name, image in pictures
+    )
+    return f'<div class="figures">{"".join(shown)}</div>'
+
+
 def _img(name: str, image: Image.Image) -> str:
     data = io.BytesIO()
     image.save(data, format="PNG")
@@ -142,9 +151,5 @@ def moments(results: Sequence[Result]) -> str:
         if len(result.good) > 1:
             deviation = torch.stack([sample.values for sample in result.good]).std(0)
             pictures.append((f"{name_of(result, results)}where the samples disagree", std_map(deviation)))
-    figures = (
-        f"<figure>{_img(name, image)}<figcaption>{html.escape(_capital(name))}</figcaption></figure>"
-        for name, image in pictures
-    )
     note = "" if len(pictures) > len(results) else "<p>Take two samples or more to see where they disagree.</p>"
-    return f'<div class="figures">{"".join(figures)}</div>{note}'
+    return figures(pictures) + note
