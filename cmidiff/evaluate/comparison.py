@@ -20,6 +20,7 @@ DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decima
 TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "crps": "CRPS",
     "lpips": "LPIPS",
     "fid": "FID",
     "mean_psnr": "PSNR of the mean",
