@@ -65,7 +65,9 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     """Formulas in MathML."""
 
     def drawn(formula: re.Match[str]) -> str:
-        return convert(html.unescape(formula[3]).strip(), display="block" if formula[2] == "[" else "inline")
+        block = formula[2] == "["
+        drawing = convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
+        return f'<div class="formula" tabindex="0">{drawing}</div>' if block else drawing
 
     return FORMULA.sub(drawn, content)
 

@@ -40,6 +40,30 @@ def test_the_theory_names_tests_and_functions() -> None:
     assert len(NAME.findall(theory)) > 12
 
 
+def test_every_formula_of_the_theory_has_its_function_and_its_test() -> None:
+    theory = (ROOT / "docs" / "theory.md").read_text()
+    parts = [part for part in re.split(r"^#+ ", theory, flags=re.MULTILINE) if "$" in part]
+    words = ("Letters\n", "What it should do", "Theory\n")  # these define and discuss, and compute nothing
+    for part in parts:
+        if not part.startswith(words):
+            assert TEST.search(part), part
+            assert NAME.search(part), part
+
+
+def test_every_solver_has_a_page_with_its_update_source_differences_and_cost() -> None:
+    from cmidiff.solvers import SOLVERS
+
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "solvers").glob("*.md") if path.stem != "index"}
+    assert {name.split("-")[0] for name in SOLVERS} - {"unconditional"} <= set(pages)
+    for name, text in pages.items():
+        titles = [line.removeprefix("## ").split()[0] for line in text.splitlines() if line.startswith("## ")]
+        assert titles == ["The", "Settings", "Against", "Cost"], name
+        assert "arxiv.org/abs" in text or "openreview.net" in text, name
+        assert "../cost.md" in text, name
+        assert "$$" in text, name
+        assert TEST.search(text), name
+
+
 @pytest.mark.parametrize("name", named(TEST))
 def test_a_named_test_exists(name: str) -> None:
     file, function = name.split("::")
