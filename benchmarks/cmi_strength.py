@@ -272,6 +272,7 @@ def plot(figures: Figures, path: Path) -> None:
 
 def _panel(axis: Any, figures: Figures, task: str, metric: str) -> None:
     settings = [s for s in settings_of(figures) if s.eta != 0]
+    lines = sorted({(s.solver, s.shape) for s in settings})  # each has one colour in all panels
     shapes = [s.shape.split(", ") for s in settings]
     common = [part for part in shapes[0] if all(part in shape for shape in shapes)] if shapes else []
     own = [s for s in settings if s.task == task]
@@ -280,7 +281,7 @@ def _panel(axis: Any, figures: Figures, task: str, metric: str) -> None:
         points = [(eta, both[1].mean, both[1].half) for eta, both in found if both]
         etas, means, halves = (list(values) for values in zip(*sorted([*points, (0.0, 0.0, 0.0)]), strict=True))
         label = ", ".join([solver, *(part for part in shape.split(", ") if part not in common)])
-        axis.errorbar(etas, means, halves, marker=".", capsize=2, label=label)
+        axis.errorbar(etas, means, halves, marker=".", capsize=2, label=label, color=f"C{lines.index((solver, shape))}")
     ticks = sorted({0.0, *(s.eta for s in settings)})
     axis.axhline(0, color="black", linewidth=0.5)
     axis.set_xscale("symlog", linthresh=0.1)

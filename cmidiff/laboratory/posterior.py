@@ -36,6 +36,7 @@ from cmidiff.laboratory.settings import Settings, seed_of
 FLOOR = "exact samples"
 MARKS = {"better": "+", "no difference": "=", "worse": "-"}
 BASE, TUNED, DEFAULT = "none", "tuned", "default"  # CMI: without, the chosen eta, the library's eta
+LABELS = {BASE: "without CMI", TUNED: "CMI, tuned", DEFAULT: "CMI, default"}
 MEASURED = (1, 2, 4)  # m
 COLUMNS = (
     "prior", "d", "m", "solver", "scale", "cmi", "eta", "problem", "distance", "mode error", "alive", "mean error",
@@ -342,9 +343,13 @@ def _figure(every: Table, family: str) -> Figure:
             for cmi, colour, shift in ((BASE, COLOURS[0], 0.2), (TUNED, COLOURS[1], 0.0), (DEFAULT, COLOURS[3], -0.2)):
                 if values := [r["distance"] / base for r in records if r["cmi"] == cmi]:
                     mean, half = interval(values)
-                    axis.errorbar(mean, position + shift, xerr=half, fmt="o", color=colour, markersize=4, capsize=2)
+                    style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 4, "capsize": 2}
+                    axis.errorbar(mean, position + shift, xerr=half, label=LABELS[cmi], **style)
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_yticks(range(len(SOLVERS)), list(reversed(SOLVERS)), fontsize=7)
-        axis.set_xlabel("distance / floor (blue: base, red: CMI tuned, yellow: CMI default)", fontsize=8)
+        axis.set_xlabel("distance / floor", fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    kinds = dict(zip(labels, handles, strict=True))
+    figure.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=len(kinds), fontsize=9, frameon=False)
     return figure
