@@ -21,15 +21,6 @@ NOTEBOOK = re.compile(r"(?<=\w)\.ipynb(?=\))")
 PAGES = {"model-card.md": "cmidiff/weights/natural-64/README.md"}
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Pages of figures that a run of the benchmarks writes are listed when they are there."""
-    evidence = next(part["Evidence"] for part in config.nav or [] if "Evidence" in part)
-    for title, uri in {"Cost": "cost.md", "Results": "results.md"}.items():
-        if (ROOT / "docs" / uri).is_file():
-            evidence.append({title: uri})
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Takes in the model card, the notebooks as pages, and every file outside of docs/ that a page links to."""
     outside: set[str] = set(PAGES.values())
