@@ -81,7 +81,7 @@ def run(search: Search, prior: Denoiser, study: Path) -> Outcome:
         line = bar.add_task("loading", total=search.trials)
 
         def show(report: Report) -> None:
-            best = "" if report.best is None else f"best {search.metric} {report.best:.3f}; "
+            best = "" if report.best is None else f"best {search.metric} {report.best:.4f}; "
             bar.update(line, completed=report.number - 1, description=best + report.doing)
 
         return tune(search, prior, study, show)
@@ -132,7 +132,7 @@ def table(outcome: Outcome) -> Table:
 
 
 def _cell(metric: str, values: list[float], base: list[float] | None) -> str:
-    digits = 2 if metric == "psnr" else 3
+    digits = {"psnr": 2, "crps": 4}.get(metric, 3)
     text = f"{sum(values) / len(values):.{digits}f}"
     if base is None:
         return text
