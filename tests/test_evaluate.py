@@ -255,6 +255,24 @@ def test_images_that_cannot_be_told_apart_or_found_are_refused(images: Path, tmp
         sources(images)
 
 
+# scores
+
+
+def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Halfway between two levels, float32 and float64 can round apart; the file must say what was scored."""
+    picture = ((torch.arange(243) + 0.5) / 255).reshape(1, 3, 9, 9)
+    seen: list[Tensor] = []
+
+    def distance(x: Tensor, truth: Tensor, *, net: str) -> Tensor:
+        seen.append(x)
+        return torch.zeros(len(x))
+
+    monkeypatch.setattr(scores, "lpips", distance)
+    scores.distance(picture, picture, "alex")
+    (tmp_path / "saved.png").write_bytes(files.png(picture[0]))
+    assert torch.equal((seen[0][0] * 255).round().byte(), scores.read(tmp_path / "saved.png"))
+
+
 # units
 
 

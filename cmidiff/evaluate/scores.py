@@ -100,8 +100,8 @@ def scores(
 
 def distance(samples: Tensor, truth: Tensor, net: str) -> Tensor:
     """LPIPS of pictures with 8 bits, as they are saved, so that it can be had from the files later."""
-    saved = (samples.clamp(0, 1) * 255).round() / 255
-    return lpips(saved, truth, net=cast(Literal["alex", "vgg", "squeeze"], net)).mean()
+    saved = (samples.double().clamp(0, 1) * 255).round() / 255  # in float32 a level could round to its neighbour
+    return lpips(saved.to(truth), truth, net=cast(Literal["alex", "vgg", "squeeze"], net)).mean()
 
 
 def distance_of_files(samples: Sequence[Path], truth: Path, net: str) -> float:

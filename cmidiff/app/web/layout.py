@@ -68,6 +68,7 @@ ARCHIVE = (
     "folder, this repeats the run:"
 )
 READY = gr.update(interactive=True)
+WAITING = told("Waiting for its turn")
 BUSY = "Too many visitors are waiting already: nothing was started. Try again in a minute."
 
 
@@ -280,7 +281,7 @@ class Page:
         asked += [self.solver, self.cmi, self.eta, self.steps, self.samples, self.seed]
         shows = [self.visit, self.status, self.live, self.results, self.slider, self.versus, self.gallery]
         shows += [self.moments, self.figures, self.misfit, self.moved, self.download, self.command]
-        waits = f"() => {json.dumps(told('Waiting for its turn'))}"  # said by the browser, at once
+        waits = f"() => {json.dumps(WAITING)}"  # said by the browser, at once
         begun = self.start.click(None, None, self.status, js=waits, **refused)
         run = begun.then(
             self._run,
@@ -292,7 +293,7 @@ class Page:
             show_progress="minimal",
             **private,
         )
-        run.failure(lambda: refusal(BUSY), None, self.status, **refused)
+        run.failure(self._not_begun, self.status, self.status, **refused)
         self.cancel.click(self._stop, [self.visit], shows, cancels=[run], **refused)
 
     # what a visitor gives
@@ -319,6 +320,11 @@ class Page:
             visit.photograph = None
         note = gr.HTML(visible=False)
         return {self.visit: visit, self.photo: None, self.note: note, self.paint: None, self.start: READY}
+
+    @staticmethod
+    def _not_begun(status: str) -> Any:
+        """The queue was full. A run that was cancelled may count as failed too, but it has shown its progress."""
+        return refusal(BUSY) if status == WAITING else gr.skip()
 
     def _busy(self) -> dict[Any, Any]:
         return {self.note: gr.HTML(refusal(BUSY), visible=True), self.start: READY}
