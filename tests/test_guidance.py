@@ -249,6 +249,14 @@ def test_cadps_complete_is_the_whole_gradient_of_the_gaussian_likelihood():
         torch.testing.assert_close(ours, x_hat.detach() + gain * theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_what_complete_adds_is_bounded_where_the_residual_is_many_deviations():
+    step = step_at(mixture(D), measured(MATRIX, 1e3 * randn(2, len(MATRIX), seed=8), 0.2), randn(2, D), 400.0, 390.0)
+    whole = CADPS("exact", complete=True, iterations=8, data_variance=0.7).estimate(step)
+    added = whole - CADPS("exact", iterations=8, data_variance=0.7).estimate(step)
+    most = 3 * math.sqrt(r2(step, 0.7) * len(MATRIX))
+    torch.testing.assert_close(added.norm(dim=1), torch.full((2,), most, dtype=F64), rtol=1e-9, atol=0)
+
+
 def test_cadps_diagonal_is_the_posterior_mean_for_a_diagonal_prior():
     thin = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D), torch.linspace(0.1, 0.9, D, dtype=F64)[None])
     step = a_step(prior=thin)

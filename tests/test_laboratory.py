@@ -154,6 +154,16 @@ def test_the_exact_posterior_reaches_the_floor_and_others_do_not(problems):
     assert ratios["exact posterior"] < ratios["CADPS exact"] < pigdm < blind
 
 
+def test_a_churned_run_with_the_whole_likelihood_is_nearer_to_the_posterior(problems):
+    few = problems.take(slice(4))
+    options = {"chains": 96, "steps": 80, "seed": 5}
+    distance = {
+        name: float(outcome(few, SOLVERS[name], 1.0, 0.0, **options).distance.mean())
+        for name in ("CADPS exact", "CADPS complete, churned")
+    }
+    assert distance["CADPS complete, churned"] < 0.8 * distance["CADPS exact"], distance
+
+
 def test_float32_measures_the_same(problems):
     solver = SOLVERS["CADPS exact"]
     options = {"chains": 96, "steps": 50, "seed": 5}

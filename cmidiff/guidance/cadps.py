@@ -25,13 +25,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from cmidiff.covariance import CovarianceName, bind
+from cmidiff.covariance import Covariance, CovarianceName, bind, isotropic_variance
 from cmidiff.guidance.base import checked_positive, checked_variance, misfit_gradient
 from cmidiff.information import Contraction, contract, gradient_at
+from cmidiff.krylov import dot, per_sample
+from cmidiff.physics import measured_count
 from cmidiff.step import Step
 
+DEVIATIONS = 3.0  # r_t per measured number: bound of the move that `complete` adds
 Variant = Literal["diagonal", "isotropic", "exact", "released"]
 
 
@@ -47,7 +51,8 @@ class CADPS:
         iterations: at most this many conjugate-gradient iterations (``exact``: network products) a step.
         switch: ``isotropic`` while ``sigma_t / alpha_t`` is above this.
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
-            posterior, at two contractions more a step.
+            posterior, at two contractions more a step. Its move of ``x_hat`` is at most three standard deviations
+            ``r_t`` for each measured number.
         contraction: how ``complete`` differentiates, see `cmidiff.information.contract`.
         through_clip: for ``released``, as in `DPS`.
     """
@@ -86,11 +91,20 @@ class CADPS:
         )
         covariance = bind(name, step, iterations=self.iterations, data_variance=self.data_variance)
         w = covariance.solve(step.measurement.residual(step.x_hat.detach()))
-        pull = step.vjp(w)
+        move = step.covariance_gain * step.vjp(w)
         if self.complete:
-            spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
-            pull = pull + spread - gradient_at(step, covariance, contraction=self.contraction)
-        return step.x_hat.detach() + self.scale * step.covariance_gain * pull
+            move = move + self._derivative(step, covariance, w)
+        return step.x_hat.detach() + self.scale * move
+
+    def _derivative(self, step: Step, covariance: Covariance, w: Tensor) -> Tensor:
+        """The part of the move that is due to the derivative of ``Sigma_t``, bounded: the quadratic term has no bound
+        where a residual is many standard deviations."""
+        spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
+        move = step.covariance_gain * (spread - gradient_at(step, covariance, contraction=self.contraction))
+        m = measured_count(step.measurement.physics, step.measurement.y).to(move)
+        most = DEVIATIONS * (isotropic_variance(step, self.data_variance) * m).sqrt()
+        size = dot(move, move).sqrt().clamp_min(torch.finfo(move.dtype).tiny)
+        return move * per_sample((most / size).clamp_max(1.0), move)
 
     def __call__(self, step: Step) -> Tensor:
         if self.scale == 0:

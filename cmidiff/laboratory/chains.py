@@ -14,10 +14,12 @@ from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
 from cmidiff.laboratory.paired import interval
 from cmidiff.laboratory.settings import seed_of
-from cmidiff.sampler import Ancestral, Trace, sample, start
+from cmidiff.sampler import Ancestral, ProbabilityFlow, Trace, sample, start
 from cmidiff.schedule import Schedule
+from cmidiff.step import Kernel
 
 SLICES = 256
+CHURN = 0.4  # of a level: noise that a churned kernel adds before each step
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,18 @@ class Solver:
         build: the guidance for given problems and scale.
         scales: step sizes among which tuning chooses; one for a solver without a step size.
         guided: whether CMI is tried on it.
+        finer: how many times the steps of the others; above 1 the kernel is churned, so that a state forgets what was
+            decided while ``p(x_0 | x_t)`` was far from Gaussian.
     """
 
     build: Callable[[Problems, float], Guidance]
     scales: Sequence[float] = (1.0,)
     guided: bool = True
+    finer: int = 1
+
+    def kernel(self, steps: int) -> Kernel:
+        """The kernel for so many steps."""
+        return Ancestral() if self.finer == 1 else ProbabilityFlow(order=1, churn=CHURN * steps)
 
 
 SOLVERS: dict[str, Solver] = {
@@ -45,6 +54,7 @@ SOLVERS: dict[str, Solver] = {
     "CADPS diagonal": Solver(lambda *_: CADPS("diagonal", iterations=10)),
     "CADPS exact": Solver(lambda *_: CADPS("exact", iterations=10)),
     "CADPS complete": Solver(lambda *_: CADPS("exact", iterations=10, complete=True)),
+    "CADPS complete, churned": Solver(lambda *_: CADPS("exact", iterations=10, complete=True), guided=False, finer=4),
 }
 """The one table of solvers on known posteriors: a line more is a row more."""
 
@@ -96,21 +106,30 @@ def levels(schedule: Schedule, steps: int) -> list[float]:
 
 @torch.no_grad()
 def run(
-    problems: Problems, guidance: Guidance, cmi: CMI | None, *, chains: int, steps: int, seed: int
+    problems: Problems,
+    guidance: Guidance,
+    cmi: CMI | None,
+    *,
+    chains: int,
+    steps: int,
+    seed: int,
+    kernel: Kernel,
 ) -> Iterator[Trace]:
     """All chains of all problems in one batch, rows ``p C + c``."""
     prior, draws = problems.prior, BlockDraws(seed)
     measurement = problems.measurement(chains)
     times = levels(prior.schedule, steps)
     x_T = start(prior, times[0], draws, prior.means.new_zeros(len(problems) * chains, prior.d))
-    return sample(prior, measurement, x_T, times, guidance=guidance, kernel=Ancestral(), draws=draws, cmi=cmi)
+    return sample(prior, measurement, x_T, times, guidance=guidance, kernel=kernel, draws=draws, cmi=cmi)
 
 
 def outcome(
     problems: Problems, solver: Solver, scale: float, eta: float, *, chains: int, steps: int, seed: int
 ) -> Outcome:
     """A run, compared with as many exact samples."""
-    *_, trace = run(problems, solver.build(problems, scale), correction(eta), chains=chains, steps=steps, seed=seed)
+    steps *= solver.finer
+    guidance, kernel = solver.build(problems, scale), solver.kernel(steps)
+    *_, trace = run(problems, guidance, correction(eta), chains=chains, steps=steps, seed=seed, kernel=kernel)
     x = problems.grouped(trace.x_s)
     return judged(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -95,7 +95,7 @@ class Job:
         if self.family == "gaussian" and len(solver.scales) == 1:
             return solver.scales[0], 0.0
         if self.family == "gaussian":  # grad I vanishes: there is no eta to find
-            solver = type(solver)(solver.build, solver.scales, guided=False)
+            solver = replace(solver, guided=False)
         several = [self.problems("tuning", m) for m in self.measured]
         seed = seed_of(self.settings.seed, "tuning", self.family, self.d)
         return tuned(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)

@@ -7,6 +7,8 @@ commits itself. The run with nothing approximated (``exact posterior``) shows ho
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 
@@ -43,11 +45,13 @@ def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
     problems = job.problems("test", 2).take(slice(PROBLEMS))
     chains = 16 if job.settings.quick else CHAINS
     measurement, prior = problems.measurement(chains), problems.prior
-    guidance = SOLVERS[job.solver].build(problems, scale)
+    solver, count = SOLVERS[job.solver], job.size.steps * SOLVERS[job.solver].finer
+    guidance = solver.build(problems, scale)
     seed = seed_of(job.settings.seed, "trajectory")
     points: list[list[Cell]] = []
-    steps = run(problems, guidance, correction(eta), chains=chains, steps=job.size.steps, seed=seed)
-    times, every = levels(prior.schedule, job.size.steps), max(1, job.size.steps // POINTS)
+    options: dict[str, Any] = {"chains": chains, "steps": count, "seed": seed, "kernel": solver.kernel(count)}
+    steps = run(problems, guidance, correction(eta), **options)
+    times, every = levels(prior.schedule, count), max(1, count // POINTS)
     for trace in steps:
         if trace.index % every == every - 1 and trace.index + 1 < len(times):
             t = times[trace.index + 1]
