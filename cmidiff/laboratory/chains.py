@@ -164,6 +164,8 @@ def tuned(several: Sequence[Problems], solver: Solver, *, chains: int, steps: in
         # A chain that diverged counts as a distance of 1, that of a sample from nowhere.
         return torch.cat([(o.distance + 1 - o.alive).nan_to_num(1e3).log() for o in found])
 
+    if len(solver.scales) == 1 and not solver.guided:
+        return solver.scales[0], 0.0
     losses = {scale: logs(scale, 0.0) for scale in solver.scales}
     scale = min(losses, key=lambda s: float(losses[s].mean()))
     if not solver.guided:
