@@ -54,7 +54,7 @@ SOLVERS: dict[str, Solver] = {
     "CADPS diagonal": Solver(lambda *_: CADPS("diagonal", iterations=10)),
     "CADPS exact": Solver(lambda *_: CADPS("exact", iterations=10)),
     "CADPS complete": Solver(lambda *_: CADPS("exact", iterations=10, complete=True)),
-    "CADPS complete, churned": Solver(lambda *_: CADPS("exact", iterations=10, complete=True), guided=False, finer=4),
+    "CADPS complete, churned": Solver(lambda *_: CADPS("exact", iterations=10, complete=True), guided=False, finer=3),
 }
 """The one table of solvers on known posteriors: a line more is a row more."""
 

@@ -42,6 +42,7 @@ COLUMNS = (
     "prior", "d", "m", "solver", "scale", "cmi", "eta", "problem", "distance", "mode error", "alive", "mean error",
     "variance ratio",
 )  # fmt: skip
+SAME_ON_A_GAUSSIAN = ("CADPS complete, churned",)  # as CADPS exact: the derivative of the covariance is zero
 CONDITIONALS: tuple[Family, ...] = ("two-modes", "heavy-tails")
 
 
@@ -106,7 +107,13 @@ def jobs(settings: Settings) -> list[Job]:
     dimensions = (8,) if settings.quick else (800, 80, 8)
     families: tuple[Family, ...] = ("mixture-25", "gaussian")
     names = (FLOOR, *SOLVERS)
-    wide = [Job(family, d, name, settings) for d in dimensions for family in families for name in names]
+    wide = [
+        Job(family, d, name, settings)
+        for d in dimensions
+        for family in families
+        for name in names
+        if family != "gaussian" or name not in SAME_ON_A_GAUSSIAN
+    ]
     return wide + [Job(family, 8, name, settings) for family in CONDITIONALS for name in names]
 
 
@@ -294,7 +301,7 @@ def _overview(comparison: Table, title: str) -> Table:
 def _gaussian(every: Table) -> Table:
     rows: list[list[Cell]] = []
     for family, d, m in _cells(every, ("gaussian",)):
-        for name in (FLOOR, *SOLVERS):
+        for name in (FLOOR, *(name for name in SOLVERS if name not in SAME_ON_A_GAUSSIAN)):
             records = list(every.records(prior=family, d=d, m=m, solver=name))
             values = [_pm(*interval(_column(records, column))) for column in ("mean error", "variance ratio")]
             rows.append([d, m, name, _scale_of(records), *values, min(_column(records, "alive"))])
