@@ -39,7 +39,7 @@ from torch import Tensor
 
 from cmidiff.covariance import Covariance, CovarianceName, bind, difference_size, precision
 from cmidiff.draws import SeededDraws
-from cmidiff.krylov import dot, lanczos, per_sample
+from cmidiff.krylov import capped, dot, lanczos, per_sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import known_entries
 from cmidiff.prior.base import Denoiser
@@ -482,5 +482,4 @@ class CMI:
         )
         move = self.every * self.eta_t(step) * grad
         most = self.every * self.cap * step.transition[1] * math.sqrt(move[0].numel())
-        size = dot(move, move).sqrt().clamp_min(torch.finfo(move.dtype).tiny)
-        return step.moved(move * per_sample((most / size).clamp_max(1.0), move))
+        return step.moved(capped(move, most))

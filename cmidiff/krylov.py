@@ -24,6 +24,12 @@ def per_sample(scalar: Tensor, like: Tensor) -> Tensor:
     return scalar.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def capped(x: Tensor, most: Tensor | float) -> Tensor:
+    """``x`` (B, ...), shortened where its norm, per sample, is above ``most``: (B,) or one number."""
+    size = dot(x, x).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+    return x * per_sample((most / size).clamp_max(1.0), x)
+
+
 def conjugate_gradient(
     operator: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6, curvature: float = 0.0
 ) -> Tensor:

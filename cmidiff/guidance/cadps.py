@@ -3,10 +3,9 @@
     grad log p(y | x_t) ~ J^T A^T (sigma_y^2 I + A Sigma_t A^T)^-1 (y - A x_hat),    Sigma_t = (sigma_t^2 / alpha_t) J
 
 and ``x_hat' = x_hat + (sigma_t^2 / alpha_t) grad log p(y | x_t)``, as in PiGDM, with no step size to tune. ``Sigma_t``
-is the diagonal of a finite difference of the denoiser
-(the paper), the exact Jacobian, or ``r_t^2 I``; the linear system is solved by conjugate gradients. Below a noise level
-the exact Jacobian pays, above it a network's
-Jacobian is worse than none: ``switch``.
+is the diagonal of a finite difference of the denoiser (the paper), the exact Jacobian, or ``r_t^2 I``; the linear
+system is solved by conjugate gradients. Below a noise level a network's Jacobian pays, above it it is worse than none:
+``switch``.
 
 ``Sigma_t`` depends on ``x_t`` too, which the paper leaves out. With it (``complete``) the guidance is the gradient of
 the Gaussian likelihood as a whole; ``w = A^T S^-1 (y - A x_hat)``, and ``C`` contracts the derivative of the Jacobian
@@ -25,17 +24,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from cmidiff.covariance import Covariance, CovarianceName, bind, isotropic_variance
 from cmidiff.guidance.base import checked_positive, checked_variance, misfit_gradient
 from cmidiff.information import Contraction, contract, gradient_at
-from cmidiff.krylov import dot, per_sample
+from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
 from cmidiff.step import Step
 
-DEVIATIONS = 3.0  # r_t per measured number: bound of the move that `complete` adds
+DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 Variant = Literal["diagonal", "isotropic", "exact", "released"]
 
 
@@ -50,9 +48,10 @@ class CADPS:
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler; ``zeta`` for ``released``.
         iterations: at most this many conjugate-gradient iterations (``exact``: network products) a step.
         switch: ``isotropic`` while ``sigma_t / alpha_t`` is above this.
+        data_variance: of the prior's images, for ``r_t^2``: see `cmidiff.covariance.isotropic_variance`.
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
-            posterior, at two contractions more a step. Its move of ``x_hat`` is at most three standard deviations
-            ``r_t`` for each measured number.
+            posterior, at two contractions more a step. What it adds to ``x_hat`` has at most the norm
+            ``3 r_t sqrt(m)``, ``m`` measured numbers.
         contraction: how ``complete`` differentiates, see `cmidiff.information.contract`.
         through_clip: for ``released``, as in `DPS`.
     """
@@ -102,9 +101,7 @@ class CADPS:
         spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
         move = step.covariance_gain * (spread - gradient_at(step, covariance, contraction=self.contraction))
         m = measured_count(step.measurement.physics, step.measurement.y).to(move)
-        most = DEVIATIONS * (isotropic_variance(step, self.data_variance) * m).sqrt()
-        size = dot(move, move).sqrt().clamp_min(torch.finfo(move.dtype).tiny)
-        return move * per_sample((most / size).clamp_max(1.0), move)
+        return capped(move, DEVIATIONS * (isotropic_variance(step, self.data_variance) * m).sqrt())
 
     def __call__(self, step: Step) -> Tensor:
         if self.scale == 0:
