@@ -14,11 +14,11 @@ from cmidiff.app.pictures import Picture, read_picture, to_image
 from cmidiff.app.problem import Problem, degraded, task_of
 from cmidiff.app.run import Row, judged
 from cmidiff.app.show import Line, progress
-from cmidiff.guidance import DPS, Guidance
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress, restore
-from cmidiff.solvers import make_solver
+from cmidiff.restoration import restore
+from cmidiff.result import Progress
+from cmidiff.solvers import CADPS, DPS, Solver
 
 PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "plane.png"
 TASK, OPTIONS = "inpaint-random", {"hidden": 0.8, "noise_std": 0.05}
@@ -30,7 +30,7 @@ class Contender:
     """What is compared: a solver with or without CMI, and how many samples it draws."""
 
     name: str
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None = None
     samples: int = 1
 
@@ -38,7 +38,7 @@ class Contender:
 CONTENDERS = (
     Contender("DPS", DPS()),
     Contender("DPS + CMI", DPS(), CMI()),
-    Contender("CA-DPS", make_solver("cadps"), samples=4),
+    Contender("CA-DPS", CADPS(), samples=4),
 )
 STEPS = 100
 TOTAL = STEPS * sum(contender.samples for contender in CONTENDERS)

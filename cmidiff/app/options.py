@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Context, Option
 
 from cmidiff.app.errors import BadInput, unknown
-from cmidiff.solvers import SOLVERS, make_solver
+from cmidiff.registry import SOLVERS
 
 if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
@@ -182,14 +182,14 @@ def settings_of(
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
     correction = correction_of(cmi, eta, None if preset is None else preset.cmi)
-    guidance, kernel = make_solver(solver), None
+    made, sampler = SOLVERS.make(solver), None
     if preset is not None:
-        kernel = preset.kernel
+        sampler = preset.sampler
         steps = steps if "steps" in explicit else preset.steps
         if "solver" not in explicit:
-            solver, guidance = preset.solver_name, preset.solver
+            solver, made = preset.solver_name, preset.solver
     return Settings(
-        solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device), kernel, tile_of(tile)
+        solver, made, correction, prior, steps, samples, seed, batch, device_of(device), sampler, tile_of(tile)
     )
 
 

@@ -29,14 +29,14 @@ from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
 from cmidiff.app.pictures import fitted_alpha, to_image, write_picture
 from cmidiff.app.problem import Problem
 from cmidiff.app.show import Line, progress
-from cmidiff.guidance import Guidance
 from cmidiff.information import CMI
 from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress, Restoration
+from cmidiff.registry import describe
 from cmidiff.restoration import restore as sample_posterior
-from cmidiff.solvers import described
-from cmidiff.step import Kernel
+from cmidiff.result import Progress, Restoration
+from cmidiff.solvers import Solver
+from cmidiff.step import Sampler
 
 SSIM_WINDOW = 11  # pixels: smaller pictures have no SSIM
 MOST_SHOWN = 4  # samples in the comparison
@@ -48,17 +48,17 @@ class Settings:
     """The resolved options of a run, apart from the problem.
 
     Attributes:
-        solver_name, solver: the guidance, by its name at the command line and as the object.
+        solver_name, solver: the solver, by its name at the command line and as the object.
         cmi: the CMI correction, or None.
         prior: name or path of the prior.
         steps, samples, seed, batch: of the sampler; ``batch`` samples are drawn at once.
         device: where.
-        kernel: reverse kernel; None for the default.
+        sampler: reverse sampler; None for the default.
         tile: side of the tiles in which a large picture is seen, None for the whole, or ``auto``.
     """
 
     solver_name: str
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None
     prior: str
     steps: int
@@ -66,7 +66,7 @@ class Settings:
     seed: int
     batch: int
     device: str
-    kernel: Kernel | None = None
+    sampler: Sampler | None = None
     tile: int | Literal["auto"] | None = "auto"
 
     @property
@@ -75,9 +75,9 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
-        cmi = None if self.cmi is None else described(self.cmi)
-        kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | described(self.kernel)
-        return {"solver": {"name": self.solver_name} | described(self.solver), "cmi": cmi, "kernel": kernel} | {
+        cmi = None if self.cmi is None else describe(self.cmi)
+        sampler = None if self.sampler is None else {"name": type(self.sampler).__name__} | describe(self.sampler)
+        return {"solver": {"name": self.solver_name} | describe(self.solver), "cmi": cmi, "sampler": sampler} | {
             name: getattr(self, name) for name in names
         }
 
@@ -257,7 +257,7 @@ def posterior(
             prior,
             solver=settings.solver,
             cmi=settings.cmi,
-            kernel=settings.kernel,
+            sampler=settings.sampler,
             noise_std=None if problem.photons else problem.noise_std,
             tile=settings.tile,
             steps=settings.steps,

@@ -13,7 +13,7 @@ from cmidiff import __version__, load_prior
 from cmidiff.app.errors import BadInput
 from cmidiff.app.show import err
 from cmidiff.prior.base import Denoiser
-from cmidiff.solvers import make_solver
+from cmidiff.registry import SOLVERS
 from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, Space, fingerprint, open_study, read_images, tune
 from cmidiff.tuning.interval import interval
 
@@ -41,7 +41,7 @@ def searched(
     """
     try:
         pictures = read_images(images, count=count, offset=offset, size=side)
-        space = Space(make_solver(solver), most_eta)
+        space = Space(SOLVERS.make(solver), most_eta)
         network = load_prior(prior, device=options["device"])
         search = Search(pictures, task, dict(parameters), space, fingerprint(network), **options)
         search.problems(held_out=False)

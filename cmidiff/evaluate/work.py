@@ -33,7 +33,8 @@ from cmidiff.evaluate.scores import scores
 from cmidiff.images import Pixels
 from cmidiff.physics import TASKS, Task, measure
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Status, restore
+from cmidiff.restoration import restore
+from cmidiff.result import Status
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Job:
         seed: of the units.
         images: name and pixels (H, W, 3) of each image, all of one size.
         task, parameters: the task's name in `cmidiff.physics.TASKS`, and all its parameters but the seed.
-        setup: solver, CMI and kernel of the cell.
+        setup: solver, CMI and sampler of the cell.
         samples: K.
         lpips: network of LPIPS, or None where its weights are not at hand.
     """
@@ -121,9 +122,9 @@ def _computed(job: Job, prior: Denoiser, device: str) -> Done:
         y.to(device),
         _physics(job, units, truth.shape[1:]).to(device),
         counted,
-        solver=job.setup.guidance,
+        solver=job.setup.solver,
         cmi=job.setup.correction,
-        kernel=job.setup.kernel,
+        sampler=job.setup.sampler,
         noise_std=float(job.parameters["noise_std"]),
         steps=job.cell.steps,
         samples=job.samples,

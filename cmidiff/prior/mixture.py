@@ -37,6 +37,14 @@ class GaussianMixture:
     """
 
     value_range: tuple[float, float] | None = None
+    smooth = True
+    dtype = None
+    device = None
+    name = "mixture"
+    min_ratio = 0.0
+    max_ratio = math.inf
+    variance = 1.0
+    second_moments = None
     channels: int | None = None
     multiple: int = 1
 

@@ -95,6 +95,13 @@ class NetworkPrior:
         self.classes = classes
         self.label = _checked_label(label, classes, name)
 
+    smooth = True
+    device = None
+    min_ratio = 0.0
+    max_ratio = float("inf")
+    variance = 1.0
+    second_moments = None
+
     def with_label(self, label: int) -> NetworkPrior:
         """The same prior for another class, from 0; the network is shared.
 

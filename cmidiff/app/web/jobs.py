@@ -43,7 +43,7 @@ from cmidiff.app.run import (
 )
 from cmidiff.app.web.inputs import Photograph
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress
+from cmidiff.result import Progress
 
 MEASUREMENT, TRUTH = Path("measurement.safetensors"), Path("truth.png")
 State = Literal["running", "done", "cancelled", "out of time", "failed"]

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cmidiff.guidance.base import misfit_gradient
 from cmidiff.krylov import dot, per_sample
-from cmidiff.step import Step
+from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.step import Carry, Step
+
+OFFICIAL_STEPS = 100  # of the script whose rate is the default
 
 
 def unit(v: Tensor) -> Tensor:
@@ -31,12 +34,14 @@ def unit(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DSG:
-    """Spherical Gaussian guidance; any differentiable physics. Needs a kernel with noise (DDIM with ``eta > 0``, or
+class DSG(Solver):
+    """Spherical Gaussian guidance; any differentiable physics. Needs a sampler with noise (DDIM with ``eta > 0``, or
     ancestral).
 
     Args:
-        rate: ``w`` in [0, 1]: 0 is the unconditional sampler, 1 takes ``d*`` alone. The official script takes 0.2.
+        rate: ``w`` in [0, 1] of a run of 100 steps: 0 is the unconditional sampler, 1 takes ``d*`` alone. A run of
+            ``N`` steps takes ``w sqrt(100 / N)``, at most 1: the radius of a step shrinks as ``1 / sqrt N``, so that
+            the sum of the moves is the same. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
         through_clip: as in `DPS`.
     """
@@ -44,6 +49,8 @@ class DSG:
     rate: float = 0.2
     interval: int = 1
     through_clip: bool = False
+
+    needs_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1 or self.interval < 1:
@@ -53,6 +60,10 @@ class DSG:
     def needs_graph(self) -> bool:
         return self.rate > 0
 
+    def rate_at(self, step: Step) -> float:
+        """``w`` of this step."""
+        return min(1.0, self.rate * math.sqrt(OFFICIAL_STEPS / step.steps))
+
     def radius(self, step: Step) -> Tensor:
         """``r`` per image, broadcastable over ``x_t``."""
         std = torch.as_tensor(step.std, dtype=step.x_t.dtype, device=step.x_t.device)
@@ -60,16 +71,12 @@ class DSG:
             return std * math.sqrt(step.x_t[0].numel())
         return per_sample(dot(std, std).sqrt(), step.x_t)
 
-    def __call__(self, step: Step) -> Tensor:
-        x_s = step.advance()
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        x_s, carry = step.advance(carry)
         if self.rate == 0 or (step.steps - 1 - step.index) % self.interval:
-            return x_s
-        if isinstance(step.std, float) and step.std == 0.0 and not step.last:
-            raise ValueError(
-                f"DSG turns the kernel's noise, and {step.kernel!r} has none: use Ancestral() or DDIM(eta=1.0)"
-            )
+            return x_s, carry
         r = self.radius(step)
         mean = step.mean(step.x_hat)
         d_star = -r * unit(misfit_gradient(step, through_clip=self.through_clip))
         d = x_s - mean
-        return mean + r * unit(d + self.rate * (d_star - d))
+        return mean + r * unit(d + self.rate_at(step) * (d_star - d)), carry

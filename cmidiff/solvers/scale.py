@@ -1,4 +1,9 @@
-"""A step size that changes along the run: a number, or a function of the noise level ``sigma_t / alpha_t``."""
+"""A step size that changes along the run: a number, or a function of the noise level ``sigma_t / alpha_t``.
+
+The step sizes of DPS and MCG are stated as what they add up to over a run of 1000 steps, which is what the papers
+report: a run of ``N`` steps takes ``1000 / N`` times the official step (`scale_at`), so that 25 and 1000 steps move the
+state by the same total.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cmidiff.guidance.base import checked_positive
+from cmidiff.solvers.base import checked_positive
 from cmidiff.step import Step
 
 Scale = float | Callable[[float], float]
+OFFICIAL_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,9 @@ class Ramp:
 
 
 def scale_at(scale: Scale, step: Step) -> float:
-    """The scale at this step."""
-    return scale(step.ratio) if callable(scale) else scale
+    """The step size of this step: the scale for 1000 steps, times ``1000 / steps``."""
+    value = scale(step.ratio) if callable(scale) else scale
+    return value * (OFFICIAL_STEPS / step.steps)
 
 
 def is_active(scale: Scale) -> bool:

@@ -14,23 +14,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.guidance.base import misfit_gradient
-from cmidiff.guidance.scale import Scale, checked_scale, is_active, scale_at
-from cmidiff.step import Step
+from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.step import Carry, Step
 
 
 @dataclass(frozen=True)
-class DPS:
+class DPS(Solver):
     """Diffusion posterior sampling; any differentiable physics.
 
     Args:
-        scale: zeta >= 0, in units of ``x_t``. What counts is its sum over the steps: the official configurations take
-            0.3 to 1.0 at 1000 steps, the default suits 100 steps. Or zeta_t: a `Ramp`, or another function of
+        scale: zeta >= 0 of a run of 1000 steps, in units of ``x_t``; a run of ``N`` steps takes ``1000 / N`` times as
+            much at each step. The official configurations take 0.3 to 1.0. Or zeta_t: a `Ramp`, or another function of
             ``sigma_t / alpha_t``.
         through_clip: differentiate the clipped ``x_hat`` as the official code does, instead of the mean.
     """
 
-    scale: Scale = 2.0
+    scale: Scale = 0.3
     through_clip: bool = False
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class DPS:
     def needs_graph(self) -> bool:
         return is_active(self.scale)
 
-    def __call__(self, step: Step) -> Tensor:
-        x_s = step.advance()
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        x_s, carry = step.advance(carry)
         if not self.needs_graph:
-            return x_s
-        return x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip)
+            return x_s, carry
+        return x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip), carry

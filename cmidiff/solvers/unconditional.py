@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.step import Step
+from cmidiff.solvers.base import Solver
+from cmidiff.step import Carry, Step
 
 
 @dataclass(frozen=True)
-class Unconditional:
+class Unconditional(Solver):
     """The sampler alone; the measurement is ignored."""
 
-    needs_graph: bool = False
-
-    def __call__(self, step: Step) -> Tensor:
-        return step.advance()
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        return step.advance(carry)

@@ -25,9 +25,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.guidance.base import misfit_gradient
-from cmidiff.guidance.scale import Scale, checked_scale, is_active, scale_at
-from cmidiff.step import Step
+from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.step import Carry, Step
 
 Projection = Callable[[Step, Tensor], Tensor]
 
@@ -44,17 +44,17 @@ def project(step: Step, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MCG:
+class MCG(Solver):
     """Manifold-constrained gradients, for linear physics.
 
     Args:
-        scale: zeta >= 0 of the gradient step, as in `DPS` (the official inpainting code takes 1 at 1000 steps). With 0
-            only the projection is left.
+        scale: zeta >= 0 of the gradient step for a run of 1000 steps, as in `DPS` (the official inpainting code takes
+            1). With 0 only the projection is left.
         project: the projection.
         through_clip: as in `DPS`.
     """
 
-    scale: Scale = 2.0
+    scale: Scale = 0.3
     project: Projection = project
     through_clip: bool = False
 
@@ -67,8 +67,8 @@ class MCG:
     def needs_graph(self) -> bool:
         return is_active(self.scale)
 
-    def __call__(self, step: Step) -> Tensor:
-        x_s = step.advance()
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        x_s, carry = step.advance(carry)
         if self.needs_graph:
             x_s = x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip)
-        return self.project(step, x_s)
+        return self.project(step, x_s), carry
