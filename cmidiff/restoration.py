@@ -232,7 +232,7 @@ class _Run:
             self.sampler,
             SeededDraws(rows),
             tuple(images),
-            self.prior.value_range,
+            self.prior.clip,
             initial,
         )
 

@@ -209,6 +209,54 @@ class RectifiedFlow:
         return np.linspace(self.t_max, self.t_min, checked_steps(steps)).tolist()
 
 
+@dataclass(frozen=True)
+class Limited:
+    """The part of a schedule between two noise levels ``sigma / alpha``, for priors that denoise no others.
+
+    The perturbation kernel and its times are those of ``inner``. The grid is that of ``inner`` with its times mapped
+    linearly, so that it runs from ``highest`` to ``lowest``.
+
+    Args:
+        inner: the whole schedule.
+        lowest, highest: levels, ``0 < lowest < highest``.
+
+    Raises:
+        ValueError: levels that are no range.
+    """
+
+    inner: Schedule
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest < math.inf:
+            raise ValueError(f"need 0 < lowest < highest < infinity, received {self.lowest} and {self.highest}")
+
+    @property
+    def end(self) -> float:
+        return self.inner.end
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        return self.inner(t)
+
+    def time(self, ratio: float) -> float:
+        return self.inner.time(min(ratio, self.highest))
+
+    def grid(self, steps: int) -> list[float]:
+        times = self.inner.grid(checked_steps(steps))
+        first, last = self.inner.time(self.highest), self.inner.time(self.lowest)
+        if steps == 1:
+            return [first]
+        scale = (first - last) / (times[0] - times[-1])
+        return [first, *(last + scale * (t - times[-1]) for t in times[1:])]
+
+
+def level(schedule: Schedule, t: float) -> float:
+    """``sigma_t / alpha_t``; infinity where nothing is left of the image."""
+    alpha, sigma = schedule(t)
+    return sigma / alpha if alpha > 0 else math.inf
+
+
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
     """Noise levels from ``sigma_max`` down to ``sigma_min``, uniform in ``sigma^(1/rho)`` (Karras et al. 2022, eq.
     5)."""

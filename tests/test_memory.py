@@ -111,7 +111,7 @@ def test_advice_is_what_fits() -> None:
     frugal = known(estimate_memory(prior, shape, 2, graph=True, checkpointing=True, dtype=torch.bfloat16, max_batch=1))
     with pytest.raises(ValueError, match=r"checkpointing=True, dtype=torch\.bfloat16, max_batch=1"):
         check_memory(prior, shape, 2, graph=True, available=frugal.beside)
-    with pytest.raises(ValueError, match="a smaller picture or a machine with more memory"):
+    with pytest.raises(ValueError, match="a smaller image or a machine with more memory"):
         check_memory(prior, shape, 2, graph=True, available=MIB)
 
 

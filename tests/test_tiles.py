@@ -17,8 +17,8 @@ from torch import Tensor
 from cmidiff import CADPS, CMI, DPS, PiGDM, load_prior, measure, restore
 from cmidiff.physics import deblur_gaussian
 from cmidiff.prior import GaussianMixture
-from cmidiff.prior.base import Prediction
-from cmidiff.prior.tiles import FAR, Tiled, fitted, starts, training_side, windows
+from cmidiff.prior.base import Prediction, Prior
+from cmidiff.prior.tiles import FAR, Tiled, fitted, starts, windows
 from cmidiff.schedule import DDPM, Schedule
 from tests.cases import F64, pictures, randn
 
@@ -26,12 +26,12 @@ ASSETS = Path(__file__).resolve().parent.parent / "cmidiff" / "assets"
 GEOMETRIES = [(512, 64, 16, 8), (72, 64, 16, 8), (200, 96, 32, 8), (481, 64, 24, 1), (20, 8, 0, 1), (13, 5, 4, 1)]
 
 
-class Sums:
+class Sums(Prior):
     """A denoiser that mixes all the entries of its input, with a head for the variance."""
 
     schedule: Schedule = DDPM.linear()
-    value_range: tuple[float, float] | None = (-1.0, 1.0)
-    channels: int | None = 2
+    value_range = (-1.0, 1.0)
+    channels = 2
     multiple = 2
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ def test_a_photograph_shows_no_seams() -> None:
 
 def test_tiles_are_taken_where_a_picture_is_far_larger_than_the_training() -> None:
     network = load_prior("natural-64")
-    assert training_side(network) == 64
+    assert network.size == 64
     assert fitted(network, (3, 64 * FAR, 64 * FAR)) is network
     large = fitted(network, (3, 64 * FAR + 8, 64))
     assert isinstance(large, Tiled)

@@ -362,7 +362,7 @@ def priors() -> None:
     out.print(listing)
     for info in PRIORS.values():
         if info.where() is None:
-            print(f"{info.name} is fetched when it is first used, from {info.url}\n  or put there: {info.expected}")
+            print(f"{info.name} {info.remedy}")
     print("also: hf:OWNER/NAME, a folder of diffusers, a .pt or .safetensors file (docs/priors.md)")
 
 

@@ -272,8 +272,8 @@ def check_prior(prior: str) -> None:
             raise BadInput(str(error)) from error
     elif prior in PRIORS:
         info = PRIORS[prior]
-        if info.where() is None and info.url is None:
-            raise BadInput(f"the weights of the prior {prior} are not on this machine: they belong at {info.expected}")
+        if info.where() is None and info.url is None and info.fallback is None:
+            raise BadInput(f"the prior {prior} {info.remedy}")
     elif not Path(prior).exists():
         if Path(prior).suffix in SUFFIXES or "/" in prior:
             raise BadInput(f"there is no prior at {prior}: --prior takes a file of weights or a folder of diffusers")

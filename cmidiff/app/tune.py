@@ -14,7 +14,7 @@ from cmidiff.app.errors import BadInput
 from cmidiff.app.show import err
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
-from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, Space, fingerprint, open_study, read_images, tune
+from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, Space, open_study, read_images, tune
 from cmidiff.tuning.interval import interval
 
 
@@ -43,7 +43,9 @@ def searched(
         pictures = read_images(images, count=count, offset=offset, size=side)
         space = Space(SOLVERS.make(solver), most_eta)
         network = load_prior(prior, device=options["device"])
-        search = Search(pictures, task, dict(parameters), space, fingerprint(network), **options)
+        search = Search(
+            pictures, task, dict(parameters), space, f"{network.name}, weights {network.fingerprint[:16]}", **options
+        )
         search.problems(held_out=False)
     except (ValueError, TypeError, OSError) as error:
         raise BadInput(str(error)) from error

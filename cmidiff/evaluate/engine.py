@@ -129,13 +129,6 @@ def _remote(job: Job, store: list[Any], device: str, threads: int) -> Done:
     key = (store[0].hex(), device)
     if key not in _PRIORS:
         _PRIORS.clear()
-        _PRIORS[key] = moved(ray.get(store[0]), device)
+        prior: Any = ray.get(store[0])
+        _PRIORS[key] = prior.to(device)
     return compute(job, _PRIORS[key], device)
-
-
-def moved(prior: Any, device: str) -> Denoiser:
-    """The prior with its network on a device."""
-    network = getattr(prior, "network", None)
-    if isinstance(network, torch.nn.Module):
-        network.to(device)
-    return prior

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -143,22 +142,10 @@ def describe(config: Config, prior: Denoiser) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "config": resolved(config),
-        "prior": {"name": config.prior, "card": getattr(prior, "card", {}), "digest": digest(prior)},
+        "prior": {"name": config.prior, "card": prior.card, "digest": prior.fingerprint},
         "machine": {"kind": f"{platform.system()} {platform.machine()}, {name}"},
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
-
-
-def digest(prior: Denoiser) -> str:
-    """SHA-256 of the weights of a network prior; of another prior, of its name."""
-    network = getattr(prior, "network", None)
-    if not isinstance(network, torch.nn.Module):
-        return hashlib.sha256(type(prior).__name__.encode()).hexdigest()
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        hashed.update(name.encode())
-        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 # before the work

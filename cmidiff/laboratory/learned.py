@@ -18,14 +18,14 @@ from cmidiff.laboratory.findings import Cell, Table
 from cmidiff.laboratory.gradient import D, M, problem, standing
 from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.prior import GaussianMixture
-from cmidiff.prior.base import Prediction
+from cmidiff.prior.base import Prediction, Prior
 from cmidiff.schedule import Schedule
 
 LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0)
 COMPARED: tuple[Contraction, ...] = ("double-backward", "second-difference")
 
 
-class LearnedMixture(nn.Module):
+class LearnedMixture(nn.Module, Prior):
     """A denoiser as `cmidiff.prior.Denoiser`, for signals (B, d).
 
     Args:
@@ -34,10 +34,6 @@ class LearnedMixture(nn.Module):
         schedule: perturbation kernel.
         width: of the hidden layers.
     """
-
-    value_range: tuple[float, float] | None = None
-    channels: int | None = None
-    multiple: int = 1
 
     def __init__(self, d: int, scale: float, schedule: Schedule, width: int = 160) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ from deepinv.physics import GaussianNoise, LinearPhysics
 from torch import Tensor
 
 from cmidiff.measurement import Measurement
-from cmidiff.prior.base import Prediction
+from cmidiff.prior.base import Prediction, Prior, digest, levels
 from cmidiff.schedule import DDPM, Schedule
 from cmidiff.solvers import PosteriorMean
 from cmidiff.step import Step
@@ -40,7 +40,7 @@ BLIND = 0.9  # share of the difference of the two modes that is taken out of wha
 
 
 @dataclass(frozen=True)
-class DiagonalMixture:
+class DiagonalMixture(Prior):
     """The exact denoiser of ``sum_k w_k N(mu_k, diag V_k)``.
 
     Attributes:
@@ -54,15 +54,16 @@ class DiagonalMixture:
     means: Tensor
     variances: Tensor
     schedule: Schedule
-    value_range: tuple[float, float] | None = None
-    channels: int | None = None
-    multiple: int = 1
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(type(self).__name__, levels(self.schedule), self.weights, self.means, self.variances)
 
     @property
     def d(self) -> int:
         return self.means.shape[1]
 
-    def to(self, dtype: torch.dtype) -> DiagonalMixture:
+    def in_precision(self, dtype: torch.dtype) -> DiagonalMixture:
         return DiagonalMixture(self.weights.to(dtype), self.means.to(dtype), self.variances.to(dtype), self.schedule)
 
     def responsibilities(self, x_t: Tensor, t: float) -> Tensor:
@@ -120,7 +121,7 @@ class Problems:
         return len(self.y)
 
     def to(self, dtype: torch.dtype) -> Problems:
-        return Problems(self.prior.to(dtype), self.matrices.to(dtype), self.y.to(dtype), self.noise_std)
+        return Problems(self.prior.in_precision(dtype), self.matrices.to(dtype), self.y.to(dtype), self.noise_std)
 
     def take(self, which: slice) -> Problems:
         return Problems(self.prior, self.matrices[which], self.y[which], self.noise_std)

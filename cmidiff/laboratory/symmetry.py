@@ -27,7 +27,7 @@ from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.measurement import Measurement
 from cmidiff.physics import inpaint_random, super_resolution
-from cmidiff.prior import NetworkPrior, load_prior
+from cmidiff.prior import NetworkPrior, load_network
 from cmidiff.samplers import Ancestral
 from cmidiff.step import Problem, Step
 
@@ -41,7 +41,7 @@ COMPARED: tuple[Contraction, ...] = ("second-difference", "finite-difference")
 @cache
 def embedded(dtype: torch.dtype) -> NetworkPrior:
     """natural-64."""
-    return load_prior("natural-64", dtype=dtype)
+    return load_network("natural-64", dtype=dtype)
 
 
 def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:

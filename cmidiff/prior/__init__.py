@@ -4,10 +4,17 @@ from cmidiff.prior.adapters import from_azula as from_azula
 from cmidiff.prior.adapters import from_callable as from_callable
 from cmidiff.prior.base import Denoiser as Denoiser
 from cmidiff.prior.base import Prediction as Prediction
+from cmidiff.prior.base import Prior as Prior
+from cmidiff.prior.base import check_prior as check_prior
+from cmidiff.prior.composite import Composite as Composite
+from cmidiff.prior.denoiser import from_deepinv as from_deepinv
+from cmidiff.prior.denoiser import from_denoiser as from_denoiser
 from cmidiff.prior.known import PRIORS as PRIORS
 from cmidiff.prior.known import PriorInfo as PriorInfo
+from cmidiff.prior.load import load_network as load_network
 from cmidiff.prior.load import load_prior as load_prior
 from cmidiff.prior.memory import check_memory as check_memory
 from cmidiff.prior.memory import estimate_memory as estimate_memory
 from cmidiff.prior.mixture import GaussianMixture as GaussianMixture
 from cmidiff.prior.network import NetworkPrior as NetworkPrior
+from cmidiff.prior.wrapped import WrappedPrior as WrappedPrior

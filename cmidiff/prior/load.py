@@ -1,22 +1,42 @@
-"""Priors by name or path: the one door through which weights come in."""
+"""Priors by name or path: everything that loads weights goes through here."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import guided_diffusion, pipeline
-from cmidiff.prior.card import Fields, card_beside
+from cmidiff.prior.card import Fields, card_beside, value_range_of
+from cmidiff.prior.composite import Composite
+from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
+from cmidiff.prior.ffdnet import load_ffdnet
 from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
 from cmidiff.prior.loaded import Loaded
 from cmidiff.prior.network import NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
 
+MOMENTS = "moments.safetensors"  # in the folder of a prior
+DENOISERS = ("FFDNet", "DRUNet")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How networks are loaded; see `load_prior`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    checkpointing: bool
+    channels_last: bool
+    max_batch: int | None
 
 
 def load_prior(
@@ -29,8 +49,8 @@ def load_prior(
     checkpointing: bool = False,
     channels_last: bool = False,
     max_batch: int | None = None,
-) -> NetworkPrior:
-    """A network prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
+) -> NetworkPrior | Composite:
+    """A prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
 
     Loading executes no code from the files: JSON configurations, safetensors, and pickles of which only tensors are
     read. Every tensor of the network must be in the file, with its shape and finite.
@@ -38,14 +58,18 @@ def load_prior(
     Args:
         name_or_path: a name of the table; ``hf:OWNER/NAME``, a pipeline of the hub; a folder in diffusers' format; a
             ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
-        device: where the network runs.
-        dtype: precision of the network; the state keeps its own.
+        device: where the networks run.
+        dtype: precision of the networks; the state keeps its own.
         label: the class, from 0, of a class-conditional network; by default the card's.
         card: what a file does not say about itself, as an object or as the path of a JSON file; by default
             ``FILE.json`` or ``card.json`` beside it.
         checkpointing: activations are computed again for a gradient instead of being kept.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
-        max_batch: at most this many rows are in the network at once.
+        max_batch: at most this many rows are in a network at once.
+
+    Returns:
+        One network, or a `Composite` of two: ``photo`` and ``drunet`` are denoisers up to some noise level with another
+        prior above it. The options apply to both.
 
     Raises:
         FileNotFoundError: an unknown name, or files that are not there and cannot be fetched.
@@ -53,16 +77,58 @@ def load_prior(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, received {dtype}")
+    options = _Options(torch.device(device), dtype, checkpointing, channels_last, max_batch)
+    source, stated = str(name_or_path), _stated(card)
+    if source in PRIORS and stated is not None:
+        raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
+    if source in PRIORS and "above" in PRIORS[source].card:
+        if label is not None:
+            raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
+        return _load_composite(PRIORS[source], options)
+    return _load_network(source, stated, label, options)
+
+
+def load_network(name_or_path: str | Path, **options: Any) -> NetworkPrior:
+    """`load_prior` of a prior that is one network.
+
+    Raises:
+        ValueError: it is a composite of two.
+    """
+    prior = load_prior(name_or_path, **options)
+    if not isinstance(prior, NetworkPrior):
+        raise ValueError(f"the prior {name_or_path} is made of two networks, one is needed: use one of its parts")
+    return prior
+
+
+def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Composite:
+    """A denoiser and the prior above its noise range; that prior alone where the denoiser's package is missing."""
+    card = info.card
+    if info.fallback is not None and info.where() is None:
+        warnings.warn(f"the prior {info.name} {info.remedy}", stacklevel=3)
+        return load_prior(info.fallback, **vars(options))
+    fields = Fields(card, f"the card of {info.name}")
+    loaded = _load_known(info, options.checkpointing)
+    name = str(fields.within("architecture").values["kind"])
+    low = _as_prior(loaded, name, card, None, options)
+    high = load_prior(card["above"], **vars(options))
+    return Composite(low, high, low.max_ratio, name=info.name, card=card | {"card above": high.card})
+
+
+def _load_network(source: str, card: Fields | None, label: int | None, options: _Options) -> NetworkPrior:
     try:
-        name, known, loaded = _load(str(name_or_path), _stated(card), checkpointing)
+        name, known, loaded = _load(source, card, options.checkpointing)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{name_or_path} cannot be read: {error.strerror or error}") from error
-    if loaded.assumed:
-        known["assumed"] = list(loaded.assumed)
-    network = loaded.network.to(device=torch.device(device), dtype=dtype)
-    if channels_last:
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from error
+    return _as_prior(loaded, name, known, label, options)
+
+
+def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | None, options: _Options) -> NetworkPrior:
+    """What was loaded as a prior on a device."""
+    assumed = {"assumed": list(loaded.assumed)} if loaded.assumed else {}
+    network = loaded.network.to(device=options.device, dtype=options.dtype)
+    if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return NetworkPrior(
         network.eval().requires_grad_(False),
@@ -73,19 +139,23 @@ def load_prior(
         channels=loaded.channels,
         multiple=loaded.multiple,
         name=name,
-        card=known,
-        dtype=dtype,
-        max_batch=max_batch,
+        card={**card, **assumed},
+        dtype=options.dtype,
+        max_batch=options.max_batch,
         classes=loaded.classes,
-        label=known.get("label") if label is None else label,
+        label=card.get("label") if label is None else label,
+        clip=loaded.clip,
+        size=loaded.size,
+        smooth=loaded.smooth,
+        min_ratio=loaded.min_ratio,
+        max_ratio=loaded.max_ratio,
+        second_moments=loaded.second_moments,
     )
 
 
 def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
     """The name of a prior, its card, and what was loaded."""
     if source in PRIORS:
-        if card is not None:
-            raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
         return source, PRIORS[source].card, _load_known(PRIORS[source], checkpointing)
     path = pipeline.fetch_from_hub(source) if source.startswith(pipeline.HUB) else Path(source)
     name = source if source.startswith(pipeline.HUB) else path.stem if path.is_file() else path.name
@@ -94,7 +164,7 @@ def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, d
         return name, dict(card.values), _load_file(path, card, checkpointing)
     if pipeline.is_folder(path):
         own = read_card(path) if card is None else dict(card.values)
-        return name, own, pipeline.load_folder(path, checkpointing=checkpointing)
+        return name, own, _load_folder(path, checkpointing)
     raise FileNotFoundError(
         f"no prior {source!r}: neither a known name ({', '.join(PRIORS)}), nor hf:OWNER/NAME, nor a file, nor a folder "
         "with unet/config.json"
@@ -102,12 +172,18 @@ def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, d
 
 
 def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
-    if info.url is None:
-        return pipeline.load_folder(info.folder, checkpointing=checkpointing)
-    path = info.fetched()
+    if "file" not in info.card:
+        return _load_folder(info.folder, checkpointing)
+    path = info.find()
     loaded = _load_file(path, Fields(info.card, f"the card of {info.name}"), checkpointing)
     record_first_use(path, info.card)
     return loaded
+
+
+def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
+    """The network of a folder, with the second moments beside it if there are any."""
+    loaded, moments = pipeline.load_folder(folder, checkpointing=checkpointing), folder / MOMENTS
+    return replace(loaded, second_moments=SecondMoments.load(moments)) if moments.is_file() else loaded
 
 
 def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
@@ -118,12 +194,39 @@ def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
     kind = _kind(card, path)
     if kind == "UNet2DModel":
         return pipeline.load_tensors(tensors, card, path, checkpointing=checkpointing)
+    if kind in DENOISERS:
+        return _load_denoiser(kind, tensors, card, path, checkpointing)
     if kind is None and not guided_diffusion.is_guided_diffusion(tensors):
         raise ValueError(
             f"{path} does not say what network it is for (its first tensor is {next(iter(tensors))}): state it in a "
             f"card, {path.name}.json beside it; see docs/priors.md"
         )
     return guided_diffusion.load(tensors, card, path, checkpointing=checkpointing)
+
+
+def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path: Path, checkpointing: bool) -> Loaded:
+    """A network ``D(x, sigma)``, whose card states its noise range and the range of its images, [0, 1] by default."""
+    if kind == "FFDNet":
+        network = load_ffdnet(tensors, path)
+    else:
+        from cmidiff.prior.drunet import load_drunet
+
+        network = load_drunet(tensors, path)
+    network.checkpointing = checkpointing
+    value_range = value_range_of(card) if "value_range" in card else (0.0, 1.0)
+    low, high = card.number("min_sigma", 0.0), card.number("max_sigma")
+    gain, offset = affine(value_range)
+    return Loaded(
+        SigmaNetwork(network, gain, offset),
+        "x0",
+        levels_between(low, high, value_range),
+        learned_variance=False,
+        channels=network.channels,
+        multiple=1,
+        smooth=False,
+        min_ratio=gain * low,
+        max_ratio=gain * high,
+    )
 
 
 def _kind(card: Fields, path: Path) -> str | None:
@@ -135,7 +238,7 @@ def _kind(card: Fields, path: Path) -> str | None:
     architecture = card.values.get("architecture")
     if architecture is None:
         return None
-    kinds = {"guided-diffusion": "guided-diffusion", "UNet2DModel": "UNet2DModel"}
+    kinds = {kind: kind for kind in ("guided-diffusion", "UNet2DModel", *DENOISERS)}
     if isinstance(architecture, str):
         return card.choice("architecture", kinds)
     return card.within("architecture").choice("kind", kinds, "guided-diffusion")

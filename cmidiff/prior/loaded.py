@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.network import Parametrisation
 from cmidiff.schedule import Schedule
 
@@ -18,8 +20,9 @@ class Loaded:
 
     Attributes:
         network: ``(x_t, t)`` or, with ``classes``, ``(x_t, t, label)`` to output.
-        parametrisation, schedule, learned_variance, channels, multiple, classes, value_range: see `NetworkPrior`.
-        assumed: what neither the file nor a card stated.
+        parametrisation, schedule, learned_variance, channels, multiple, classes, value_range, clip, size, smooth,
+            min_ratio, max_ratio, second_moments: see `NetworkPrior`.
+        assumed: what neither the file nor a card states, as ``name = value``.
     """
 
     network: nn.Module
@@ -30,4 +33,10 @@ class Loaded:
     multiple: int
     classes: int | None = None
     value_range: tuple[float, float] | None = (-1.0, 1.0)
+    clip: bool = True
+    size: int | None = None
+    smooth: bool = True
+    min_ratio: float = 0.0
+    max_ratio: float = math.inf
+    second_moments: SecondMoments | None = None
     assumed: tuple[str, ...] = ()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmidiff.prior.base import Denoiser
-from cmidiff.prior.network import NetworkPrior
+from cmidiff.prior.base import Denoiser, Evaluation
+from cmidiff.prior.checkpointed import checkpointed
+from cmidiff.prior.network import NetworkPrior, tensors_of
 
 SLACK = 1.3  # times what was counted
 LAYOUTS = 0.3  # of the bytes of the weights
@@ -101,13 +101,19 @@ def estimate_memory(
         dtype, checkpointing, max_batch: other settings than those the prior has.
 
     Returns:
-        The need; None of a prior whose network is not a module that runs on shapes alone.
+        The need, the largest of the networks that the prior may evaluate (see `Denoiser.evaluations`); None of a prior
+        without networks, or with one that is not a module that runs on shapes alone.
     """
-    setting = _setting(prior, batch, graph, twice)
-    if setting is None or not isinstance(prior, NetworkPrior):
-        return None
     other = {"dtype": dtype, "checkpointing": checkpointing, "max_batch": max_batch}
-    return _need(prior, shape, replace(setting, **{k: v for k, v in other.items() if v is not None}))
+    given = {name: value for name, value in other.items() if value is not None}
+    needs: list[Need] = []
+    for part in prior.evaluations(tuple(shape), batch):
+        known = _setting(part, graph, twice)
+        need = None if known is None else _need(known[0], part.shape, replace(known[1], **given))
+        if need is None:
+            return None
+        needs.append(need)
+    return max(needs, key=lambda need: need.beside, default=None)
 
 
 def check_memory(
@@ -126,23 +132,32 @@ def check_memory(
         available: free bytes; by default those of the prior's device.
 
     Returns:
-        The need; None where it, or what is free, cannot be known.
+        The need, the largest of the networks that the prior may evaluate; None where it, or what is free, cannot be
+        known.
 
     Raises:
         ValueError: it does not fit; the message names settings that would.
     """
-    setting = _setting(prior, batch, graph, twice)
-    if setting is None or not isinstance(prior, NetworkPrior):
+    needs = [_check(part, graph, twice, available) for part in prior.evaluations(tuple(shape), batch)]
+    return max((need for need in needs if need is not None), key=lambda need: need.beside, default=None)
+
+
+def _check(part: Evaluation, graph: bool, twice: bool, available: int | None) -> Need | None:
+    """`check_memory` for one network."""
+    known = _setting(part, graph, twice)
+    if known is None:
         return None
-    available = free_memory(_device(prior)) if available is None else available
-    need = None if available is None else _need(prior, shape, setting)
+    prior, setting = known
+    available = free_memory(prior.device or torch.device("cpu")) if available is None else available
+    need = None if available is None else _need(prior, part.shape, setting)
     if need is None or available is None or need.beside <= available:
         return need
-    advice = _advice(prior, shape, setting, available)
+    advice = _advice(prior, part.shape, setting, available)
     raise ValueError(
-        f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if setting.graph else ''} "
-        f"takes about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: "
-        f"use {' or '.join(advice) or 'a smaller picture or a machine with more memory'}"
+        f"not enough memory: {part.batch} x {part.shape} with {prior.name}"
+        f"{' and its gradient' if setting.graph else ''} takes about {need.beside / GIB:.2g} GiB, "
+        f"{available / GIB:.2g} GiB are free: "
+        f"use {' or '.join(advice) or 'a smaller image or a machine with more memory'}"
     )
 
 
@@ -167,12 +182,14 @@ def _free_of_host() -> int | None:
     return min(free, max(limit, 0))
 
 
-def _setting(prior: Denoiser, batch: int, graph: bool, twice: bool) -> Setting | None:
+def _setting(part: Evaluation, graph: bool, twice: bool) -> tuple[NetworkPrior, Setting] | None:
+    """The network of an evaluation and its setting; None of one that is no module."""
+    prior = part.prior
     if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, nn.Module):
         return None
     dtype = prior.dtype or next((p.dtype for p in prior.network.parameters()), torch.float32)
-    checkpointing = bool(getattr(prior.network, "checkpointing", False))
-    return Setting(batch, graph or twice, dtype, checkpointing, prior.max_batch, twice)
+    again = any(module.checkpointing for module in checkpointed(prior.network))
+    return prior, Setting(part.batch, graph or twice, dtype, again, prior.max_batch, twice)
 
 
 def _advice(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> list[str]:
@@ -184,7 +201,8 @@ def _advice(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, avail
         [(f"load_prior(..., max_batch={b})", replace(setting, max_batch=b)) for b in batches],
         [("load_prior(..., dtype=torch.bfloat16)", replace(setting, dtype=torch.bfloat16))],
     ]
-    if setting.graph and hasattr(prior.network, "checkpointing"):
+    assert isinstance(prior.network, nn.Module)
+    if setting.graph and checkpointed(prior.network):
         kinds.append([("load_prior(..., checkpointing=True)", replace(setting, checkpointing=True))])
         frugal = replace(frugal, checkpointing=True)
     words = "checkpointing=True, " if frugal.checkpointing else ""
@@ -223,7 +241,7 @@ def _play(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need
     except (RuntimeError, TypeError, NotImplementedError):  # a network with numbers of its own in its code
         return None
     assert isinstance(twin.network, nn.Module)
-    weights = sum(v.numel() * v.element_size() for v in _tensors(twin.network))
+    weights = sum(v.numel() * v.element_size() for v in tensors_of(twin.network))
     signal = setting.batch * math.prod(shape) * state.itemsize
     return Need(weights, census.peak, int((SLACK - 1) * census.peak + LAYOUTS * weights), STATES * signal)
 
@@ -232,26 +250,15 @@ def _without_numbers(prior: NetworkPrior, setting: Setting) -> NetworkPrior:
     """A copy of a prior on the meta device, under a setting."""
     assert isinstance(prior.network, nn.Module)
     empty: dict[int, Any] = {}
-    for value in _tensors(prior.network):
+    for value in tensors_of(prior.network):
         dtype = setting.dtype if value.is_floating_point() else value.dtype
         hollow = torch.empty_like(value, dtype=dtype, device="meta")
         empty[id(value)] = nn.Parameter(hollow, requires_grad=False) if isinstance(value, nn.Parameter) else hollow
-    twin = copy.copy(prior)
+    twin = prior.under(setting.dtype, setting.max_batch)
     twin.network = copy.deepcopy(prior.network, empty)
-    if hasattr(twin.network, "checkpointing"):
-        setattr(twin.network, "checkpointing", setting.checkpointing)  # noqa: B010, a property of some networks
-    twin.dtype, twin.max_batch = setting.dtype, setting.max_batch
+    for module in checkpointed(twin.network):
+        module.checkpointing = setting.checkpointing
     return twin
-
-
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()
-
-
-def _device(prior: NetworkPrior) -> torch.device:
-    assert isinstance(prior.network, nn.Module)
-    return next((value.device for value in _tensors(prior.network)), torch.device("cpu"))
 
 
 class _Census(TorchDispatchMode):

@@ -12,17 +12,24 @@ library.
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import cached_property
+from typing import Self
 
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from cmidiff.prior.base import Prediction
+from cmidiff.dct import dct
+from cmidiff.moments import SecondMoments
+from cmidiff.prior.base import Prediction, Prior, digest, levels
 from cmidiff.schedule import DDPM, Schedule
 
+DENSE = 4096  # numbers of a signal up to which its second moments are computed
 
-class GaussianMixture:
+
+class GaussianMixture(Prior):
     """The exact denoiser of ``sum_k w_k N(mu_k, C_k)``.
 
     Args:
@@ -35,18 +42,6 @@ class GaussianMixture:
     Raises:
         ValueError: for shapes that do not fit, non-finite numbers, negative weights or covariances.
     """
-
-    value_range: tuple[float, float] | None = None
-    smooth = True
-    dtype = None
-    device = None
-    name = "mixture"
-    min_ratio = 0.0
-    max_ratio = math.inf
-    variance = 1.0
-    second_moments = None
-    channels: int | None = None
-    multiple: int = 1
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, schedule: Schedule | None = None) -> None:
         self.shape = tuple(means.shape[1:])
@@ -65,6 +60,32 @@ class GaussianMixture:
                 f"{float(self.eigenvalues.min()):.3g}"
             )
         self.eigenvalues = self.eigenvalues.clamp_min(0.0)
+
+    @property
+    def device(self) -> torch.device | None:
+        return self.means.device
+
+    @cached_property
+    def second_moments(self) -> SecondMoments | None:
+        """The exact ones, of the signal's shape; None for signals too large for their dense covariance."""
+        if self.d > DENSE:
+            return None
+        mean, covariance = self.moments()
+        columns = dct(covariance.reshape(self.d, *self.shape).double()).reshape(self.d, self.d)
+        diagonal = dct(columns.mT.reshape(self.d, *self.shape)).reshape(self.d, self.d).diagonal()
+        return SecondMoments(mean.double().cpu(), diagonal.reshape(self.shape).cpu())
+
+    @property
+    def fingerprint(self) -> str:
+        tensors = self.weights, self.means, self.eigenvalues, self.basis
+        return digest(type(self).__name__, levels(self.schedule), *tensors)
+
+    def to(self, device: torch.device | str) -> Self:
+        other = copy.copy(self)
+        other.weights, other.means = self.weights.to(device), self.means.to(device)
+        other.eigenvalues = self.eigenvalues.to(device)
+        other.basis = None if self.basis is None else self.basis.to(device)
+        return other
 
     @property
     def d(self) -> int:

@@ -12,28 +12,30 @@ The state keeps its own precision whatever the network's: ``x_t`` is rounded on 
 unrounded ``x_t``, and times are never rounded.
 
 Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239 (eps); Salimans, Ho 2022, https://arxiv.org/abs/2202.00512
-(v); Lipman et al. 2023,
-https://arxiv.org/abs/2210.02747 (flow).
+(v); Lipman et al. 2023, https://arxiv.org/abs/2210.02747 (flow).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmidiff.prior.base import Prediction
+from cmidiff.moments import SecondMoments
+from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
 from cmidiff.schedule import DDPM, Schedule
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
+TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
 
 
-class NetworkPrior:
+class NetworkPrior(Prior):
     """A denoiser made of a network.
 
     Args:
@@ -53,9 +55,15 @@ class NetworkPrior:
             instead of keeping them all.
         classes: number of classes of a class-conditional network.
         label: the class, from 0.
+        clip: whether samplers clip ``x_hat`` to ``value_range``.
+        size: side of the training images, or None if images of any size serve the network alike.
+        smooth: whether second derivatives mean something; False for piecewise linear networks.
+        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises.
+        second_moments: of its images, in the DCT domain.
 
     Raises:
-        ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have.
+        ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have; in a
+            call, a noise level beyond ``min_ratio`` or ``max_ratio``.
     """
 
     def __init__(
@@ -74,6 +82,12 @@ class NetworkPrior:
         max_batch: int | None = None,
         classes: int | None = None,
         label: int | None = None,
+        clip: bool = True,
+        size: int | None = None,
+        smooth: bool = True,
+        min_ratio: float = 0.0,
+        max_ratio: float = math.inf,
+        second_moments: SecondMoments | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
@@ -88,12 +102,56 @@ class NetworkPrior:
         self.value_range = value_range
         self.channels = channels
         self.multiple = multiple
-        self.name = name
-        self.card = {} if card is None else card
-        self.dtype = dtype
         self.max_batch = max_batch
         self.classes = classes
         self.label = _checked_label(label, classes, name)
+        self.size = size
+        self.smooth = smooth
+        self.min_ratio = min_ratio
+        self.max_ratio = max_ratio
+        self.second_moments = second_moments
+        self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
+
+    @property
+    def clip(self) -> Range | None:
+        return self.value_range if self._clips else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((value.device for value in tensors_of(self.network)), None)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self._card
+
+    @property
+    def fingerprint(self) -> str:
+        state = self.network.state_dict() if isinstance(self.network, nn.Module) else {"": self.name}
+        facts = self.parametrisation, levels(self.schedule), self.label, self.value_range, self.clip, self.dtype
+        return digest(facts, *(part for item in sorted(state.items()) for part in item))
+
+    def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
+        return [Evaluation(self, shape, batch)]
+
+    def to(self, device: torch.device | str) -> Self:
+        if isinstance(self.network, nn.Module):
+            self.network.to(device)
+        return self
+
+    def under(self, dtype: torch.dtype | None, max_batch: int | None) -> Self:
+        """The same prior with another precision of the network's input and another limit on its rows; the network is
+        shared."""
+        other = copy.copy(self)
+        other._dtype, other.max_batch = dtype, max_batch
+        return other
 
     smooth = True
     device = None
@@ -113,12 +171,25 @@ class NetworkPrior:
         return other
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        self._check_level(t)
         out = self._output(x_t, torch.full((len(x_t),), t, dtype=_at_least_single(x_t.dtype), device=x_t.device))
         fraction = None
         if self.learned_variance:
             out, v = out.chunk(2, dim=1)
             fraction = (v + 1) / 2
         return Prediction(self._clean(x_t, t, out), fraction)
+
+    def _check_level(self, t: float) -> None:
+        """Raise ``ValueError`` for a noise level that the network does not denoise."""
+        alpha_t, sigma_t = self.schedule(t)
+        clean = sigma_t < alpha_t * self.min_ratio * (1 - TOLERANCE)
+        noisy = self.max_ratio < math.inf and sigma_t > alpha_t * self.max_ratio * (1 + TOLERANCE)
+        if clean or noisy:
+            raise ValueError(
+                f"{self.name} denoises sigma/alpha from {self.min_ratio:.4g} to {self.max_ratio:.4g}, received "
+                f"{sigma_t / alpha_t:.4g}: start at max_ratio, or join it with a prior for other levels by "
+                "cmidiff.prior.Composite(low, high, at)"
+            )
 
     def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's output in the dtype of ``x_t``, evaluated in parts of ``max_batch``."""
@@ -147,6 +218,13 @@ class NetworkPrior:
                 return (alpha_t * x_t - sigma_t * out) / (alpha_t**2 + sigma_t**2)
             case "flow":
                 return (x_t - sigma_t * out) / (alpha_t + sigma_t)
+
+
+def tensors_of(network: Network) -> Iterator[Tensor]:
+    """Parameters and buffers of a network; nothing for a function."""
+    if isinstance(network, nn.Module):
+        yield from network.parameters()
+        yield from network.buffers()
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

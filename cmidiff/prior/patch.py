@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from cmidiff.prior.checkpointed import Checkpointed
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 
-class PatchUNet(nn.Module):
+class PatchUNet(Checkpointed):
     """``(x_t, t) -> output``.
 
     Args:
@@ -32,7 +34,6 @@ class PatchUNet(nn.Module):
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are computed again for a gradient instead of being kept."""
         return self.unet.is_gradient_checkpointing
 
     @checkpointing.setter

@@ -136,6 +136,7 @@ def _loaded(
             f"{config.where}: in_channels = {given} and out_channels = {made} must be the same or one to two, and "
             f"patch_size = {patch} must divide them"
         )
+    side = _side(config)
     classes = config.integer("num_class_embeds", low=1) if "num_class_embeds" in config else None
     return Loaded(
         network,
@@ -145,7 +146,15 @@ def _loaded(
         channels=given // patch**2,
         multiple=patch * 2 ** (len(config.numbers("block_out_channels")) - 1),
         classes=classes,
+        size=None if side is None else patch * side,
     )
+
+
+def _side(config: Fields) -> int | None:
+    """The side that a network was trained on, in its own blocks of pixels, where its configuration states one."""
+    size = config.values.get("sample_size")
+    size = size[0] if isinstance(size, list) and size else size
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**16 else None
 
 
 def read_scheduler(config: Fields) -> tuple[DDPM, Parametrisation]:

@@ -25,9 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cmidiff.prior.base import Denoiser, Prediction
-from cmidiff.prior.patch import PatchUNet
-from cmidiff.schedule import Schedule
+from cmidiff.prior.base import Denoiser, Evaluation, Prediction
+from cmidiff.prior.wrapped import WrappedPrior
 
 FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-pictures.md
 Place = tuple[slice, ...]
@@ -74,74 +73,60 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
         if isinstance(tile, bool) or not isinstance(tile, int):
             raise ValueError(f"tile must be a number of pixels, 'auto' or None, received {tile!r}")
         return Tiled(prior, tile, max(0, min(tile // 4, tile - prior.multiple)))
-    size = training_side(prior)
+    size = prior.size
     if size is None or all(side <= FAR * size for side in shape[1:]):
         return prior
     return Tiled(prior, AUTO * size, AUTO * size // 4)
 
 
-def training_side(prior: Denoiser) -> int | None:
-    """Side of the pictures that a network was trained on, where it is declared."""
-    network = getattr(prior, "network", None)
-    if isinstance(network, PatchUNet):
-        size = network.unet.config["sample_size"]
-        return size * network.patch_size if isinstance(size, int) else None
-    return getattr(prior, "size", None)
-
-
 @dataclass(frozen=True)
-class Tiled:
+class Tiled(WrappedPrior):
     """A denoiser of signals of any size, made of one for tiles: see the module.
 
     Args:
-        prior: the denoiser of a tile.
-        tile: side of the tiles in every dimension after the channels, a multiple of ``prior.multiple``.
+        inner: the denoiser of a tile.
+        tile: side of the tiles in every dimension after the channels, a multiple of ``inner.multiple``.
         overlap: what neighbours share at least, less than ``tile``.
         chunk: tiles evaluated at once; memory is proportional to it.
 
-    A signal that one tile covers is given to ``prior`` as it is.
+    A signal that one tile covers is given to ``inner`` as it is.
 
     Raises:
         ValueError: for a tile or an overlap that cannot be.
     """
 
-    prior: Denoiser
+    inner: Denoiser
     tile: int = 64
     overlap: int = 16
     chunk: int = 8
 
     def __post_init__(self) -> None:
-        if self.tile < 1 or self.tile % self.prior.multiple:
+        if self.tile < 1 or self.tile % self.inner.multiple:
             raise ValueError(
-                f"tile must be a positive multiple of {self.prior.multiple}, which the prior's sides must be, "
+                f"tile must be a positive multiple of {self.inner.multiple}, which the prior's sides must be, "
                 f"received {self.tile}"
             )
-        if not 0 <= self.overlap <= self.tile - self.prior.multiple or self.chunk < 1:
+        if not 0 <= self.overlap <= self.tile - self.inner.multiple or self.chunk < 1:
             raise ValueError(
-                f"need 0 <= overlap <= {self.tile - self.prior.multiple} (tile {self.tile} less one multiple of "
-                f"{self.prior.multiple}) and chunk >= 1, received {self.overlap} and {self.chunk}"
+                f"need 0 <= overlap <= {self.tile - self.inner.multiple} (tile {self.tile} less one multiple of "
+                f"{self.inner.multiple}) and chunk >= 1, received {self.overlap} and {self.chunk}"
             )
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.prior.schedule
+    def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
+        if self._covers(shape):
+            return self.inner.evaluations(shape, batch)
+        tile = (shape[0], *(min(side, self.tile) for side in shape[1:]))
+        count = math.prod(len(self._starts(side)) for side in shape[1:])
+        return self.inner.evaluations(tile, batch * min(self.chunk, count))
 
-    @property
-    def value_range(self) -> tuple[float, float] | None:
-        return self.prior.value_range
-
-    @property
-    def channels(self) -> int | None:
-        return self.prior.channels
-
-    @property
-    def multiple(self) -> int:
-        return self.prior.multiple
+    def _covers(self, shape: tuple[int, ...]) -> bool:
+        """Whether one tile covers a signal of shape (C, ...)."""
+        return all(side <= self.tile for side in shape[1:])
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
         """``E[x_0 | x_t]`` of each tile, blended; ``x_t`` of shape (B, C, ...)."""
-        if all(side <= self.tile for side in x_t.shape[2:]):
-            return self.prior(x_t, t)
+        if self._covers(tuple(x_t.shape[1:])):
+            return self.inner(x_t, t)
         return Prediction(*_Blend.apply(x_t, t, self))
 
     def places(self, shape: tuple[int, ...]) -> Iterator[list[tuple[Place, Tensor]]]:
@@ -171,7 +156,7 @@ class _Blend(torch.autograd.Function):
         ctx.t, ctx.tiled = t, tiled
         mean, fraction = torch.zeros_like(x_t), None
         for chunk in tiled.places(tuple(x_t.shape[1:])):
-            prediction = tiled.prior(_cut(x_t, chunk), t)
+            prediction = tiled.inner(_cut(x_t, chunk), t)
             _paste(mean, chunk, prediction.mean, windowed=True)
             if prediction.variance_fraction is not None:
                 fraction = torch.zeros_like(x_t) if fraction is None else fraction
@@ -189,7 +174,7 @@ class _Blend(torch.autograd.Function):
         for chunk in ctx.tiled.places(tuple(x_t.shape[1:])):
             with torch.enable_grad():
                 tiles = _cut(x_t.detach(), chunk).requires_grad_()
-                x_hat = ctx.tiled.prior(tiles, ctx.t).mean
+                x_hat = ctx.tiled.inner(tiles, ctx.t).mean
             weighted = _cut(v, chunk) * _stacked(chunk, v)
             _paste(pulled, chunk, torch.autograd.grad(x_hat, tiles, weighted)[0], windowed=False)
         return pulled, None, None

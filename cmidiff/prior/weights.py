@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (*SAFETENSORS, *PICKLES)
 PICKLE_SIGN = b"\x80"
+DEPTH = 4  # of dictionaries within dictionaries
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
@@ -123,30 +124,94 @@ def _state_dict(content: object, path: Path, entry: str | None) -> dict[str, Ten
     """The dictionary of tensors in what was read."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a dictionary of tensors, received {type(content).__name__}")
+    networks = dict(_networks(content))
     if entry is not None:
-        if not isinstance(content.get(entry), Mapping):
-            names = ", ".join(map(repr, list(content)[:8]))
-            raise ValueError(f"{path} has no dictionary {entry!r}: its entries are {names}")
-        content = content[entry]
-    elif inner := [key for key, value in content.items() if isinstance(value, Mapping) and value]:
-        if len(inner) > 1:
-            raise ValueError(
-                f'{path} holds several dictionaries ({inner}): state one in the card, "entry": {inner[0]!r}'
-            )
-        content = content[inner[0]]
-    assert isinstance(content, Mapping)
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        networks = _stated_entry(networks, content, entry, path)
+    elif len(networks) > 1:
+        right = next((name for name in networks if "ema" in name.lower()), next(iter(networks)))
+        why = ", the moving average of the weights" if "ema" in right.lower() else ""
+        raise ValueError(
+            f"{path} holds several networks ({', '.join(map(repr, networks))}): state one in the card, "
+            f'"entry": "{right}"{why}'
+        )
+    tensors = next(iter(networks.values()), _tensors(content))
     if not tensors:
-        raise ValueError(f"{path} holds no tensors")
+        raise ValueError(f"{path} holds no tensors{_entries(content)}")
     return tensors
+
+
+def _networks(content: Mapping[Any, Any], name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every network in a checkpoint: its entry, as ``outer.inner``, and its tensors.
+
+    A network is a dictionary with tensors under names with a dot, such as ``conv.weight``: this leaves out the state of
+    an optimiser. One dictionary holds several networks if their names differ in the first part alone.
+    """
+    tensors = _tensors(content)
+    if any("." in key for key in tensors):
+        groups = _groups(tensors)
+        for group, inner in groups.items() if len(groups) > 1 else [(name, tensors)]:
+            yield ".".join(filter(None, (name, group))) if len(groups) > 1 else group, inner
+        return
+    for key, value in content.items():
+        if isinstance(value, Mapping) and isinstance(key, str) and "optim" not in key.lower() and depth < DEPTH:
+            yield from _networks(value, f"{name}.{key}" if name else key, depth + 1)
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The networks that are stored in one dictionary, as ``model.conv.weight`` beside ``ema.conv.weight``; one group if
+    the first parts of the names do not tell networks apart."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        first, dot, rest = name.partition(".")
+        if dot:
+            groups.setdefault(first, {})[rest] = value
+    shapes = [shapes_of(group) for group in groups.values()]
+    alike = len(shapes) > 1 and all(shape == shapes[0] for shape in shapes) and any("." in name for name in shapes[0])
+    return groups if alike else {"": dict(tensors)}
+
+
+def _stated_entry(
+    networks: dict[str, dict[str, Tensor]], content: Mapping[Any, Any], entry: str, path: Path
+) -> dict[str, dict[str, Tensor]]:
+    """The network under an entry, or within it if there is only one; an entry may also be the start of names."""
+    if entry in networks:
+        return {entry: networks[entry]}
+    for tensors in networks.values():
+        if part := {name.removeprefix(f"{entry}."): v for name, v in tensors.items() if name.startswith(f"{entry}.")}:
+            return {entry: part}
+    within = {name: tensors for name, tensors in networks.items() if name.startswith(f"{entry}.")}
+    if len(within) == 1:
+        return within
+    if isinstance(content.get(entry), Mapping) and (tensors := _tensors(content[entry])):
+        return {entry: tensors}
+    known = ", ".join(repr(name) for name in networks if name) or "no entry at all"
+    raise ValueError(f"{path} has no network {entry!r}{_entries(content)}: state {known}")
+
+
+def _entries(content: Mapping[Any, Any]) -> str:
+    """The entries of a checkpoint, for messages."""
+    names = [repr(name) for name in content]
+    return f" (its entries are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the ``module.`` that training on several devices puts before them."""
-    prefix = "module."
-    if all(name.startswith(prefix) for name in tensors):
-        return {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    """Names without what wrappers add to them.
+
+    ``torch.compile`` adds a part ``_orig_mod`` wherever a module was compiled. Training on several devices, moving
+    averages and classes around a network put a part before all names (``module.``, ``model.``, ``net.``); tensors
+    without a dot, as the counter of a moving average or a noise schedule, then belong to the wrapper.
+    """
+    tensors = {".".join(p for p in name.split(".") if p != "_orig_mod"): value for name, value in tensors.items()}
+    while True:
+        parts = [name.partition(".") for name in tensors if "." in name]
+        if len({first for first, _, _ in parts}) != 1 or not all("." in rest for _, _, rest in parts):
+            return tensors
+        first = parts[0][0]
+        tensors = {name.removeprefix(f"{first}."): value for name, value in tensors.items() if "." in name}
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored: Iterable[str] = ()) -> None:

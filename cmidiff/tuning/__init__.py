@@ -6,7 +6,6 @@ from cmidiff.tuning.preset import Preset as Preset
 from cmidiff.tuning.preset import load_preset as load_preset
 from cmidiff.tuning.preset import save_preset as save_preset
 from cmidiff.tuning.problem import METRICS as METRICS
-from cmidiff.tuning.problem import fingerprint as fingerprint
 from cmidiff.tuning.space import Space as Space
 from cmidiff.tuning.study import Outcome as Outcome
 from cmidiff.tuning.study import Report as Report

@@ -6,7 +6,6 @@ setting that is compared and in every batch, so that differences between setting
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -104,19 +103,6 @@ def restored(
         samples=samples,
         seed=list(problem.images.index),
     )
-
-
-def fingerprint(prior: Denoiser) -> str:
-    """The prior's name, and a hash of its network's weights where it has any."""
-    name = getattr(prior, "name", type(prior).__name__)
-    network = getattr(prior, "network", None)
-    if not isinstance(network, torch.nn.Module):
-        return name
-    digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return f"{name}, weights {digest.hexdigest()[:16]}"
 
 
 def quality(restoration: Restoration, truth: Tensor, metric: str) -> Tensor:

@@ -1,0 +1,41 @@
+"""Networks that can compute their activations again for a gradient, instead of keeping them.
+
+Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Checkpointed(nn.Module):
+    """A network made of parts that are computed again for a gradient while ``checkpointing`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._again = False
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again for a gradient."""
+        return self._again
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self._again = on
+
+    def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``part(*inputs)``; with ``checkpointing``, only the inputs are kept for its gradient."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return part(*inputs)
+
+
+def checkpointed(network: nn.Module) -> list[Checkpointed]:
+    """The parts of a network that can be checkpointed; empty if it has none."""
+    return [module for module in network.modules() if isinstance(module, Checkpointed)]
