@@ -24,8 +24,8 @@ from cmidiff import CADPS, CMI, DDIM, DPS, DSG, MCG, Ancestral, GaussianMixture,
 from cmidiff.app import run as app_run
 from cmidiff.app import tune as app_tune
 from cmidiff.app.cli import app
-from cmidiff.app.pictures import write_picture
 from cmidiff.guidance import Guidance, Unconditional
+from cmidiff.images import write_image
 from cmidiff.metrics import crps, psnr
 from cmidiff.step import Kernel
 from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
@@ -366,7 +366,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "images").mkdir()
     for name, truth in zip(images(6).names, images(6).truth, strict=True):
-        write_picture(tmp_path / "images" / name, truth)
+        write_image(tmp_path / "images" / name, truth)
     for module in (app_tune, app_run):
         monkeypatch.setattr(module, "load_prior", lambda name, device: prior())
     result = CliRunner().invoke(app, ["degrade", "images/0.png", "--task", "inpaint-random", "-o", "y.safetensors"])
