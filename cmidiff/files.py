@@ -57,9 +57,8 @@ def check_outputs(
         overwrite: whether other files may be replaced, too.
 
     Raises:
-        ValueError: an output is an input (by any path, symbolic or hard link), is a folder, or exists, was not written
-            by this command and ``overwrite`` is off.
-        OSError: a folder cannot be made or written.
+        ValueError: an output is an input (by any path, symbolic or hard link), is a folder, exists, was not written by
+            this command and ``overwrite`` is off, or lies in a folder that cannot be made or written.
     """
     outputs = list(outputs)
     read = [path for path in inputs if path is not None]
@@ -81,7 +80,7 @@ def check_outputs(
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(output)) from error
+            raise ValueError(f"cannot write {output} ({error.strerror}): give another --output") from error
 
 
 def is_own(path: Path, command: str) -> bool:

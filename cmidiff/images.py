@@ -262,7 +262,8 @@ def _of_page(page: Any) -> _Raw | None:
     if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind in "bu"):
         return None
     if page.photometric not in (0, 1, 2) or page.imagedepth > 1:  # gray, white the least or largest value, or RGB
-        raise ValueError(f"is a TIFF file of an unusual kind (photometric {int(page.photometric)}): save it as RGB or gray")
+        kind = f"photometric {int(page.photometric)}"
+        raise ValueError(f"is a TIFF file of an unusual kind ({kind}): save it as RGB or gray")
     try:
         pixels = page.asarray()
     except ValueError as error:

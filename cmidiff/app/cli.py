@@ -14,6 +14,7 @@ import typer
 from cmidiff.app import options as o
 from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
 from cmidiff.app.show import out, table
+from cmidiff.files import check_outputs
 
 app = typer.Typer(
     cls=CommandLine,
@@ -82,7 +83,7 @@ def degrade(
     written = {path: "the measurement, for cmidiff restore", shown: "the same, to look at"}
     if resize is not None:
         written[truth] = "the image that was measured, for --truth"
-    o.check_outputs(written, (image, mask, seen, kernel), command="degrade", overwrite=overwrite)
+    check_outputs(written, (image, mask, seen, kernel), command="degrade", overwrite=overwrite)
     for note in problem.notes:
         say(f"note: {note}")
     if measured is not None:
@@ -243,7 +244,7 @@ def tune(
     file = output.with_suffix(".study.db") if study is None else study
     if not dry_run:
         inputs = (images, file, Path(prior))
-        o.check_outputs([output], inputs, command="tune", overwrite=overwrite)
+        check_outputs([output], inputs, command="tune", overwrite=overwrite)
     given = o.given(factor=factor, size=size, hidden=hidden, kernel_size=kernel_size, std=std, intensity=intensity)
     given |= o.given(padding=padding, ratio=ratio, noise_std=noise_std)
     search, network = t.searched(
@@ -388,7 +389,7 @@ def demo(
     from cmidiff.app.demo import TITLE, run
 
     o.check_prior(prior)
-    o.check_outputs([output], [Path(prior)], command="demo", overwrite=overwrite)
+    check_outputs([output], [Path(prior)], command="demo", overwrite=overwrite)
     rows = run(output, seed=seed, prior=prior, device=o.device_of(device))
     out.print(table(rows, TITLE))
     print(f"written to {output}")

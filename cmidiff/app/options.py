@@ -6,7 +6,7 @@ Nothing heavy is imported at the top: help must be instant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -175,24 +175,6 @@ def pixel_size(text: str) -> tuple[int, int]:
     if int(width) * int(height) > LARGEST_RESIZE:
         raise BadInput(f"--resize makes at most {LARGEST_RESIZE / 1e6:.0f} million pixels, received {text!r}: use less")
     return int(width), int(height)
-
-
-def check_outputs(
-    outputs: Iterable[Path], inputs: Iterable[Path | None], *, command: str, overwrite: bool = False
-) -> None:
-    """`cmidiff.files.check_outputs`, in the words of the command line.
-
-    Raises:
-        BadInput: as there, or nothing can be written there.
-    """
-    from cmidiff import files
-
-    try:
-        files.check_outputs(outputs, inputs, command=command, overwrite=overwrite)
-    except OSError as error:
-        raise BadInput(f"cannot write {error.filename} ({error.strerror}): give another --output") from error
-    except ValueError as error:
-        raise BadInput(str(error)) from error
 
 
 def measurement_path(output: Path | None, image: Path, task: Task) -> Path:

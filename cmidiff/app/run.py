@@ -29,7 +29,6 @@ from cmidiff import __version__, files, load_prior
 from cmidiff.app.errors import BadInput, say
 from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
 from cmidiff.app.masks import overlay
-from cmidiff.app.options import check_outputs
 from cmidiff.app.problem import Problem
 from cmidiff.app.show import Line, progress
 from cmidiff.guidance import Guidance
@@ -117,7 +116,7 @@ def open_folder(
         inputs: what the run reads, which is never replaced.
 
     Raises:
-        BadInput: it cannot be written, holds another run or files of another origin and ``overwrite`` is off, or an
+        ValueError: it cannot be written, holds another run or files of another origin and ``overwrite`` is off, or an
             input lies in the place of an output.
     """
     if folder.exists() and not folder.is_dir():
@@ -125,7 +124,7 @@ def open_folder(
     if not overwrite and (difference := _difference(folder, options)):
         raise BadInput(f"{folder} holds another run ({difference}): give another --output, or --overwrite")
     there = [path for path in sorted(folder.glob("*")) if WRITTEN.fullmatch(path.name)]
-    check_outputs([*there, folder / "run.json"], inputs, command=COMMAND, overwrite=overwrite)
+    files.check_outputs([*there, folder / "run.json"], inputs, command=COMMAND, overwrite=overwrite)
     if overwrite:
         _clear(there, int(options["samples"]))
     write_record(folder, options, {})

@@ -220,7 +220,7 @@ def open_study(search: Search, path: Path) -> optuna.Study:
     """
     optuna = _optuna()
     if path.exists() and not _is_study(path):
-        raise OtherSearch(f"{path} is no study of cmidiff tune: give another file")
+        raise OtherSearch(f"{path} cannot be used as a study (it holds something else): give another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
