@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
+    ("files", "colour"),
     ("schedule", "krylov", "draws", "dct", "physics", "images", "registry", "result"),
     ("metrics", "whitening", "moments"),
     ("prior",),

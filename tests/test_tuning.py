@@ -24,8 +24,8 @@ from cmidiff import CADPS, CMI, DDIM, DPS, DSG, MCG, Ancestral, GaussianMixture,
 from cmidiff.app import run as app_run
 from cmidiff.app import tune as app_tune
 from cmidiff.app.cli import app
-from cmidiff.app.pictures import write_picture
 from cmidiff.guidance import Guidance, Unconditional
+from cmidiff.images import write_image
 from cmidiff.metrics import crps, psnr
 from cmidiff.step import Kernel
 from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
@@ -104,7 +104,7 @@ def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(ValueError, match=r"a.png is 16x16, b.png is 16x12; give a size"):
         read_images(tmp_path, count=2)
-    with pytest.raises(ValueError, match=r"c.png cannot be used: it is empty or no image"):
+    with pytest.raises(ValueError, match=r"c.png cannot be used: it cannot be read as an image"):
         read_images(tmp_path, count=1, offset=2)
     with pytest.raises(ValueError, match=r"holds 3 images, not 4 after the first 0"):
         read_images(tmp_path, count=4)
@@ -366,7 +366,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "images").mkdir()
     for name, truth in zip(images(6).names, images(6).truth, strict=True):
-        write_picture(tmp_path / "images" / name, truth)
+        write_image(tmp_path / "images" / name, truth)
     for module in (app_tune, app_run):
         monkeypatch.setattr(module, "load_prior", lambda name, device: prior())
     result = CliRunner().invoke(app, ["degrade", "images/0.png", "--task", "inpaint-random", "-o", "y.safetensors"])
@@ -428,9 +428,9 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
         ([*TUNE, "--metric", "beauty"], "--metric must be one of psnr, ssim, lpips, crps, received 'beauty'"),
         ([*TUNE, "--count", "9"], "images holds 6 images, not 9 after the first 0: ask for fewer"),
         ([*TUNE, "--solver", "unconditional"], "has no strength to tune: choose dps, pigdm, mcg, dsg or cadps"),
-        ([*TUNE, "--hidden", "2"], "hidden must lie in"),
+        ([*TUNE, "--hidden", "2"], "'--hidden': must be a number from 0 to 1, received 2"),
         ([*TUNE, "--factor", "2"], "has no parameter 'factor'"),
-        ([*TUNE, "--output", "images"], "cannot write images"),
+        ([*TUNE, "--output", "images"], "images would replace the input images"),
         ([*TUNE, "--most-eta", "0"], "the largest |eta| must be a number > 0"),
         ([*TUNE, "--study", "images/0.png"], "images/0.png cannot be used as a study"),
         (["tune", "blur", *TUNE[2:]], "There is no task 'blur'"),

@@ -27,12 +27,13 @@ from typer.testing import CliRunner
 from cmidiff import restore
 from cmidiff.app.cli import app
 from cmidiff.app.errors import BadInput
+from cmidiff.app.masks import read_kernel
 from cmidiff.app.options import settings_of
-from cmidiff.app.pictures import Picture, read_kernel
 from cmidiff.app.problem import load_problem
 from cmidiff.app.web import inputs
 from cmidiff.app.web.inputs import CASES, EXPERIMENTS, Ask, Photograph, problem_of
 from cmidiff.app.web.jobs import Job, Visit
+from cmidiff.images import Image as Picture
 from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
 from cmidiff.prior.base import Denoiser

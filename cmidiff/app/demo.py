@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cmidiff import load_prior
+from cmidiff import files, load_prior
 from cmidiff.app.errors import BadInput
 from cmidiff.app.figures import Tile, side_by_side
-from cmidiff.app.pictures import Picture, read_picture, to_image
 from cmidiff.app.problem import Problem, degraded, task_of
 from cmidiff.app.run import Row, judged
 from cmidiff.app.show import Line, progress
+from cmidiff.images import Image, encode, read_image, to_pil
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import restore
@@ -48,12 +48,12 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     """Restore the photograph with every contender, write the sheet, and return the figures.
 
     Raises:
-        BadInput: the sheet cannot be written, or the prior cannot be loaded.
+        BadInput: the prior cannot be loaded.
+        OSError: the sheet cannot be written.
     """
-    _check_writable(output)
-    truth = read_picture(PHOTOGRAPH).values
+    truth = read_image(PHOTOGRAPH).values
     channels, height, width = truth.shape
-    problem = degraded(Picture(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
+    problem = degraded(Image(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
     try:
         network = load_prior(prior, device=device)
     except (ValueError, OSError) as error:
@@ -62,9 +62,9 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     with progress(TOTAL) as line:
         for contender in CONTENDERS:
             shown += _restored(contender, problem, network, truth, seed, device, line)
-    tiles = [Tile(to_image(problem.view()), "measurement", TITLE)]
-    tiles += [Tile(to_image(values), row.name, row.note or row.status) for row, values in shown]
-    side_by_side([*tiles, Tile(to_image(truth), "truth")]).save(output, format="PNG")
+    tiles = [Tile(to_pil(problem.view()), "measurement", TITLE)]
+    tiles += [Tile(to_pil(values), row.name, row.note or row.status) for row, values in shown]
+    files.write(output, encode(side_by_side([*tiles, Tile(to_pil(truth), "truth")])), "demo")
     return [row for row, _ in shown]
 
 
@@ -97,16 +97,3 @@ def _restored(
         mean, name = restoration.mean[0].cpu(), f"{contender.name}, mean of {int(restoration.ok.sum())}"
         rows.append((judged(problem, name, mean, truth), mean))
     return rows
-
-
-def _check_writable(output: Path) -> None:
-    if output.is_dir():
-        raise BadInput(f"--output {output} is a folder: give a file as demo.png")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        existed = output.exists()
-        output.touch()
-        if not existed:
-            output.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot write {output} ({error.strerror}): give another --output") from error

@@ -52,22 +52,6 @@ def searched(
     return search, network
 
 
-def check_output(output: Path) -> None:
-    """Whether the preset can be written, before the search rather than after it.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("a"):
-            pass
-        if output.stat().st_size == 0:
-            output.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot write {output} ({error.strerror or error}): give another --output") from error
-
-
 def run(search: Search, prior: Denoiser, study: Path) -> Outcome:
     """Run the search with a line of progress on standard error.
 

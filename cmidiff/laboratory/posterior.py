@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from cmidiff import files
 from cmidiff.information import CMI
 from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
 from cmidiff.laboratory.findings import Cell, Findings, Table
@@ -216,9 +217,7 @@ def kept(job: Job) -> list[list[Cell]]:
     if path.is_file():
         return json.loads(path.read_text())
     rows = perform(job)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rows))
-    part.replace(path)
+    files.write(path, json.dumps(rows).encode())
     return rows
 
 

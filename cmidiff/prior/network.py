@@ -153,13 +153,6 @@ class NetworkPrior(Prior):
         other._dtype, other.max_batch = dtype, max_batch
         return other
 
-    smooth = True
-    device = None
-    min_ratio = 0.0
-    max_ratio = float("inf")
-    variance = 1.0
-    second_moments = None
-
     def with_label(self, label: int) -> NetworkPrior:
         """The same prior for another class, from 0; the network is shared.
 

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from cmidiff import files
 from cmidiff.covariance import Covariance
 from cmidiff.information import CMI
 from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry
@@ -93,6 +94,7 @@ def save_preset(path: str | Path, preset: Preset) -> None:
     """Write a preset; every field of the solver, CMI and sampler is written out.
 
     Raises:
+        OSError: the file cannot be written.
         ValueError: a field that no file can hold: a function, or an object that is no part of this library.
     """
     tables: dict[str, Mapping[str, Any]] = {"solver": _named(preset.solver, SOLVERS)}
@@ -104,7 +106,7 @@ def save_preset(path: str | Path, preset: Preset) -> None:
     lines = [f'format = "{FORMAT}"', f"steps = {preset.steps}"]
     for title, table in tables.items():
         lines += ["", f"[{title}]", *(f"{_key(name)} = {_toml(name, value)}" for name, value in table.items())]
-    Path(path).write_text("\n".join(lines) + "\n")
+    files.write(Path(path), ("\n".join(lines) + "\n").encode(), "tune")
 
 
 def _preset(content: dict[str, Any]) -> Preset:
