@@ -22,8 +22,9 @@ from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import Denoiser
-from cmidiff.step import Step
+from cmidiff.step import Problem, Step
 
+START = 4.0  # sigma_t / alpha_t: above it the noise hides what images have beyond their second moments
 SAMPLES, STEPS, SIDE = 32, 20, 64  # of the prior itself, where no second moments come with it
 _measured: weakref.WeakKeyDictionary[Denoiser, dict[tuple[int, ...], moments.SecondMoments]] = (
     weakref.WeakKeyDictionary()
@@ -46,6 +47,10 @@ class SecondMoments(Covariance):
         spectrum = moments_of(step.prior, step.measurement.shape).spectrum(step.measurement.shape)
         variances = 1 / (1 / spectrum + 1 / step.ratio**2)
         return BoundMoments(step, self.iterations, variances.to(step.x_t), self.tolerance)
+
+    @property
+    def start(self) -> float:
+        return START
 
     def needs_graph(self, ratio: float) -> bool:
         return False
@@ -74,6 +79,14 @@ class BoundMoments(Iterated):
 
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
+
+    def draw(self, e: Tensor) -> Tensor:
+        """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
+        has the mean and the covariance of the Gaussian posterior."""
+        step, m = self.step, self.step.measurement
+        z, n = (step.draws.normal(f"posterior-{k}", step.index, like) for k, like in enumerate((step.x_t.detach(), e)))
+        d = idct(self.variances.sqrt() * z)
+        return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
 
 
 def _solve(
@@ -112,6 +125,17 @@ def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: in
     mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
     w = _solve(measurement, variances, measurement.residual(mean), iterations, 1e-4)
     return mean + idct(variances * dct(w))
+
+
+def gaussian_draw(problem: Problem) -> Tensor:
+    """A draw of the posterior of Gaussian data with the second moments of the prior, shape (B, ...) of the canvas."""
+    measurement, found = problem.measurement, moments_of(problem.prior, problem.measurement.shape)
+    like = problem.like()
+    variances, mean = found.spectrum(measurement.shape).to(like), found.centre(measurement.shape).to(like)
+    x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
+    n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
+    w = _solve(measurement, variances, measurement.residual(x) - n, 200, 1e-4)
+    return x + idct(variances * dct(w))
 
 
 def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments:
