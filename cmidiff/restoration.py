@@ -88,8 +88,12 @@ def restore(
     """
     prior = load_prior(prior) if isinstance(prior, str) else prior
     sampler = Ancestral() if sampler is None else SAMPLERS.resolve(sampler)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
     cmi = _correction(cmi)
     chosen: Solver | None = None if solver is None else SOLVERS.resolve(solver)
+    if not isinstance(chosen, Solver | None):
+        raise TypeError(f"solver must be a Solver or its name, one of {', '.join(SOLVERS)}, received {solver!r}")
     point: Solver | None = chosen if chosen is not None and chosen.point else None
     if chosen is None:
         chosen, point = (CADPS(), DPIR()) if isinstance(physics, LinearPhysics) else (DPS(), None)

@@ -183,8 +183,8 @@ COVARIANCES: dict[str, Covariance] = {
     "diagonal-paper": of_paper(),
     "row-sum": RowSum(),
     "exact": Exact(20),
-    "moments": SecondMoments(),
-    "hybrid": Hybrid(low=Exact(20)),
+    "moments": SecondMoments(tolerance=1e-10),
+    "hybrid": Hybrid(high=SecondMoments(tolerance=1e-10), low=Exact(20)),
 }
 
 
