@@ -10,6 +10,7 @@ which ignores that the denoiser knows more in smooth regions than at edges.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import Denoiser
+from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
 
 START = 4.0  # sigma_t / alpha_t: above it the noise hides what images have beyond their second moments
@@ -160,14 +162,19 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
 
 @torch.no_grad()
 def draw(prior: Denoiser, shape: tuple[int, ...]) -> Tensor:
-    """Samples of a prior by DDIM, shape (`SAMPLES`, ...), alike in every run."""
+    """Samples of a prior by DPM-Solver++ (2M), shape (`SAMPLES`, ...), alike in every run. In as many steps DDIM has
+    less than half of the variance at high frequencies."""
     x = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     times = prior.schedule.grid(STEPS)
     alpha, sigma = prior.schedule(times[0])
     x = x.to(prior.device or "cpu") * (alpha**2 + sigma**2) ** 0.5
-    for t, s in zip(times, [*times[1:], prior.schedule.end], strict=True):
+    before, h_before = x, math.inf
+    for t, s in pairs(times, prior.schedule.end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = prior.schedule(t), prior.schedule(s)
         x_hat = prior(x, t).mean
         x_hat = x_hat if prior.value_range is None else x_hat.clamp(*prior.value_range)
-        x = alpha_s * x_hat + sigma_s / sigma_t * (x - alpha_t * x_hat)
+        h = math.log(alpha_s * sigma_t / (alpha_t * sigma_s)) if sigma_s > 0 else 0.0
+        extrapolated = x_hat + h / h_before / 2 * (x_hat - before)
+        x = alpha_s * extrapolated + sigma_s / sigma_t * (x - alpha_t * extrapolated)
+        before, h_before = x_hat, h
     return x

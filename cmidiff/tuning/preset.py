@@ -171,7 +171,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _storable(hint: Any) -> bool:
-    return any(_description(one) for one in _alternatives(hint))
+    return any(one is Covariance or _description(one) for one in _alternatives(hint))
 
 
 def _description(hint: Any) -> str:
@@ -206,6 +206,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     if takes_ramp and isinstance(value, dict):
         return _filled(Ramp, value, f"{where}: a ramp")
     words = [_description(one) for one in alternatives if _description(one)]
+    if Covariance in alternatives:
+        words = [f"a covariance, by name ({', '.join(COVARIANCES)}) or as a table {{ name = ... }}"]
     words += ["a ramp { start = ..., end = ... }"] if takes_ramp else []
     raise ValueError(f"{where} must be {' or '.join(words)}, received {value!r}")
 
