@@ -39,13 +39,13 @@ def stroke(image: PIL.Image, colour: object) -> PIL.Image:
 
 def touched() -> NDArray[np.bool_]:
     """Pixels of which a tenth or more is painted; those of less may count or not."""
-    return np.asarray(stroke(PIL.new("L", (SIZE, SIZE)), 255)) >= 26
+    return np.asarray(stroke(PIL.new("L", (SIZE, SIZE)), 255)) >= np.uint8(26)
 
 
 def grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
     from scipy.ndimage import binary_dilation
 
-    return binary_dilation(mask, np.ones((3, 3)), iterations=by)
+    return np.asarray(binary_dilation(mask, np.ones((3, 3)), iterations=by), np.bool_)
 
 
 def painted_masks(photo: Path) -> dict[str, PIL.Image]:
