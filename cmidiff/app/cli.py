@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cmidiff.app import options as o
-from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
+from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, bad_input, say
 from cmidiff.app.show import out, table
 from cmidiff.files import check_outputs
 
@@ -424,7 +424,7 @@ def train(
     try:
         loaded = TrainConfig.load(config)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     run(loaded)
 
 

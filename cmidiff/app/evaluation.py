@@ -16,7 +16,7 @@ from rich.table import Table
 from typer import BadParameter
 
 from cmidiff import load_prior
-from cmidiff.app.errors import BadInput, unknown
+from cmidiff.app.errors import BadInput, bad_input, unknown
 from cmidiff.app.options import check_prior, device_of, given
 from cmidiff.app.show import err, out
 from cmidiff.evaluate import estimate
@@ -180,7 +180,7 @@ def _prior(config: Config, device: str) -> Any:
     try:
         return load_prior(config.prior, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
 
 
 @contextmanager
