@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cmidiff.app import options as o
-from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
+from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, bad_input, say
 from cmidiff.app.show import out, table
 from cmidiff.files import check_outputs
 
@@ -347,10 +347,10 @@ def evaluate_(
         tasks=e.words(tasks),
         solvers=e.words(solvers),
         cmi=None if cmi is None else tuple(e.words(cmi) or ()),
-        eta=e.numbers("--eta", eta, float),
-        steps=e.numbers("--steps", steps, int),
+        eta=e.numbers("--eta", eta, o.number(-1e6, 1e6)["parser"]),
+        steps=e.numbers("--steps", steps, o.whole(1, o.MOST)["parser"]),
         samples=samples,
-        seeds=e.numbers("--seed", seed, int),
+        seeds=e.numbers("--seed", seed, o.whole(0, 2**63 - 1)["parser"]),
         prior=prior,
         noise_std=noise_std,
         size=size,
@@ -424,7 +424,7 @@ def train(
     try:
         loaded = TrainConfig.load(config)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     run(loaded)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cmidiff import files, load_prior
-from cmidiff.app.errors import BadInput
+from cmidiff.app.errors import bad_input
 from cmidiff.app.figures import Tile, side_by_side
 from cmidiff.app.problem import Problem, degraded, task_of
 from cmidiff.app.run import Row, judged
@@ -57,7 +57,7 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     try:
         network = load_prior(prior, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     shown: list[tuple[Row, Tensor]] = []
     with progress(TOTAL) as line:
         for contender in CONTENDERS:

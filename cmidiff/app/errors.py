@@ -32,6 +32,12 @@ def unknown(what: str, received: str, names: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {what} {received!r}: {hint}")
 
 
+def bad_input(error: Exception) -> BadInput:
+    """The error of a library as one of the command line."""
+    unread = isinstance(error, OSError) and error.filename is not None
+    return BadInput(f"cannot read {error.filename} ({error.strerror})" if unread else str(error))
+
+
 def say(message: object) -> None:
     """One line on standard error, whatever is in the message."""
     print(" ".join(str(message).split()), file=sys.stderr)
@@ -41,6 +47,9 @@ def report(error: Exception) -> int:
     """Say in one line what went wrong, and return the exit code for it."""
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ValueError):
+        say(f"cmidiff: {error}")
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno is None:  # one of ours, as FileNotFoundError("no weights at ...")
         say(f"cmidiff: {error}")
         return BAD_INPUT
     if isinstance(error, OSError):

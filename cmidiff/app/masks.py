@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import label
+from scipy.ndimage import binary_dilation, label
 from torch import Tensor
 
 from cmidiff.app.errors import BadInput, say
@@ -129,6 +129,7 @@ def _painted_over(mask: NDArray[np.float32], alpha: NDArray[np.float32], photo: 
         parts = np.empty(differs.shape, np.int32)
         label(differs, np.ones((3, 3)), parts)
         differs &= np.isin(parts, np.unique(parts[difference > STROKE]))
+        differs = binary_dilation(differs, iterations=2)  # and JPEG blurs their edges
     return differs | ~kept
 
 

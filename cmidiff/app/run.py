@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cmidiff import __version__, files, load_prior
-from cmidiff.app.errors import BadInput, say
+from cmidiff.app.errors import BadInput, bad_input, say
 from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
 from cmidiff.app.masks import overlay
 from cmidiff.app.problem import Problem
@@ -102,7 +102,7 @@ def load_prior_of(settings: Settings) -> Denoiser:
     try:
         return load_prior(settings.prior, device=settings.device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
 
 
 def open_folder(

@@ -80,8 +80,10 @@ def load_preset(path: str | Path) -> Preset:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the preset {path} ({error}): make one with cmidiff tune") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the preset {path} ({error.strerror}): make one with cmidiff tune") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the preset {path} is not a text file: make one with cmidiff tune") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the preset {path} is not valid TOML: {error}") from error
     try:
