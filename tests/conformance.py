@@ -28,7 +28,7 @@ from torch import Tensor
 from cmidiff.guidance import CADPS, DPS, DSG, MCG, PiGDM
 from cmidiff.guidance.base import Guidance
 from cmidiff.measurement import Measurement
-from cmidiff.prior import NetworkPrior, Prediction
+from cmidiff.prior import NetworkPrior, Prediction, Prior
 from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, sample
 from cmidiff.schedule import DDPM, VE
 from cmidiff.step import Kernel, Step
@@ -207,12 +207,11 @@ class ReplacedPiGDM(PiGDM):
         return x_s + alpha_t * alpha_s * self._r2(step) * self.pull(step) * (1 - known)
 
 
-class FlooredVE:
+class FlooredVE(Prior):
     """k-diffusion's wrapping of a DDPM network: ``x_0`` from the level below ``t(sigma)``, clipped."""
 
     value_range = (-1.0, 1.0)
-    channels: int | None = 3
-    multiple = 1
+    channels = 3
 
     def __init__(self, network: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.schedule = VE()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional, misfit_gradient
 from cmidiff.information import CMI
-from cmidiff.prior.base import Prediction
+from cmidiff.prior import Prediction, WrappedPrior
 from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, sample
 from cmidiff.step import Kernel, Step, evaluate
 from tests.cases import F64, measured, mixture, randn, rows, step_at
@@ -20,15 +20,11 @@ ROWS, D, M = 3, 6, 2
 EVERYWHERE = (0.0, float("inf"))
 
 
-class Counting:
+class Counting(WrappedPrior):
     """A mixture that notes each evaluation: rows, and whether a graph is built."""
-
-    value_range = channels = None
-    multiple = 1
 
     def __init__(self) -> None:
         self.inner = mixture(D, 3)
-        self.schedule = self.inner.schedule
         self.calls: list[tuple[int, bool]] = []
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmidiff.guidance import CADPS, DPS, Unconditional
 from cmidiff.information import CMI
-from cmidiff.prior import GaussianMixture, NetworkPrior, Prediction
+from cmidiff.prior import GaussianMixture, NetworkPrior, Prediction, Prior
 from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, Trace, sample, start
 from cmidiff.schedule import DDPM, VE, VP, RectifiedFlow, Schedule, karras
 from cmidiff.step import Kernel
@@ -158,12 +158,8 @@ def test_churned_state_has_the_variance_of_its_level():
 # learned variance
 
 
-class Headed:
+class Headed(Prior):
     """A prior whose head asks for a given fraction of the log-variance."""
-
-    value_range = None
-    channels: int | None = None
-    multiple = 1
 
     def __init__(self, fraction: Tensor) -> None:
         self.schedule, self.fraction = DDPM.linear(), fraction
