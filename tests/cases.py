@@ -225,22 +225,6 @@ def pictures(shape: Shape, *, seed: int = 0, schedule: Schedule | None = None) -
     return GaussianMixture(torch.full((3,), 1 / 3, dtype=F64), means, torch.full_like(means, 0.01), schedule)
 
 
-class Facts:
-    """The facts of a prior that a test does not care about."""
-
-    value_range: tuple[float, float] | None = None
-    channels: int | None = None
-    multiple = 1
-    dtype = None
-    device = None
-    name = "stub"
-    smooth = True
-    min_ratio = 0.0
-    max_ratio = math.inf
-    variance = 1.0
-    second_moments = None
-
-
 # a step, and random numbers
 
 

@@ -28,12 +28,12 @@ from torch import Tensor
 from cmidiff.covariance import isotropic_variance
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
-from cmidiff.prior import NetworkPrior, Prediction
+from cmidiff.prior import NetworkPrior, Prediction, Prior
 from cmidiff.samplers import DDIM, Ancestral, ProbabilityFlow
 from cmidiff.schedule import DDPM, VE
 from cmidiff.solvers import DPS, DSG, MCG, CADPSReleased, PiGDM, Solver
 from cmidiff.step import Carry, Sampler, Step
-from tests.cases import Facts, problem_of
+from tests.cases import problem_of
 
 TOLERANCE = 1e-7
 TOLERANCE_FLOAT32 = 1e-3
@@ -213,7 +213,7 @@ class ReplacedPiGDM(PiGDM):
         return x_s + alpha_t * alpha_s * r2 * self.pull(step) * (1 - known), carry
 
 
-class FlooredVE(Facts):
+class FlooredVE(Prior):
     """k-diffusion's wrapping of a DDPM network: ``x_0`` from the level below ``t(sigma)``, clipped."""
 
     value_range = (-1.0, 1.0)

@@ -14,7 +14,7 @@ from cmidiff.covariance.diagonal import of_paper
 from cmidiff.information import CMI
 from cmidiff.loop import sample
 from cmidiff.moments import SecondMoments as Moments
-from cmidiff.prior.base import Prediction
+from cmidiff.prior.base import Prediction, Prior
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.solvers import (
     CADPS,
@@ -29,20 +29,19 @@ from cmidiff.solvers import (
     misfit_gradient,
 )
 from cmidiff.step import Carry, Problem, Sampler, Step
-from tests.cases import F64, Facts, measured, mixture, problem_of, randn, step_at
+from tests.cases import F64, measured, mixture, problem_of, randn, step_at
 
 ROWS, D, M = 3, 6, 2
 EVERYWHERE = (0.0, float("inf"))
 
 
-class Counting(Facts):
+class Counting(Prior):
     """A mixture that notes each evaluation: rows, and whether a graph is built."""
 
     second_moments: Any = Moments(torch.zeros(D, dtype=F64), torch.ones(D, dtype=F64))
 
     def __init__(self) -> None:
         self.inner = mixture(D, 3)
-        self.schedule = self.inner.schedule
         self.calls: list[tuple[int, bool]] = []
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:

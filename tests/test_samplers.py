@@ -13,7 +13,7 @@ from cmidiff import registry
 from cmidiff.covariance import Exact
 from cmidiff.information import CMI
 from cmidiff.loop import Trace, sample
-from cmidiff.prior import GaussianMixture, NetworkPrior, Prediction
+from cmidiff.prior import GaussianMixture, NetworkPrior, Prediction, Prior
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.schedule import DDPM, VE, VP, RectifiedFlow, Schedule, karras
 from cmidiff.solvers import CADPS, DPS, PiGDM, Solver, Unconditional
@@ -24,7 +24,6 @@ from tests.cases import (
     SAMPLERS,
     SOLVERS,
     Bulk,
-    Facts,
     gaussian,
     gaussian_posterior,
     measured,
@@ -323,7 +322,7 @@ def test_churned_state_has_the_variance_of_its_level():
 # learned variance
 
 
-class Headed(Facts):
+class Headed(Prior):
     """A prior whose head asks for a given fraction of the log-variance."""
 
     def __init__(self, fraction: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -81,7 +82,9 @@ class CommandLine(TyperGroup):
         **extra: Any,
     ) -> Any:
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *place: say(f"note: {message}")
+                code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except TyperException as error:
             say(f"cmidiff: {error.format_message()} (--help lists what there is)")
             code = BAD_INPUT
