@@ -114,7 +114,7 @@ def card(
         "configuration": {
             k: v
             for k, v in config.source.items()
-            if k not in ("out", "export_to", "cache", "images", "photographs", "validation")
+            if k not in ("out", "export_to", "cache", "initial", "teacher", "images", "photographs", "validation")
         },
     }
 
