@@ -36,7 +36,7 @@ from cmidiff.train.optimiser import MuonAdamW, orthogonalise
 from cmidiff.train.teacher import MAX_SIGMA, MIN_SIGMA, FFDNet, teach
 from cmidiff.train.validate import clean, denoising
 
-SHIPPED = Path(__file__).parents[1] / "cmidiff" / "train" / "natural-64.toml"
+SHIPPED = Path(__file__).parents[1] / "cmidiff" / "train"
 
 
 def smooth_image(rng: np.random.Generator, side: int) -> Image.Image:
@@ -340,6 +340,10 @@ def test_a_run_starts_from_exported_weights(config: TrainConfig) -> None:
     state = new_state(replace(config, initial=folder))
     assert_equal(read(folder).state_dict(), state.network.state_dict())
     assert_equal(read(folder).state_dict(), state.average.state_dict())
+    again = run(replace(config, initial=folder, out=config.out.with_name("second"), steps=1, validation=None)).folder
+    card = json.loads((again / "card.json").read_text())
+    assert (card["started_from"]["name"], card["started_from"]["steps"]) == ("tiny", 3)
+    assert card["started_from"]["sha256"] in (again / "README.md").read_text()
     with pytest.raises(ValueError, match="holds another network"):
         new_state(replace(config, initial=folder, channels=(16, 16)))
     with pytest.raises(FileNotFoundError, match="no exported prior"):
@@ -423,7 +427,7 @@ def test_the_exported_folder_says_what_it_is(config: TrainConfig) -> None:
     card = json.loads((folder / "card.json").read_text())
     assert (card["parametrisation"], card["patch_size"], card["steps"], card["images_seen"]) == ("v", 2, 2, 16)
     assert (card["licence"], card["data"]) == ("free", "gradients")
-    assert len(card["validation"]) == 9
+    assert len(card["validation"]) == 10
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["prediction_type"], scheduler["beta_schedule"]) == ("v_prediction", "linear")
     assert (scheduler["beta_start"], scheduler["beta_end"], scheduler["num_train_timesteps"]) == (1e-4, 0.02, 1000)
@@ -545,11 +549,13 @@ def test_a_wrong_toml_is_explained(tmp_path: Path, text: str, message: str) -> N
     assert message in str(caught.value)
 
 
-def test_the_shipped_configuration_loads() -> None:
-    config = TrainConfig.load(SHIPPED)
-    assert config.name == "natural-64"
+@pytest.mark.parametrize("name", ["natural-64", "cats-64"])
+def test_the_shipped_configurations_load(name: str) -> None:
+    path = SHIPPED / f"{name}.toml"
+    config = TrainConfig.load(path)
+    assert config.name == name
     assert config.multiple == 8
-    assert config.export_to.resolve().is_relative_to(SHIPPED.parents[2] / "runs")  # never over the shipped weights
+    assert config.export_to.resolve().is_relative_to(SHIPPED.parents[1] / "runs")  # never over the shipped weights
     with pytest.raises(FileNotFoundError, match="no training configuration"):
-        TrainConfig.load(SHIPPED.with_name("absent.toml"))
-    assert math.isclose(TrainConfig.load(SHIPPED, seconds=7).seconds, 7.0)
+        TrainConfig.load(path.with_name("absent.toml"))
+    assert math.isclose(TrainConfig.load(path, seconds=7).seconds, 7.0)
