@@ -52,12 +52,12 @@ def prior_denoiser(name: str) -> Denoise:
 
 def ffdnet_denoiser(path: Path) -> tuple[Denoise, float]:
     """Return FFDNet as ``(noisy image in [0, 1], sigma) -> clean image``, and its largest noise level."""
-    from cmidiff.train.teacher import MAX_SIGMA, FFDNet
+    from cmidiff.train.teacher import MAX_SIGMA, load_teacher
 
-    network = FFDNet(path)
+    network = load_teacher(path)
 
     def denoise(noisy: Tensor, sigma: float) -> Tensor:
-        return (network(2 * noisy - 1, torch.full((len(noisy),), 2 * sigma)) + 1) / 2
+        return network(noisy, torch.full((len(noisy),), sigma))
 
     return denoise, MAX_SIGMA
 

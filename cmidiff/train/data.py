@@ -149,9 +149,16 @@ def _open(archives: tuple[Path, ...]) -> Iterator[Image.Image]:
                     raise ValueError(f"{archive} holds no image with an ending of {', '.join(ENDINGS)}; name another")
                 for member in track(found, f"decoding {archive.name}"):
                     if file := tar.extractfile(member):
-                        yield Image.open(io.BytesIO(file.read())).convert("RGB")
+                        yield _decode(file.read(), f"{archive}, {member.name}")
         except tarfile.TarError as error:
             raise ValueError(f"{archive} is not a readable tar archive ({error}); name one of images") from error
+
+
+def _decode(data: bytes, where: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{where} is not a readable image; remove it from the archive") from error
 
 
 def _key(archives: tuple[Path, ...]) -> str:

@@ -32,7 +32,7 @@ from cmidiff.train.data import Dataset, images, to_tensor
 from cmidiff.train.export import export
 from cmidiff.train.figures import draw_curve, draw_examples
 from cmidiff.train.noise import draw_times, kernel
-from cmidiff.train.teacher import FFDNet, teach
+from cmidiff.train.teacher import Teacher, load_teacher, teach
 from cmidiff.train.validate import LevelLoss, denoising
 
 CHECKPOINT = "checkpoint.pt"
@@ -152,7 +152,7 @@ def progress(config: TrainConfig, state: State) -> float:
 
 
 def v_loss(
-    network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool, teacher: FFDNet | None = None
+    network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool, teacher: Teacher | None = None
 ) -> Tensor:
     """Return ``|v_theta(x_t, t) - v|^2`` averaged over the batch: a scalar.
 
@@ -181,7 +181,7 @@ class _Trainer:
         self.config, self.data, self.held_out, self.state, self.path = config, data, held_out, state, path
         self.compiled: Network = torch.compile(state.network, dynamic=False) if config.compile else state.network
         self.folder = path.parent
-        self.teacher = FFDNet(config.teacher).to(config.device) if config.teacher else None
+        self.teacher = load_teacher(config.teacher).to(config.device) if config.teacher else None
         self.levels: list[LevelLoss] = []
         self.loss = math.nan
         self.stopped = False
