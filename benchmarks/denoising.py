@@ -14,12 +14,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
-from cmidiff.images import decoded, sources
+from cmidiff.images import read_source, sources
 from cmidiff.metrics import psnr
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -30,10 +29,10 @@ def read_images(where: Path, pattern: str, count: int) -> Tensor:
     found = [one for one in sources(where) if fnmatch(Path(one.name).name, pattern)][:count]
     if not found:
         raise typer.BadParameter(f"There is no image {pattern!r} in {where}. Correct --images or --pattern.")
-    pixels = [decoded(one.read(), None) for one in found]
-    if len({p.shape for p in pixels}) > 1:
+    images = [read_source(one) for one in found]
+    if len({x.shape for x in images}) > 1:
         raise typer.BadParameter(f"The images in {where} have several sizes. Choose those of one size with --pattern.")
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    return torch.stack(images)
 
 
 def prior_denoiser(name: str) -> Denoise:

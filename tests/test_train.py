@@ -465,7 +465,7 @@ def test_the_command_line_explains_what_is_wrong_in_one_line(config: TrainConfig
     absent = write_toml(config, tmp_path / "absent.toml", images=(tmp_path / "absent.tar",))
     assert "absent.tar" in complain(absent)
     (tmp_path / "text.tar").write_text("no archive")
-    assert "not a readable tar archive" in complain(
+    assert "neither a folder nor a tar archive" in complain(
         write_toml(config, tmp_path / "text.toml", photographs=(tmp_path / "text.tar",))
     )
     empty = pack(tmp_path / "empty.tar", [])
@@ -476,14 +476,14 @@ def test_the_command_line_explains_what_is_wrong_in_one_line(config: TrainConfig
     with tarfile.open(tmp_path / "damaged.tar", "w") as tar:
         tar.add(tmp_path / "text.tar", "damaged.png")
     damaged = write_toml(config, tmp_path / "damaged.toml", images=(tmp_path / "damaged.tar",))
-    assert "damaged.png is not a readable image" in complain(damaged)
+    assert "damaged.png cannot be used" in complain(damaged)
     assert command("train", str(path))[0] == 0
     kept = (config.out / CHECKPOINT).read_bytes()
     longer = write_toml(config, tmp_path / "longer.toml", steps=4)
     with largest_file(10_000):
         assert "cannot be written" in complain(longer, "--resume")
     assert (config.out / CHECKPOINT).read_bytes() == kept
-    assert [file.name for file in config.out.glob("*.partial")] == []
+    assert [file.name for file in config.out.glob(".*.part")] == []
     other = write_toml(config, tmp_path / "other.toml", channels=(16, 16))
     assert "another network" in complain(other, "--resume")
     assert "another network or optimiser" in complain(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import Optimizer
 
+from cmidiff.files import write
 from cmidiff.prior.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.export import read
@@ -91,20 +91,14 @@ def save(state: State, path: Path) -> None:
         },
         buffer,
     )
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
+        write(path, buffer.getvalue())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         size = len(buffer.getbuffer()) / 2**20
         raise OSError(
             f"the checkpoint {path} of {size:.0f} MiB cannot be written ({error.strerror}): make room there and resume "
             "from the last one"
         ) from error
-    partial.replace(path)
 
 
 def load(state: State, path: Path) -> None:

@@ -7,9 +7,7 @@ restore. Crops of photographs are cut anew at every step: the position, the scal
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from cmidiff.images import read_source, sources
 from cmidiff.train.config import TrainConfig
 
 Bytes = NDArray[np.uint8]
-ENDINGS = (".jpg", ".jpeg", ".png")
 MAX_FACTOR = 4.0
 
 
@@ -114,7 +112,7 @@ def to_tensor(pixels: Bytes) -> Tensor:
 def images(archives: tuple[Path, ...], size: int, cache: Path) -> Bytes:
     """Return every image, cropped at its centre to ``size``: (N, size, size, 3) uint8, memory-mapped from the cache."""
     return _cached(
-        cache, f"images-{size}-{_key(archives)}", lambda: np.stack([_centre(i, size) for i in _open(archives)])
+        cache, f"images-{size}-{_key(archives)}", lambda: np.stack([_centre(i, size) for i in _read(archives)])
     )
 
 
@@ -123,42 +121,29 @@ def _cut(pixels: Bytes, side: int, rng: np.random.Generator) -> Bytes:
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
-def _centre(image: Image.Image, size: int) -> Bytes:
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    if left < 0 or top < 0:
+def _centre(pixels: Bytes, size: int) -> Bytes:
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    if top < 0 or left < 0:
         raise ValueError(
-            f"a training image of {image.width} x {image.height} is smaller than the training size {size}; remove it"
+            f"a training image of {pixels.shape[1]} x {pixels.shape[0]} is smaller than the training size {size}; "
+            "remove it"
         )
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return pixels[top : top + size, left : left + size]
 
 
 def _shapes(archives: tuple[Path, ...]) -> NDArray[np.int32]:
-    return np.array([(image.height, image.width) for image in _open(archives)], np.int32)
+    return np.array([pixels.shape[:2] for pixels in _read(archives)], np.int32)
 
 
 def _flat(archives: tuple[Path, ...]) -> Bytes:
-    return np.concatenate([np.asarray(image).ravel() for image in _open(archives)])
+    return np.concatenate([pixels.ravel() for pixels in _read(archives)])
 
 
-def _open(archives: tuple[Path, ...]) -> Iterator[Image.Image]:
+def _read(archives: tuple[Path, ...]) -> Iterator[Bytes]:
+    """The images of the archives, (H, W, 3) each."""
     for archive in archives:
-        try:
-            with tarfile.open(archive) as tar:
-                found = [m for m in tar.getmembers() if m.isfile() and m.name.lower().endswith(ENDINGS)]
-                if not found:
-                    raise ValueError(f"{archive} holds no image with an ending of {', '.join(ENDINGS)}; name another")
-                for member in track(found, f"decoding {archive.name}"):
-                    if file := tar.extractfile(member):
-                        yield _decode(file.read(), f"{archive}, {member.name}")
-        except tarfile.TarError as error:
-            raise ValueError(f"{archive} is not a readable tar archive ({error}); name one of images") from error
-
-
-def _decode(data: bytes, where: str) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where} is not a readable image; remove it from the archive") from error
+        for source in track(sources(archive), f"decoding {archive.name}"):
+            yield (read_source(source) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def _key(archives: tuple[Path, ...]) -> str:
