@@ -1,6 +1,6 @@
 """What the estimate of each solver is worth along the run: PSNR of ``x_hat'`` by noise level.
 
-A solver whose ``x_hat'`` is poor at high noise spends its first steps on nothing. ``x_hat`` is the denoised image before
+A solver whose estimate is poor at high noise spends its first steps on nothing. ``x_hat`` is the denoised image before
 the measurement acts on it, ``x_hat'`` what the sampler steps with: ``(x_s - a x_t - std z) / b`` of each step.
 
     python benchmarks/trajectory.py IMAGES --task denoise

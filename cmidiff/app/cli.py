@@ -417,15 +417,21 @@ def priors() -> None:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file as cmidiff/train/natural-64.toml.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    cool_down: Annotated[
+        int, typer.Option(min=0, help="Lower the rate to zero in this many steps from the last checkpoint, and export.")
+    ] = 0,
+    export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint without training.")] = False,
 ) -> None:
-    """Train a prior, or go on training it."""
-    from cmidiff.train import TrainConfig, run
+    """Train a prior, resume a run, or export its last checkpoint."""
+    from cmidiff.train import TrainConfig, run, snapshot
 
     try:
         loaded = TrainConfig.load(config)
-    except (ValueError, OSError) as error:
+        result = snapshot(loaded) if export else run(loaded, resume=resume, cool_down=cool_down)
+    except (ValueError, OSError, FloatingPointError) as error:
         raise bad_input(error) from error
-    run(loaded)
+    print(result.folder)
 
 
 @app.command()
