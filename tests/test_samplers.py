@@ -173,8 +173,8 @@ def test_second_order_extrapolates_from_the_last_two_images():
 
 
 def linear_gaussian(prior: GaussianMixture, times: list[float], variance: str) -> tuple[Tensor, Tensor]:
-    """Mean and covariance that ancestral sampling has after its steps, which may go back in time, by Bayes' rule for each
-    and no sample."""
+    """Mean and covariance that ancestral sampling has after its steps, which may go back in time, by Bayes' rule for
+    each and no sample."""
     eye, mu, cov = torch.eye(D, dtype=F64), prior.means[0], prior.covariance_matrices()[0]
     m, p = torch.zeros(D, dtype=F64), eye
     for t, s in zip(times, [*times[1:], -1.0], strict=True):

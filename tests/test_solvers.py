@@ -521,10 +521,11 @@ def test_dpir_of_one_level_is_the_wiener_estimate_fitted_and_denoised_once():
 
 def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measurement():
     problem = problem_of(mixture(schedule=VE()), measured(MATRIX, Y, NOISE))
+    unit = math.sqrt(problem.prior.variance)  # of a signal without a range
     times = torch.tensor(DPIR(start_level=4.0).times(problem, 5), dtype=F64)
-    torch.testing.assert_close(times.log2(), torch.linspace(2.0, math.log2(NOISE), 5, dtype=F64))
+    torch.testing.assert_close(times.log2(), torch.linspace(math.log2(4 * unit), math.log2(NOISE), 5, dtype=F64))
     polished = DPIR(polish_level=2.0).times(replace(problem, initial=randn(B, D)), 5)
-    assert (polished[0], polished[-1]) == pytest.approx((2.0, NOISE))
+    assert (polished[0], polished[-1]) == pytest.approx((2 * unit, NOISE))
 
 
 def test_draws_of_the_gaussian_posterior_make_exact_samples_in_any_number_of_steps():
