@@ -43,7 +43,7 @@ def test_conjugate_gradient_after_k_steps_is_optimal_in_the_krylov_space():
 
 
 def test_conjugate_gradient_reports_its_residual_and_keeps_to_its_tolerance():
-    s, b = batch(), randn(3, 7)
+    s, b = batch(d=40), randn(3, 40)
     b[2] = 0.0
     for options in ({"iterations": 2}, {"iterations": 40, "tolerance": 1e-3}, {"iterations": 40}):
         found = conjugate_gradient(times(s), b, **options)

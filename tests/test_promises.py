@@ -30,6 +30,7 @@ from cmidiff import (
     restore,
 )
 from cmidiff.covariance import Isotropic
+from cmidiff.moments import SecondMoments
 from cmidiff.physics import TASKS
 from cmidiff.result import MISFIT_BOUND, Progress, RestorationWarning
 from cmidiff.solvers import CADPSReleased, Solver
@@ -218,7 +219,8 @@ def test_eta_zero_is_the_base_solver(solver: Solver, contraction: str, problem: 
         ({"sampler": "ancestrl"}, "unknown sampler 'ancestrl': did you mean ancestral"),
         ({"first_sample": -1}, "first_sample"),
         ({"steps": 0}, "steps"),
-        ({"steps": 5000}, "at most 1000"),
+        ({"steps": True, "solver": "pigdm"}, "steps"),
+        ({"steps": 5000, "solver": "pigdm"}, "at most 1000"),
         ({"seed": [1, 2]}, "seed"),
         ({"value_range": (1.0, 0.0)}, "value_range"),
     ],
@@ -312,6 +314,7 @@ def test_a_diverged_sample_is_a_status_and_costs_no_other(problem: tuple[Tensor,
 def test_a_signal_without_a_range_diverges_with_a_status(solver: str) -> None:
     """A denoiser that enlarges its argument: nothing is clipped, and states grow without bound."""
     prior = NetworkPrior(lambda x, t: 30 * x, "x0", channels=None, value_range=None)
+    prior.second_moments = SecondMoments(torch.zeros(12).double(), torch.ones(12).double())
     task = physics.from_callable(lambda x: x[..., ::2], (12,), noise_std=0.1)
     y = torch.ones(2, 6)
     y[1] = 0.0

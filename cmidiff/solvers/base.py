@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Problem, Step
 
 
@@ -81,7 +82,7 @@ class PosteriorMean(Solver):
 
 def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]:
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
-    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(steps)]
+    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
     return [problem.prior.schedule.time(ratio) for ratio in ratios]
 
 

@@ -103,13 +103,14 @@ class CADPS(PosteriorMean):
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
         high = self._sigma.start * self._unit(problem)
-        if math.isinf(high) or high >= _noisiest(problem):
+        if self.scale == 0 or math.isinf(high) or high >= _noisiest(problem):
             return super().times(problem, steps)
         return levels(problem, steps, high, LAST * self._unit(problem))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
-        if math.isinf(self._sigma.start) or sigma_t / alpha_t > 1.01 * self._sigma.start * self._unit(problem):
+        high = self._sigma.start * self._unit(problem)
+        if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
 
