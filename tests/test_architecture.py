@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
-    ("schedule", "krylov", "draws", "physics", "images"),
+    ("schedule", "krylov", "draws", "images"),
+    ("physics",),
     ("metrics", "whitening", "prior"),
     ("measurement",),
     ("step",),
