@@ -832,7 +832,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "priors.md"
 SNIPPETS = [part for part in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "import torch" in part]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["function", "azula"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["denoiser", "function", "azula"])
 def test_the_documentation_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "azula" in snippet:
         pytest.importorskip("azula")
