@@ -14,10 +14,8 @@ that over its standard error. The truth has such a ``z`` too: chance alone.
     python benchmarks/large_pictures.py --data ../shared/data/bsds/test.tar --side 512 --tile 128 --overlap 32 --count 1
 """
 
-import io
 import math
 import resource
-import tarfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from torch import Tensor
 
 from cmidiff import CADPS, DPS, PiGDM, load_prior, measure, restore
 from cmidiff.guidance import Guidance
+from cmidiff.images import read_source, sources, to_pil, write_image
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import inpaint_box, inpaint_random, super_resolution
 from cmidiff.prior.tiles import Tiled, starts
@@ -71,18 +70,16 @@ class Result:
 
 def read_pictures(archive: Path, count: int, side: int) -> Tensor:
     """(count, 3, side, side) in [0, 1]."""
-    with tarfile.open(archive) as tar:
-        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
-        chosen = members[:: max(1, len(members) // count)][:count]
-        files = [tar.extractfile(m) for m in chosen]
-        return torch.stack([_square(Image.open(io.BytesIO(f.read())), side) for f in files if f is not None])
+    found = sources(archive)
+    return torch.stack([_square(read_source(one), side) for one in found[:: max(1, len(found) // count)][:count]])
 
 
-def _square(image: Image.Image, side: int) -> Tensor:
+def _square(values: Tensor, side: int) -> Tensor:
+    image = to_pil(values)
     scale = max(1.0, side / min(image.size))
     size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    cut = image.convert("RGB").resize(size, Image.Resampling.LANCZOS).crop((left, top, left + side, top + side))
+    cut = image.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + side, top + side))
     return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
@@ -112,7 +109,7 @@ def run(setting: Setting, truth: Tensor, save: Path | None) -> Result:
         restored.append(restore(y, physics, prior, solver=solver, steps=setting.steps, seed=i, tile=None).mean)
         if save is not None:
             for name, picture in (("truth", x), ("restored", restored[-1][0]), ("measured", y[0])):
-                _write(save / f"{setting.task}-{setting.solver}-{setting.tile}-{i}-{name}.png", picture)
+                write_image(save / f"{setting.task}-{setting.solver}-{setting.tile}-{i}-{name}.png", picture)
     x_hat, seconds = torch.cat(restored).clamp(0, 1), time.process_time() - before
     side, tile = truth.shape[-1], setting.tile or 64
     begins = starts(side, tile, setting.overlap, network.multiple)
@@ -121,11 +118,6 @@ def run(setting: Setting, truth: Tensor, save: Path | None) -> Result:
     return Result(
         psnr(x_hat, truth).tolist(), ssim(x_hat, truth).tolist(), seconds, gib, seam(x_hat, lines), seam(truth, lines)
     )
-
-
-def _write(path: Path, picture: Tensor) -> None:
-    values = picture.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(values).save(path)
 
 
 def paired(ours: list[float], theirs: list[float]) -> str:

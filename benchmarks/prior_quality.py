@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from deepinv.optim import TVPrior
@@ -31,7 +30,7 @@ from deepinv.physics import LinearPhysics
 from rich.console import Console
 from torch import Tensor
 
-from cmidiff.images import decoded, sources
+from cmidiff.images import read_source, sources
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import deblur_gaussian, from_mask, measure, random_mask, super_resolution
 
@@ -57,8 +56,8 @@ def read_images(archive: Path, count: int) -> tuple[Tensor, Tensor]:
     if step < 2:
         raise typer.BadParameter(f"{archive} holds {len(found)} images; {2 * count} are needed. Ask for fewer.")
     chosen = found[: count * step : step] + found[step // 2 : count * step : step]
-    pixels = torch.from_numpy(np.stack([decoded(one.read(), None) for one in chosen])).permute(0, 3, 1, 2).float() / 255
-    return pixels[:count], pixels[count:]
+    values = torch.stack([read_source(one) for one in chosen])
+    return values[:count], values[count:]
 
 
 def make_problem(task: str, truth: Tensor) -> Problem:

@@ -35,16 +35,16 @@ import numpy as np
 import torch
 import typer
 from deepinv.physics import LinearPhysics
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.profiler import ProfilerActivity, profile
 
 from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, measure, restore
 from cmidiff import physics as tasks
 from cmidiff.draws import SeededDraws
 from cmidiff.guidance import Guidance
-from cmidiff.images import decoded, sources
+from cmidiff.images import read_image, read_source, sources
 from cmidiff.information import Contraction, Estimator
 from cmidiff.measurement import Measurement
 from cmidiff.metrics import psnr
@@ -168,8 +168,8 @@ def bench(batch: int, task: str, device: torch.device) -> Bench:
 
 def picture(device: torch.device) -> Tensor:
     """The photograph of the demo, (1, 3, 64, 64) in [-1, 1]."""
-    rgb = np.asarray(Image.open(PICTURE).convert("RGB").resize((SHAPE[2], SHAPE[1]), Image.Resampling.BOX), np.float32)
-    return torch.from_numpy(rgb / 127.5 - 1).permute(2, 0, 1)[None].to(device)
+    values = read_image(PICTURE).values[None]
+    return (2 * interpolate(values, SHAPE[1:], mode="area") - 1).to(device)
 
 
 def corrections() -> dict[str, CMI]:
@@ -492,8 +492,7 @@ def quality_table(archive: Path, task: str, count: int, steps: int, device: torc
 def read_images(archive: Path, count: int) -> Tensor:
     """``count`` images evenly over the sorted names, (count, 3, 64, 64) in [0, 1]."""
     found = sources(archive)
-    pixels = np.stack([decoded(one.read(), None) for one in found[:: len(found) // count][:count]])
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
+    return torch.stack([read_source(one) for one in found[:: len(found) // count][:count]])
 
 
 def main(

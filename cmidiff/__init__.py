@@ -9,32 +9,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from cmidiff.guidance import CADPS as CADPS
-    from cmidiff.guidance import DPS as DPS
-    from cmidiff.guidance import DSG as DSG
-    from cmidiff.guidance import MCG as MCG
-    from cmidiff.guidance import PiGDM as PiGDM
-    from cmidiff.guidance import Ramp as Ramp
-    from cmidiff.guidance import Unconditional as Unconditional
     from cmidiff.information import CMI as CMI
     from cmidiff.physics import measure as measure
     from cmidiff.prior import GaussianMixture as GaussianMixture
     from cmidiff.prior import NetworkPrior as NetworkPrior
     from cmidiff.prior import load_prior as load_prior
-    from cmidiff.restoration import Restoration as Restoration
     from cmidiff.restoration import restore as restore
-    from cmidiff.sampler import DDIM as DDIM
-    from cmidiff.sampler import Ancestral as Ancestral
-    from cmidiff.sampler import ProbabilityFlow as ProbabilityFlow
+    from cmidiff.result import Restoration as Restoration
+    from cmidiff.samplers import DDIM as DDIM
+    from cmidiff.samplers import Ancestral as Ancestral
+    from cmidiff.samplers import ProbabilityFlow as ProbabilityFlow
+    from cmidiff.solvers import CADPS as CADPS
+    from cmidiff.solvers import DPIR as DPIR
+    from cmidiff.solvers import DPS as DPS
+    from cmidiff.solvers import DSG as DSG
+    from cmidiff.solvers import MCG as MCG
+    from cmidiff.solvers import PiGDM as PiGDM
+    from cmidiff.solvers import Ramp as Ramp
+    from cmidiff.solvers import Unconditional as Unconditional
 
 _HOME = {
-    **dict.fromkeys(("CADPS", "DPS", "DSG", "MCG", "PiGDM", "Ramp", "Unconditional"), "cmidiff.guidance"),
+    **dict.fromkeys(("CADPS", "DPIR", "DPS", "DSG", "MCG", "PiGDM", "Ramp", "Unconditional"), "cmidiff.solvers"),
     **dict.fromkeys(("GaussianMixture", "NetworkPrior", "load_prior"), "cmidiff.prior"),
-    **dict.fromkeys(("Restoration", "restore"), "cmidiff.restoration"),
-    **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.sampler"),
+    "Restoration": "cmidiff.result",
+    "restore": "cmidiff.restoration",
+    **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.samplers"),
     "CMI": "cmidiff.information",
     "measure": "cmidiff.physics",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "CADPS",
     "CMI",
     "DDIM",
+    "DPIR",
     "DPS",
     "DSG",
     "MCG",

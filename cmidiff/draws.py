@@ -32,15 +32,21 @@ class Draws(Protocol):
 
 @dataclass(frozen=True)
 class SeededDraws:
-    """One (seed, sample) for each row of the batch."""
+    """One (seed, sample) for each row of the batch.
 
-    rows: Sequence[tuple[int, int]]
+    The numbers are drawn in single precision on the CPU, whatever torch's defaults and the device of the run are.
+    """
+
+    rows: Sequence[tuple[int | str, int]]
 
     def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
-        rows = [torch.randn(like.shape[1:], generator=_generator(*row, stream, index)) for row in self.rows]
+        rows = [
+            torch.randn(like.shape[1:], generator=_generator(*row, stream, index), dtype=torch.float32, device="cpu")
+            for row in self.rows
+        ]
         return torch.stack(rows).to(like)
 
 
-def _generator(seed: int, sample: int, stream: str, index: int) -> torch.Generator:
+def _generator(seed: int | str, sample: int, stream: str, index: int) -> torch.Generator:
     digest = hashlib.blake2b(f"{seed}/{sample}/{stream}/{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)

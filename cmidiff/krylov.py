@@ -7,11 +7,13 @@ sample that has converged or broken down is frozen, so that no sample's result d
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+CHECK = 8  # iterations of conjugate gradients between two questions whether all samples have converged
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -30,10 +32,31 @@ def capped(x: Tensor, most: Tensor | float) -> Tensor:
     return x * per_sample((most / size).clamp_max(1.0), x)
 
 
+class Solution(NamedTuple):
+    """What conjugate gradients found.
+
+    Attributes:
+        x: the solution, shape (B, ...).
+        residual: ``|b - S x| / |b|``, shape (B,).
+    """
+
+    x: Tensor
+    residual: Tensor
+
+
 def conjugate_gradient(
-    operator: Operator, b: Tensor, *, iterations: int, tolerance: float = 1e-6, curvature: float = 0.0
-) -> Tensor:
+    operator: Operator,
+    b: Tensor,
+    *,
+    iterations: int,
+    tolerance: float = 1e-6,
+    curvature: float = 0.0,
+    precondition: Operator | None = None,
+) -> Solution:
     """Solve ``S x = b`` from ``x = 0`` for a symmetric positive ``S``, one system a sample.
+
+    A sample that has converged stays as it is, so that no result depends on the rest of the batch. Whether all have
+    is asked every `CHECK` iterations only: each question waits for the device.
 
     Args:
         operator: ``v -> S v``, shape (B, ...).
@@ -43,27 +66,29 @@ def conjugate_gradient(
         curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``: the operator is
             not the positive matrix it should be in that direction (a network's Jacobian need be neither symmetric nor
             positive).
+        precondition: ``r -> P r``, a symmetric positive approximation of ``S^-1``.
 
     Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
-    x, r, p = torch.zeros_like(b), b, b
-    rr = dot(r, r)
-    enough = tolerance**2 * rr
-    active = rr > enough
-    for _ in range(iterations):
-        if not bool(active.any()):
+    z = b if precondition is None else precondition(b)
+    x, r, p, rz = torch.zeros_like(b), b, z, dot(b, z)
+    bb = rr = dot(b, b)
+    active = rr > 0
+    for k in range(iterations):
+        if k % CHECK == CHECK - 1 and not bool(active.any()):
             break
         sp = operator(p)
         psp = dot(p, sp)
         active = active & (psp > curvature * dot(p, p)) & (psp > 0)
-        step = torch.where(active, rr / psp, 0.0)
+        step = torch.where(active, rz / psp, 0.0)
         x = x + per_sample(step, x) * p
-        r_new = torch.where(per_sample(active, r), r - per_sample(step, r) * sp, r)
-        rr_new = dot(r_new, r_new)
-        p = torch.where(per_sample(active, p), r_new + per_sample(rr_new / rr, p) * p, p)
-        r, rr = r_new, rr_new
-        active = active & (rr > enough)
-    return x
+        r = torch.where(per_sample(active, r), r - per_sample(step, r) * sp, r)
+        z = r if precondition is None else precondition(r)
+        rz_new, rr = dot(r, z), dot(r, r)
+        p = torch.where(per_sample(active, p), z + per_sample(rz_new / rz, p) * p, p)
+        rz = rz_new
+        active = active & (rr > tolerance**2 * bb) & (rz > 0)
+    return Solution(x, (rr / bb.clamp_min(torch.finfo(bb.dtype).tiny)).sqrt())
 
 
 def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:

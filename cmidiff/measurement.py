@@ -25,16 +25,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
 from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
 
+PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 
@@ -140,16 +144,56 @@ class Measurement:
         """``y - A x_hat``."""
         return self.y - self.A(x_hat)
 
-    def solve(self, e: Tensor, r2: float) -> Tensor:
-        """``A^T (sigma_y^2 I + r2 A A^T)^-1 e``, the minimum-norm solution where ``sigma_y = 0``; ``e`` as ``y``, ``r2
-        > 0``."""
+    def solve(self, e: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
+        """``A^T (sigma_y^2 I + r2 A A^T)^-1 e``, the minimum-norm solution where ``sigma_y = 0``.
+
+        Args:
+            e: as ``y``.
+            r2: positive.
+            residuals: where the relative residual of an iterative solve is appended, shape (B,).
+        """
         s2 = self.noise_std**2
         if self._decomposed:
             return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
         tolerance = 1e-10 if e.real.dtype == torch.float64 else 1e-5
-        return conjugate_gradient(
+        found = conjugate_gradient(
             lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=200, tolerance=tolerance
         )
+        if residuals is not None:
+            residuals.append(found.residual)
+        return found.x
+
+    def inverse(self, e: Tensor, r2: float) -> Tensor | None:
+        """``(sigma_y^2 I + r2 A A^T)^-1 e``, shape of ``e``; None without a declared SVD."""
+        if not self._decomposed:
+            return None
+        physics, s2 = self.physics, self.noise_std**2
+        assert isinstance(physics, DecomposablePhysics)
+        w = cast(Tensor, physics.mask)
+        seen = r2 * self.gain * (w.conj() * w).real
+        inside = physics.U_adjoint(e)
+        # S = s2 I on what no singular vector reaches, and U (s2 + seen) U^T on the rest
+        return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * inside) if s2 > 0 else None
+
+    def prox(self, v: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
+        """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
+        return v + r2 * self.solve(self.residual(v), r2, residuals)
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """The diagonal of ``A^T A`` in the DCT domain, smoothed, shape (B or 1, ...) of the canvas: a preconditioner.
+
+        It is estimated with random signs in the DCT domain, the same ones for every image and in every run.
+        """
+        generator = torch.Generator().manual_seed(0)
+        like, total = self.y.real.new_zeros(len(self.y), *self.shape), torch.zeros(())
+        for _ in range(PROBES):
+            z = torch.randint(0, 2, self.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(like)
+            total = total.to(like) + z * dct(self.At(self.A(idct(z.expand_as(like)))))
+        mean = total / PROBES
+        if mean.ndim == 4:
+            mean = avg_pool2d(mean, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+        return mean.clamp_min(0.0)
 
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""
@@ -171,7 +215,8 @@ class Measurement:
         assert isinstance(physics, DecomposablePhysics)
         w = cast(Tensor, physics.mask)
         w2 = (w.conj() * w).real
-        seen = w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * w2.max()
+        largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
+        seen = w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest
         weight = torch.where(seen, f(torch.where(seen, w2, 1.0)), 0.0)
         return self.canvas(physics.V(w.conj() * weight * physics.U_adjoint(e)))
 

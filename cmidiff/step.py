@@ -1,13 +1,15 @@
-"""One step of the reverse process, as a guidance sees it: from ``x_t`` at time ``t`` to ``x_s`` at ``s``, the next and
-cleaner one.
+"""One step of the reverse process, as a solver sees it: from ``x_t`` at time ``t`` to ``x_s`` at ``s``.
 
-Every reverse kernel of this library is linear in the state and the denoised image,
+Every reverse sampler of this library is linear in the state and the denoised image,
 
-    x_s = a x_t + b x_hat + shift + std z,    z ~ N(0, I),
+    x_s = a x_t + b x_hat' + std z,    z ~ N(0, I),
 
-with ``(a, b, std)`` from the kernel and the levels at ``t`` and ``s``; ``shift`` is what CMI has added to the mean.
-Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the weight ``b sigma_t^2 / alpha_t`` turns the gradient of any
-log-density into a move of ``x_s``.
+with ``(a, b, std)`` from the sampler and the levels at ``t`` and ``s``. A solver replaces ``x_hat`` by its estimate of
+``E[x_0 | x_t, y]``, and CMI adds its correction to that estimate, so that both reach every sampler in the same way.
+Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the gradient of any log-density moves ``x_hat`` by ``sigma_t^2 /
+alpha_t`` times itself (`Step.covariance_gain`).
+
+Usually ``s < t``: ``s`` is less noisy. A step with ``s > t`` travels back in time (RePaint, DDNM).
 """
 
 from __future__ import annotations
@@ -15,38 +17,102 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cmidiff.draws import Draws
 from cmidiff.measurement import Measurement
-from cmidiff.prior.base import Denoiser
+from cmidiff.prior.base import Denoiser, Prediction
 
 Estimate = Callable[["Step"], Tensor]
+Carry = Any
 
 
-class Kernel(Protocol):
-    """A reverse kernel: how ``x_s`` follows from ``x_t`` and ``x_hat``."""
+@runtime_checkable
+class Sampler(Protocol):
+    """The reverse process: how ``x_s`` follows from ``x_t`` and the denoised image."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it adds no noise."""
+        ...
 
     def prepare(self, step: Step) -> Step:
-        """The step to take instead, before the denoiser is evaluated (churn); most kernels return it unchanged."""
+        """Return the step to take instead, before the denoiser is evaluated (churn); most samplers return it as is."""
         ...
 
     def coefficients(self, step: Step) -> tuple[float, float]:
-        """``(a, b)`` of the mean ``a x_t + b x_hat``."""
+        """Return ``(a, b)`` of the mean ``a x_t + b x_hat``."""
         ...
 
     def std(self, step: Step) -> float | Tensor:
-        """Standard deviation of the noise, a number or (B, ...)."""
+        """Return the standard deviation of the noise, a number or (B, ...)."""
         ...
 
-    def advance(self, step: Step, estimate: Estimate) -> Tensor:
-        """``x_s``, with ``estimate(step)`` in place of the denoised image wherever the kernel evaluates it."""
+    def advance(self, step: Step, estimate: Estimate, carry: Carry) -> tuple[Tensor, Carry]:
+        """Return ``x_s``, with ``estimate(step)`` as the denoised image, and what the next step needs of this one."""
         ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run is made of, built once.
+
+    Attributes:
+        prior: the denoiser.
+        measurement: ``y`` and its physics, on the prior's canvas.
+        sampler: the reverse process.
+        draws: random numbers.
+        images: index of the image that each row of the batch belongs to.
+        clip: range to which the denoised image is clipped inside the sampler, or None.
+        initial: an image (B, ...) that a solver may start from, or None.
+    """
+
+    prior: Denoiser
+    measurement: Measurement
+    sampler: Sampler
+    draws: Draws
+    images: tuple[int, ...]
+    clip: tuple[float, float] | None = None
+    initial: Tensor | None = None
+
+    def like(self) -> Tensor:
+        """Zeros of the shape (B, ...), dtype and device of a state."""
+        return self.measurement.y.real.new_zeros(len(self.images), *self.measurement.shape)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step did that its result does not show.
+
+    Attributes:
+        corrections: parts of CMI's correction that survived the clipping, each of the shape of ``x_t``.
+        residuals: relative residuals of the linear solves, each of shape (B,).
+    """
+
+    corrections: list[Tensor] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+
+
+class Denoised:
+    """The denoiser at one state, evaluated when it is first needed and at most once.
+
+    What CMI evaluates near ``x_t`` has then come and gone before the graph takes its memory.
+    """
+
+    def __init__(self, prior: Denoiser, x_t: Tensor, t: float) -> None:
+        self.prior, self.x_t, self.t = prior, x_t, t
+        self.done = False
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        self.done = True
+        with torch.set_grad_enabled(self.x_t.requires_grad):
+            return self.prior(self.x_t, self.t)
 
 
 @dataclass(frozen=True)
@@ -54,37 +120,73 @@ class Step:
     """The state of a run between two times. Functions of a step return a new one; nothing is stored between steps.
 
     Attributes:
+        problem: what the run is made of.
         x_t: current state, shape (B, ...); it requires grad when ``x_hat`` carries a graph.
         t, s: times of this and of the next state.
         index, steps: number of this step, 0 first, and how many there are.
-        x_hat: ``E[x_0 | x_t]``, not clipped, with the graph from ``x_t``.
-        variance_fraction: of a learned-variance head (see `Prediction`), or None.
-        prior, measurement, kernel, draws: what the run is made of.
-        clip: range to which the denoised image is clipped inside the kernel, or None.
-        shift: added to the kernel's mean (the CMI correction), or None.
-        keep_graph: whether the graph outlives the guidance's last product. The loop frees it, which saves memory; a
-            guidance that lets several others pull on one step gives them ``replace(step, keep_graph=True)``.
+        denoised: the denoiser at ``x_t``.
+        correction: what CMI adds to the denoised image, shape of ``x_t``, or None.
+        record: what was done on the way, for the statistics of the run.
+        keep_graph: whether the graph outlives the solver's last product. The loop frees it, which saves memory; a
+            solver that lets several others pull on one step gives them ``replace(step, keep_graph=True)``.
     """
 
+    problem: Problem
     x_t: Tensor
     t: float
     s: float
     index: int
     steps: int
-    x_hat: Tensor
-    variance_fraction: Tensor | None
-    prior: Denoiser
-    measurement: Measurement
-    kernel: Kernel
-    draws: Draws
-    clip: tuple[float, float] | None = None
-    shift: Tensor | None = None
+    denoised: Denoised
+    correction: Tensor | None = None
+    record: Record = field(default_factory=Record)
     keep_graph: bool = True
 
     @classmethod
-    def at(cls, x_t: Tensor, t: float, s: float, *, like: Step, graph: bool) -> Step:
-        """A step of the same run from another state, its ``x_hat`` with a graph if asked."""
-        return evaluate(dataclasses.replace(like, x_t=x_t, t=t, s=s, shift=None), graph)
+    def at(
+        cls, problem: Problem, x_t: Tensor, t: float, s: float, *, graph: bool, index: int = 0, steps: int = 1
+    ) -> Step:
+        """A step from a state; the denoiser keeps its graph if asked."""
+        x_t = x_t.detach().requires_grad_(graph)
+        return cls(problem, x_t, t, s, index, steps, Denoised(problem.prior, x_t, t))
+
+    def moved(self, x_t: Tensor, t: float, *, graph: bool | None = None) -> Step:
+        """This step from another state and time, with its denoiser evaluated there.
+
+        Args:
+            x_t: the state.
+            t: its time.
+            graph: whether the denoiser keeps its graph; None: as this step's.
+        """
+        x_t = x_t.detach().requires_grad_(self.x_t.requires_grad if graph is None else graph)
+        return dataclasses.replace(self, x_t=x_t, t=t, denoised=Denoised(self.prior, x_t, t))
+
+    @property
+    def prior(self) -> Denoiser:
+        return self.problem.prior
+
+    @property
+    def measurement(self) -> Measurement:
+        return self.problem.measurement
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.problem.sampler
+
+    @property
+    def draws(self) -> Draws:
+        return self.problem.draws
+
+    @property
+    def x_hat(self) -> Tensor:
+        """``E[x_0 | x_t]``, not clipped, with the graph from ``x_t`` if the step keeps one."""
+        return self.denoised.prediction.mean
+
+    @property
+    def variance_fraction(self) -> Tensor | None:
+        """Of a learned-variance head (see `Prediction`), or None."""
+        fraction = self.denoised.prediction.variance_fraction
+        return None if fraction is None else fraction.detach()
 
     @cached_property
     def level_t(self) -> tuple[float, float]:
@@ -114,7 +216,7 @@ class Step:
 
     @property
     def transition(self) -> tuple[float, float]:
-        """``(alpha_t|s, sigma_t|s)`` of the forward kernel from ``s`` to ``t``; ``sigma_t|s^2`` is DDPM's
+        """``(alpha_t|s, sigma_t|s)`` of the forward process from ``s`` to ``t``; ``sigma_t|s^2`` is DDPM's
         ``beta_t``."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.level_t, self.level_s
         alpha_ts = alpha_t / alpha_s
@@ -122,15 +224,15 @@ class Step:
 
     @cached_property
     def coefficients(self) -> tuple[float, float]:
-        return self.kernel.coefficients(self)
+        return self.sampler.coefficients(self)
 
     @cached_property
     def std(self) -> float | Tensor:
-        return self.kernel.std(self)
+        return self.sampler.std(self)
 
     @cached_property
     def z(self) -> Tensor:
-        """The kernel's noise, shape of ``x_t``."""
+        """The sampler's noise, shape of ``x_t``."""
         return self.draws.normal("kernel", self.index, self.x_t.detach())
 
     @property
@@ -141,24 +243,28 @@ class Step:
 
     def clipped(self, x_hat: Tensor) -> Tensor:
         """``x_hat`` in the clip range; a graph is kept, with zero gradient where it clips."""
-        if self.clip is None:
+        if self.problem.clip is None:
             return x_hat
         with torch.enable_grad():
-            return x_hat.clamp(*self.clip)
+            return x_hat.clamp(*self.problem.clip)
+
+    def corrected(self, x_hat: Tensor) -> Tensor:
+        """The denoised image as a sampler takes it: ``x_hat`` plus the correction of CMI, clipped, without graph."""
+        x_hat = self.clipped(x_hat.detach())
+        if self.correction is None:
+            return x_hat
+        moved = self.clipped(x_hat + self.correction)
+        self.record.corrections.append(moved - x_hat)
+        return moved
 
     def mean(self, x_hat: Tensor) -> Tensor:
-        """The kernel's mean for a given denoised image, which is clipped; CMI's shift is included."""
+        """The sampler's mean for a given denoised image, which is corrected and clipped."""
         a, b = self.coefficients
-        mean = a * self.x_t.detach() + b * self.clipped(x_hat.detach())
-        return mean if self.shift is None else mean + self.shift
+        return a * self.x_t.detach() + b * self.corrected(x_hat)
 
-    def advance(self, estimate: Estimate | None = None) -> Tensor:
-        """``x_s`` of the kernel alone, or with ``estimate(step)`` as the denoised image."""
-        return self.kernel.advance(self, own_estimate if estimate is None else estimate)
-
-    def moved(self, shift: Tensor) -> Step:
-        """This step with ``shift`` added to the kernel's mean."""
-        return dataclasses.replace(self, shift=shift if self.shift is None else self.shift + shift)
+    def advance(self, carry: Carry = None, estimate: Estimate | None = None) -> tuple[Tensor, Carry]:
+        """``x_s`` of the sampler alone, or with ``estimate(step)`` as the denoised image, and the sampler's carry."""
+        return self.sampler.advance(self, own_estimate if estimate is None else estimate, carry)
 
     def vjp(self, v: Tensor, of: Tensor | None = None, *, last: bool = False) -> Tensor:
         """``J^T v`` with the Jacobian of ``x_hat`` (or of ``of``, computed from it) at ``x_t``: one backward pass.
@@ -177,29 +283,5 @@ class Step:
 
 
 def own_estimate(step: Step) -> Tensor:
-    """The denoised image as it is: what a kernel takes where no guidance corrects it."""
+    """The denoised image as it is: what a sampler takes where no solver replaces it."""
     return step.x_hat
-
-
-class _Unevaluated(Step):
-    """A step that has set ``x_hat`` and ``variance_fraction`` only when one of them was asked for: what CMI evaluates
-    near ``x_t`` has then come and gone before the graph takes its memory."""
-
-    def __getattr__(self, name: str) -> Tensor | None:
-        if name not in ("x_hat", "variance_fraction"):
-            raise AttributeError(f"a step has no {name!r}")
-        with torch.set_grad_enabled(self.x_t.requires_grad):
-            prediction = self.prior(self.x_t, self.t)
-        fraction = prediction.variance_fraction
-        vars(self).update(x_hat=prediction.mean, variance_fraction=None if fraction is None else fraction.detach())
-        return vars(self)[name]
-
-
-def evaluate(step: Step, graph: bool) -> Step:
-    """``step`` with the denoiser evaluated at its ``x_t`` as soon as the result is needed, keeping the graph if
-    asked."""
-    values: dict[str, Any] = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
-    values["x_t"] = step.x_t.detach().requires_grad_(graph)
-    later = _Unevaluated(**values)
-    del vars(later)["x_hat"], vars(later)["variance_fraction"]
-    return later

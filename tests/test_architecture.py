@@ -11,14 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
-    ("schedule", "krylov", "draws", "physics", "images"),
-    ("metrics", "whitening", "prior"),
+    ("files", "colour"),
+    ("schedule", "krylov", "draws", "dct", "physics", "images", "registry", "result"),
+    ("metrics", "whitening", "moments"),
+    ("prior",),
     ("measurement",),
     ("step",),
-    ("covariance",),
+    ("covariance", "samplers", "intake"),
     ("information",),
-    ("guidance",),
-    ("sampler", "solvers"),
+    ("solvers",),
+    ("loop",),
     ("restoration",),
     ("train", "tuning", "laboratory"),
     ("evaluate",),

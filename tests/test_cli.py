@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from cmidiff.app import demo, options, problem, run
 from cmidiff.app.cli import app
-from cmidiff.app.pictures import read_picture
+from cmidiff.images import read_image
 from cmidiff.physics import TASKS
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
@@ -83,6 +84,15 @@ def test_help_names_all_tasks_and_solvers_without_torch() -> None:
     assert all(task in options.TASK_HELP for task in TASKS)
 
 
+@pytest.mark.parametrize("command", ["degrade", "restore", "tune", "evaluate", "serve"])
+def test_help_in_a_narrow_terminal_cuts_no_name(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=40)
+    assert result.exit_code == 0, result.output
+    names = {name for option in get_command(app).commands[command].params for name in option.opts if "--" in name}  # pyright: ignore[reportAttributeAccessIssue]
+    assert names <= set(result.stdout.replace(",", " ").replace("/", " ").split())
+    assert max(map(len, result.stdout.splitlines())) <= 40
+
+
 def test_every_solver_name_can_be_built() -> None:
     for name in options.SOLVERS:
         settings = options.settings_of(
@@ -97,7 +107,7 @@ def test_a_measurement_file_restores_the_exact_physics(photograph: Path, task: s
     result = cmidiff("degrade", photograph, "--task", task, "--noise-std", 0.1, "--seed", 3, "-o", "m", *own)
     assert result.exit_code == 0, result.output
     loaded = problem.load_problem(Path("m.safetensors"))
-    made = problem.degraded(read_picture(photograph), loaded.task, seed=3)
+    made = problem.degraded(read_image(photograph), loaded.task, seed=3)
     torch.testing.assert_close(loaded.y, made.y, rtol=0, atol=0)
     x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loaded.physics.A(x), made.physics.A(x), rtol=0, atol=0)
@@ -124,7 +134,7 @@ def test_restore_writes_what_it_promises(photograph: Path) -> None:
     torch.testing.assert_close(moments["mean"], torch.stack(floats).mean(0))
     torch.testing.assert_close(moments["std"], torch.stack(floats).std(0))
     for k, values in enumerate(floats):
-        shown = read_picture(out / f"sample-0{k}.png").values
+        shown = read_image(out / f"sample-0{k}.png").values
         torch.testing.assert_close(shown, values.clamp(0, 1), rtol=0, atol=0.51 / 255)
     assert all((out / name).is_file() for name in ("mean.png", "std.png", "comparison.png"))
     record = json.loads((out / "run.json").read_text())
@@ -132,7 +142,7 @@ def test_restore_writes_what_it_promises(photograph: Path) -> None:
     assert record["results"]["finished"]
     assert [row["name"] for row in record["results"]["samples"]] == ["sample 0", "sample 1", "sample 2", "mean"]
     mean = record["results"]["samples"][-1]
-    error = (moments["mean"].clamp(0, 1) - read_picture(photograph).values).square().mean()
+    error = (moments["mean"].clamp(0, 1) - read_image(photograph).values).square().mean()
     assert mean["psnr"] == pytest.approx(float(-10 * error.log10()), abs=1e-3)
 
 
@@ -222,19 +232,27 @@ def test_an_ordinary_picture_is_enlarged(photograph: Path) -> None:
     arguments = ("--task", "super-resolution", "--factor", 2, "--noise-std", 0.02, "--samples", 1)
     result = cmidiff("restore", photograph, *arguments, *FAST)
     assert result.exit_code == 0, result.output
-    assert read_picture(Path("restored/sample-00.png")).values.shape == (3, 24, 40)
+    assert read_image(Path("restored/sample-00.png")).values.shape == (3, 24, 40)
 
 
 def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
-    mask = np.full((12, 20), 255, dtype=np.uint8)
-    mask[3:7, 5:9] = 0
+    mask = np.zeros((12, 20), dtype=np.uint8)
+    mask[3:7, 5:9] = 255
     Image.fromarray(mask).save("mask.png")
+    Image.fromarray(255 - mask).save("seen.png")
     made = options.problem_of(photograph, None, {}, Path("mask.png"), None, 0.1)
-    seen = torch.from_numpy(mask > 0)
-    torch.testing.assert_close(made.y[0], read_picture(photograph).values * seen)
+    seen = torch.from_numpy(mask == 0)
+    other = options.problem_of(photograph, None, {}, None, None, 0.1, Path("seen.png"))
+    assert torch.equal(other.y, made.y)
+    torch.testing.assert_close(made.y[0], read_image(photograph).values * seen)
     result = cmidiff("restore", photograph, "--mask", "mask.png", "--samples", 1, *FAST)
     assert result.exit_code == 0, result.output
     assert "noise of 0.02 is assumed" in result.stderr
+    assert "6.67% of the pixels are hidden; the largest hidden disc is 3 pixels wide" in result.stderr
+    shown = read_image("restored/overlay.png").values
+    photo = read_image(photograph).values
+    torch.testing.assert_close(shown[:, seen], photo[:, seen])
+    torch.testing.assert_close(shown[0, ~seen], 0.5 + 0.5 * photo[0, ~seen], rtol=0, atol=0.51 / 255)
 
 
 def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
@@ -304,21 +322,24 @@ def test_damaged_measurements_are_refused(photograph: Path) -> None:
 WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "a missing picture": (("degrade", "absent.png", "--task", "denoise"), "no such file: absent.png"),
     "a missing measurement": (("restore", "absent.safetensors"), "no such file: absent.safetensors"),
-    "a folder": (("restore", ".", "--task", "denoise"), "is a folder"),
-    "no picture": (("degrade", "text.png", "--task", "denoise"), "cannot read text.png"),
-    "an empty file": (("degrade", "empty.png", "--task", "denoise"), "cannot read empty.png"),
+    "a folder": (("restore", ".", "--task", "denoise"), ". is no file"),
+    "no picture": (("degrade", "text.png", "--task", "denoise"), "text.png cannot be read as an image"),
+    "an empty file": (("degrade", "empty.png", "--task", "denoise"), "empty.png is empty (0 bytes)"),
     "a truth of another size": (
         ("restore", "photo.png", "--task", "denoise", "--truth", "small.png"),
-        "the truth small.png is 2x2 but the restored picture is 20x12",
+        "the truth small.png is 2x2 but the restored image is 20x12",
     ),
-    "a mask of another size": (("restore", "photo.png", "--mask", "small.png"), "is 2x2 but the picture is 20x12"),
-    "a mask and a kernel": (("restore", "photo.png", "--mask", "a.png", "--kernel", "b.png"), "exclude each other"),
-    "a mask for blur": (("restore", "photo.png", "--mask", "small.png", "--task", "denoise"), "is for inpainting"),
+    "a mask of another size": (("restore", "photo.png", "--mask", "small.png"), "is 2x2 but the image is 20x12"),
+    "a mask and a kernel": (("restore", "photo.png", "--mask", "hole.png", "--kernel", "b.png"), "exclude each other"),
+    "a mask for blur": (("restore", "photo.png", "--mask", "hole.png", "--task", "denoise"), "is for inpainting"),
     "negative noise": (("degrade", "photo.png", "--task", "denoise", "--noise-std", -1), "received -1"),
     "noise that is no number": (("restore", "photo.png", "--task", "denoise", "--noise-std", "nan"), "received nan"),
-    "noise in words": (("degrade", "photo.png", "--task", "denoise", "--noise-std", "much"), "valid number"),
+    "noise in words": (
+        ("degrade", "photo.png", "--task", "denoise", "--noise-std", "much"),
+        "must be a number from 0 to 100, received much",
+    ),
     "an unknown task": (("degrade", "photo.png", "--task", "denoize"), "did you mean denoise"),
-    "no task": (("restore", "photo.png"), "how was the picture degraded?"),
+    "no task": (("restore", "photo.png"), "how was the image degraded?"),
     "an option of another task": (("degrade", "photo.png", "--task", "denoise", "--factor", 2), "factor"),
     "an unknown option": (("degrade", "photo.png", "--tsk", "denoise"), "--tsk"),
     "a factor that does not divide": (("degrade", "photo.png", "--task", "super-resolution", "--factor", 7), "divide"),
@@ -332,8 +353,8 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "a size in words": (("degrade", "photo.png", "--task", "denoise", "--resize", "big"), "received 'big'"),
     "a size of zero": (("degrade", "photo.png", "--task", "denoise", "--resize", "0"), "received '0'"),
     "an unknown solver": (("restore", "photo.png", "--task", "denoise", "--solver", "pgdm"), "did you mean pigdm"),
-    "no samples": (("restore", "photo.png", "--task", "denoise", "--samples", 0), "--samples must be"),
-    "no steps": (("restore", "photo.png", "--task", "denoise", "--steps", 0), "--steps must be"),
+    "no samples": (("restore", "photo.png", "--task", "denoise", "--samples", 0), "'--samples': must be"),
+    "no steps": (("restore", "photo.png", "--task", "denoise", "--steps", 0), "'--steps': must be"),
     "eta without CMI": (("restore", "photo.png", "--task", "denoise", "--no-cmi", "--eta", 1), "--no-cmi turns off"),
     "an unknown prior": (("restore", "photo.png", "--task", "denoise", "--prior", "natural-46"), "natural-64?"),
     "an unknown device": (("restore", "photo.png", "--task", "denoise", "--device", "gpu"), "unknown device 'gpu'"),
@@ -351,6 +372,9 @@ def test_wrong_input_ends_in_one_clear_line(photograph: Path, name: str) -> None
     Path("text.png").write_text("text")
     Path("empty.png").touch()
     Image.fromarray(np.full((2, 2), 255, dtype=np.uint8)).save("small.png")
+    hole = np.zeros((12, 20), dtype=np.uint8)
+    hole[4, 4:8] = 255
+    Image.fromarray(hole).save("hole.png")
     arguments, says = WRONG[name]
     if arguments[0] == "restore" and "--prior" not in arguments:
         arguments = (*arguments, "--prior", "gaussian")

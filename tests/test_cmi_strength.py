@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmidiff import CMI, DPS
-from cmidiff.app.pictures import write_picture
+from cmidiff.images import write_image
 from cmidiff.tuning.problem import measured, restored
 from tests.test_tuning import images, prior
 
@@ -77,7 +77,7 @@ def test_finished_cells_are_kept_and_a_torn_line_is_not_read(
 ) -> None:
     (tmp_path / "images").mkdir()
     for name, truth in zip(images(4).names, images(4).truth, strict=True):
-        write_picture(tmp_path / "images" / name, truth)
+        write_image(tmp_path / "images" / name, truth)
     monkeypatch.setattr("cmidiff.load_prior", lambda name, device: prior(), raising=False)
     ran: list[Any] = []
     run_cell = bench.run_cell

@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cmidiff import files
 from cmidiff.evaluate import config as configuration
-from cmidiff.evaluate import estimate, files, scores
+from cmidiff.evaluate import estimate, scores
 from cmidiff.evaluate.config import Config, load, override, resolved
 from cmidiff.evaluate.database import Results, RunError, Unit, Writer, contents
 from cmidiff.evaluate.engine import Engine, Local
 from cmidiff.evaluate.images import opened
 from cmidiff.evaluate.run import Options, Unwritable, evaluate
 from cmidiff.evaluate.work import Done, Job, compute, seed_of
-from cmidiff.images import sources
+from cmidiff.images import encode_image, sources
 from cmidiff.metrics import psnr
 from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
@@ -165,8 +166,8 @@ def test_the_most_particular_setting_counts() -> None:
     assert [key[2] for key in found if key[:2] == ("denoise", "dps")] == [0.0, 0.1]
     assert [key[2] for key in found if key[:2] == ("super-resolution", "dps")] == [0.0, 0.5]
     assert [key[2] for key in found if key[:2] == ("denoise", "mcg")] == [0.0, 0.2, 0.3]
-    assert found["denoise", "dps", 0.1].guidance.scale == 7  # pyright: ignore[reportAttributeAccessIssue]
-    assert found["super-resolution", "dps", 0.5].guidance.scale == 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["denoise", "dps", 0.1].solver.scale == 7  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["super-resolution", "dps", 0.5].solver.scale == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert found["denoise", "dps", 0.0].correction is None
     assert found["denoise", "dps", 0.1].correction.eta == 0.1  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -234,7 +235,7 @@ def test_an_image_is_its_middle_square_shrunk(tmp_path: Path) -> None:
     ((row, pixels),) = (opened(s, 4) for s in sources(tmp_path))
     assert (row.width, row.height) == (4, 4)
     assert pixels is not None
-    assert (pixels == 200).all()
+    assert torch.equal((pixels * 255).round(), torch.full((3, 4, 4), 200.0))
     ((row, pixels),) = (opened(s, 9) for s in sources(tmp_path))
     assert pixels is None
     assert row.error == "the image wide.png cannot be used: it has 24x8 pixels, less than the size 9"
@@ -269,7 +270,7 @@ def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(scores, "lpips", distance)
     scores.distance(picture, picture, "alex")
-    (tmp_path / "saved.png").write_bytes(files.png(picture[0]))
+    (tmp_path / "saved.png").write_bytes(encode_image(picture[0]))
     assert torch.equal((seen[0][0] * 255).round().byte(), scores.read(tmp_path / "saved.png"))
 
 
@@ -521,12 +522,12 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
     filled(config, tmp_path / "whole")
     written, write = 0, files.write
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, command: str = "") -> None:
         nonlocal written
         written += 1
         if written > 40:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
+        write(path, data, command)
 
     monkeypatch.setattr(files, "write", full)
     with pytest.raises(Unwritable, match=r"the disk is full\. What is finished is kept"):

@@ -327,7 +327,7 @@ def test_command_line_refuses_what_is_no_run_and_where_it_cannot_write(tmp_path:
     run = make_run(tmp_path / "run", grid(1)[:1])
     (tmp_path / "file").write_text("")
     blocked = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "file" / "below")])
-    assert (blocked.exit_code, "cannot write the report" in blocked.stderr) == (2, True)
+    assert (blocked.exit_code, "cannot write " in blocked.stderr) == (2, True)
 
 
 class Page(HTMLParser):

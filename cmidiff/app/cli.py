@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +12,17 @@ from typing import Annotated
 import typer
 
 from cmidiff.app import options as o
-from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
+from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, bad_input, say
 from cmidiff.app.show import out, table
+from cmidiff.files import check_outputs
 
 app = typer.Typer(
     cls=CommandLine,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut names in a narrow terminal
+    context_settings={"terminal_width": min(shutil.get_terminal_size().columns, 100)},
     help="Restore images from noisy measurements with a diffusion prior and conditional mutual information (CMI).",
 )
 
@@ -39,7 +43,7 @@ def root(
 
 @app.command()
 def degrade(
-    image: o.Picture,
+    image: o.ImageFile,
     task: o.TaskName = None,
     noise_std: o.Noise = 0.05,
     seed: o.Seed = 0,
@@ -56,32 +60,38 @@ def degrade(
     ratio: o.Ratio = None,
     poisson: o.Photons = None,
     mask: o.MaskFile = None,
+    seen: o.SeenFile = None,
     kernel: o.KernelFile = None,
+    value_range: o.ValueRange = None,
+    overwrite: o.Overwrite = False,
 ) -> None:
-    """Make a measurement of a clean picture: a file for cmidiff restore, and a PNG to look at."""
-    from cmidiff.app.pictures import read_picture, resized, write_picture
-    from cmidiff.app.problem import check_noise_std, degraded, save_problem, task_of
+    """Make a measurement of a clean image: a file for cmidiff restore, and a PNG to look at."""
+    from cmidiff import images as i
+    from cmidiff.app.masks import describe_mask, seen_of
+    from cmidiff.app.problem import degraded, save_problem, task_of
 
-    check_noise_std(noise_std)
-    picture = read_picture(image)
+    clean = i.read_image(image, value_range=value_range)
     if resize is not None:
-        picture = resized(picture, o.pixel_size(resize))
+        clean = i.resize(clean, o.pixel_size(resize))
     given = o.given(factor=factor, size=size, position=position, hidden=hidden, kernel_size=kernel_size, std=std)
     given |= o.given(intensity=intensity, padding=padding, ratio=ratio, noise_std=noise_std, poisson=poisson)
-    channels, height, width = picture.values.shape
-    problem = degraded(picture, task_of(task, given, mask, kernel, (channels, height, width), seed), seed)
+    measured = seen_of(mask, seen, clean)
+    channels, height, width = clean.values.shape
+    problem = degraded(clean, task_of(task, given, measured, kernel, (channels, height, width), seed), seed)
     path = o.measurement_path(output, image, problem.task)
-    written = {path: "the measurement, for cmidiff restore", path.with_suffix(".png"): "the same, to look at"}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_problem(path, problem)
-        write_picture(path.with_suffix(".png"), problem.view())
-        if resize is not None:
-            truth = path.with_name(f"{path.stem}-truth.png")
-            write_picture(truth, picture.values, picture.alpha)
-            written[truth] = "the picture that was measured, for --truth"
-    except OSError as error:
-        raise BadInput(f"cannot write {path} ({error.strerror or error}): give another --output") from error
+    shown, truth = path.with_suffix(".png"), path.with_name(f"{path.stem}-truth.png")
+    written = {path: "the measurement, for cmidiff restore", shown: "the same, to look at"}
+    if resize is not None:
+        written[truth] = "the image that was measured, for --truth"
+    check_outputs(written, (image, mask, seen, kernel), command="degrade", overwrite=overwrite)
+    for note in problem.notes:
+        say(f"note: {note}")
+    if measured is not None:
+        say(describe_mask(measured))
+    save_problem(path, problem)
+    i.write_image(shown, problem.view(), bits=clean.bits, command="degrade")
+    if resize is not None:
+        i.write_image(truth, clean.values, clean.alpha, bits=clean.bits, command="degrade")
     for name, meaning in written.items():
         print(f"{name}  {meaning}")
 
@@ -93,7 +103,9 @@ def restore(
     task: o.TaskName = None,
     noise_std: o.NoiseOrNot = None,
     mask: o.MaskFile = None,
+    seen: o.SeenFile = None,
     kernel: o.KernelFile = None,
+    value_range: o.ValueRange = None,
     factor: o.Factor = None,
     size: o.Size = None,
     position: o.Position = None,
@@ -122,8 +134,9 @@ def restore(
 
     Exit codes: 0 done, 2 wrong input, 3 a sample diverged, 130 interrupted; finished samples are always written.
     """
+    from cmidiff.app.masks import describe_mask
     from cmidiff.app.problem import read_truth
-    from cmidiff.app.run import finish, load_prior_of, open_folder, resolved, sample, write_record
+    from cmidiff.app.run import finish, load_prior_of, open_folder, resolved, sample, write_overlay, write_record
 
     tuned = o.preset_of(preset)
     settings = o.settings_of(
@@ -141,16 +154,20 @@ def restore(
         tile=tile,
     )
     given = o.given(factor=factor, size=size, position=position, kernel_size=kernel_size, std=std, padding=padding)
-    problem = o.problem_of(measurement, task, given, mask, kernel, noise_std)
-    reference = None if truth is None else read_truth(truth, problem.shape)
+    problem = o.problem_of(measurement, task, given, mask, kernel, noise_std, seen, value_range)
+    reference = None if truth is None else read_truth(truth, problem.shape, value_range)
     record = resolved(problem, settings, measurement, output)
     for note in (*problem.notes, *o.notes_on(tuned, settings.prior)):
         say(f"note: {note}")
+    if problem.seen is not None:
+        say(describe_mask(problem.seen))
     if dry_run:
         print(json.dumps(record, indent=2))
         return
     network = load_prior_of(settings)
-    open_folder(output, record, overwrite=overwrite)
+    inputs = (measurement, mask, seen, kernel, truth, preset, Path(settings.prior))
+    open_folder(output, record, overwrite=overwrite, inputs=inputs)
+    write_overlay(output, problem)
     done, stopped = sample(problem, settings, network, output)
     rows = finish(output, problem, done, reference)
     write_record(output, record, {"finished": not stopped, "samples": [asdict(row) for row in rows]})
@@ -168,12 +185,21 @@ def restore(
 @app.command()
 def tune(
     task: Annotated[str, typer.Argument(help=o.TASK_HELP, show_default=False)],
-    images: Annotated[Path, typer.Option("--images", help="Clean pictures: a folder or a tar archive.")],
-    count: Annotated[int, typer.Option("--count", help="How many; half tune, half check what was found.")] = 16,
-    offset: Annotated[int, typer.Option("--offset", help="The first one, in the order of their names.")] = 0,
+    images: Annotated[Path, typer.Option("--images", help="Clean images: a folder or a tar archive.")],
+    count: Annotated[
+        int, typer.Option("--count", help="How many; half tune, half check what was found.", **o.whole(1, o.MOST))
+    ] = 16,
+    offset: Annotated[
+        int, typer.Option("--offset", help="The first one, in the order of their names.", **o.whole(0, o.MOST))
+    ] = 0,
     side: Annotated[
         int | None,
-        typer.Option("--side", help="Crop the middle square and shrink it to this side.", show_default=False),
+        typer.Option(
+            "--side",
+            help="Crop the middle square and shrink it to this side.",
+            show_default=False,
+            **o.whole(1, o.WIDEST),
+        ),
     ] = None,
     noise_std: o.Noise = 0.05,
     factor: o.Factor = None,
@@ -187,34 +213,40 @@ def tune(
     solver: o.Solver = "pigdm",
     prior: o.Prior = "natural-64",
     steps: o.Steps = 50,
-    trials: Annotated[int, typer.Option("--trials", help="Settings to try in all.")] = 40,
+    trials: Annotated[int, typer.Option("--trials", help="Settings to try in all.", **o.whole(1, o.MOST))] = 40,
     seed: o.Seed = 0,
     metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim, lpips or crps.")] = "psnr",
-    most_eta: Annotated[float, typer.Option("--most-eta", help="The largest strength of CMI, of either sign.")] = 1.0,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures restored at once.")] = 4,
+    most_eta: Annotated[
+        float,
+        typer.Option("--most-eta", help="The largest strength of CMI, of either sign.", **o.number(0, 1e6)),
+    ] = 1.0,
+    batch: Annotated[int, typer.Option("--batch", help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
     device: o.Device = "auto",
     output: o.Output = Path("preset.toml"),
     study: Annotated[
         Path | None, typer.Option("--study", help="File of the search; OUTPUT.study.db without it.", show_default=False)
     ] = None,
+    overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
 ) -> None:
-    """Find the strengths of guidance and CMI for a prior, a task and a solver, on a handful of clean pictures.
+    """Find the strengths of guidance and CMI for a prior, a task and a solver, on a handful of clean images.
 
     The same command again goes on where the search stopped; more --trials extend it. The preset is for cmidiff restore
-    --preset, and it is the solver alone where nothing was better on the pictures held out.
+    --preset, and it is the solver alone where nothing was better on the images held out.
     """
     import shlex
     import sys
 
     from cmidiff.app import tune as t
-    from cmidiff.app.problem import check_noise_std
     from cmidiff.tuning import save_preset
 
     o.check_prior(prior)
-    t.check_output(output)
+    file = output.with_suffix(".study.db") if study is None else study
+    if not dry_run:
+        inputs = (images, file, Path(prior))
+        check_outputs([output], inputs, command="tune", overwrite=overwrite)
     given = o.given(factor=factor, size=size, hidden=hidden, kernel_size=kernel_size, std=std, intensity=intensity)
-    given |= o.given(padding=padding, ratio=ratio, noise_std=check_noise_std(noise_std))
+    given |= o.given(padding=padding, ratio=ratio, noise_std=noise_std)
     search, network = t.searched(
         images,
         count=count,
@@ -236,7 +268,6 @@ def tune(
     if dry_run:
         print(json.dumps(record, indent=2))
         return
-    file = output.with_suffix(".study.db") if study is None else study
     try:
         outcome = t.run(search, network, file)
     except KeyboardInterrupt:
@@ -263,24 +294,39 @@ def evaluate_(
     cmi: Annotated[str | None, typer.Option("--cmi", help="off, on, or off,on.")] = None,
     eta: Annotated[str | None, typer.Option("--eta", help="Strengths of CMI, with commas.")] = None,
     steps: Annotated[str | None, typer.Option("--steps", help="Steps of the sampler; several, with commas.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", help="Posterior samples of each unit.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Posterior samples of each unit.", **o.whole(1, o.MOST))
+    ] = None,
     seed: Annotated[str | None, typer.Option("--seed", help="Seeds, with commas: each is a unit of its own.")] = None,
     prior: Annotated[str | None, typer.Option("--prior", help="Name (see cmidiff priors) or folder.")] = None,
     noise_std: o.NoiseOrNot = None,
-    size: Annotated[int | None, typer.Option("--size", help="Crop and shrink images to squares of this side.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="The first so many images, by name.")] = None,
-    offset: Annotated[int | None, typer.Option("--offset", help="Leave out so many images before.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", help="Crop and shrink images to squares of this side.", **o.whole(1, o.WIDEST)),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="The first so many images, by name.", **o.whole(1, o.MOST))
+    ] = None,
+    offset: Annotated[
+        int | None, typer.Option("--offset", help="Leave out so many images before.", **o.whole(0, o.MOST))
+    ] = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Sweep steps (20, 50, 100, 250, 1000, or --steps) and eta.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--out", "--output", "-o", help="Folder of the run.")] = None,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray: all cores, or a cluster.")] = "local",
     address: Annotated[str | None, typer.Option("--address", help="ray: auto, or ray://HOST:PORT.")] = None,
-    cpus: Annotated[float, typer.Option("--cpus", help="ray: CPUs of a worker.")] = 1.0,
-    gpus: Annotated[float | None, typer.Option("--gpus", help="ray: GPUs of a worker, as 1 or 0.25.")] = None,
-    threads: Annotated[int, typer.Option("--threads", help="Threads of a worker; results differ by rounding.")] = 1,
+    cpus: Annotated[float, typer.Option("--cpus", help="ray: CPUs of a worker.", **o.number(0, 1024))] = 1.0,
+    gpus: Annotated[
+        float | None, typer.Option("--gpus", help="ray: GPUs of a worker, as 1 or 0.25.", **o.number(0, 1024))
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", help="Threads of a worker; results differ by rounding.", **o.whole(1, 1024))
+    ] = 1,
     device: o.Device = "auto",
-    batch: Annotated[int, typer.Option("--batch", help="Images restored together: more for a GPU.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Images restored together: more for a GPU.", **o.whole(1, o.MOST))
+    ] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat the units that failed.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="Add images, cells or seeds to a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print configuration, grid and cost; stop.")] = False,
@@ -301,10 +347,10 @@ def evaluate_(
         tasks=e.words(tasks),
         solvers=e.words(solvers),
         cmi=None if cmi is None else tuple(e.words(cmi) or ()),
-        eta=e.numbers("--eta", eta, float),
-        steps=e.numbers("--steps", steps, int),
+        eta=e.numbers("--eta", eta, o.number(-1e6, 1e6)["parser"]),
+        steps=e.numbers("--steps", steps, o.whole(1, o.MOST)["parser"]),
         samples=samples,
-        seeds=e.numbers("--seed", seed, int),
+        seeds=e.numbers("--seed", seed, o.whole(0, 2**63 - 1)["parser"]),
         prior=prior,
         noise_std=noise_std,
         size=size,
@@ -337,11 +383,13 @@ def demo(
     seed: o.Seed = 0,
     prior: o.Prior = "natural-64",
     device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
 ) -> None:
     """Hide most pixels of a photograph, and restore it with and without CMI."""
     from cmidiff.app.demo import TITLE, run
 
     o.check_prior(prior)
+    check_outputs([output], [Path(prior)], command="demo", overwrite=overwrite)
     rows = run(output, seed=seed, prior=prior, device=o.device_of(device))
     out.print(table(rows, TITLE))
     print(f"written to {output}")
@@ -369,15 +417,21 @@ def priors() -> None:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file as cmidiff/train/natural-64.toml.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    cool_down: Annotated[
+        int, typer.Option(min=0, help="Lower the rate to zero in this many steps from the last checkpoint, and export.")
+    ] = 0,
+    export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint without training.")] = False,
 ) -> None:
-    """Train a prior, or go on training it."""
-    from cmidiff.train import TrainConfig, run
+    """Train a prior, resume a run, or export its last checkpoint."""
+    from cmidiff.train import TrainConfig, run, snapshot
 
     try:
         loaded = TrainConfig.load(config)
-    except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
-    run(loaded)
+        result = snapshot(loaded) if export else run(loaded, resume=resume, cool_down=cool_down)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise bad_input(error) from error
+    print(result.folder)
 
 
 @app.command()
@@ -386,18 +440,17 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the report.", show_default="RUN/report")
     ] = None,
+    overwrite: o.Overwrite = False,
 ) -> None:
-    """Tables, tests and pictures of an evaluation, finished or not: a page, Markdown, LaTeX and CSV."""
+    """Tables, tests and images of an evaluation, finished or not: a page, Markdown, LaTeX and CSV."""
     from cmidiff.evaluate.database import RunError
     from cmidiff.evaluate.report import report as write_report
     from cmidiff.evaluate.summary import caveats, verdict
 
     try:
-        comparison, written = write_report(run, output)
+        comparison, written = write_report(run, output, overwrite=overwrite)
     except RunError as error:
         raise BadInput(str(error)) from error
-    except OSError as error:
-        raise BadInput(f"cannot write the report ({error}): give another --output") from error
     for caveat in caveats(comparison):
         say(f"note: {caveat}")
     print(verdict(comparison))
@@ -414,13 +467,14 @@ def validate(
     ] = None,
     seed: o.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few of everything, to see that it works.")] = False,
-    workers: Annotated[int, typer.Option("--workers", help="Processes for the known posteriors.")] = 2,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes for the known posteriors.", **o.whole(1, 1024))
+    ] = 2,
     pictures: Annotated[
         Path | None,
-        typer.Option(
-            "--pictures", help="Folder or tar file of pictures for the embedded prior; without it, the demo's."
-        ),
+        typer.Option("--pictures", help="Folder or tar file of images for the embedded prior; without it, the demo's."),
     ] = None,
+    overwrite: o.Overwrite = False,
 ) -> None:
     """Measure CMI and every solver against exact answers: tables, CSV and plots.
 
@@ -429,34 +483,33 @@ def validate(
     from cmidiff.app.validate import run
     from cmidiff.laboratory import Settings
 
-    if workers < 1:
-        raise BadInput(f"--workers must be a whole number >= 1, received {workers}")
-    run(output, Settings(seed, quick, workers, pictures), only or [])
+    run(output, Settings(seed, quick, workers, pictures), only or [], overwrite=overwrite)
 
 
 @app.command()
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     prior: o.Prior = "natural-64",
     device: o.Device = "auto",
-    jobs: Annotated[int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.")] = 1,
-    seconds: Annotated[int, typer.Option("--seconds", help="Time limit of one restoration.")] = 300,
-    side: Annotated[int, typer.Option("--side", help="Largest longer side of a result, in pixels.")] = 256,
-    megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.")] = 20,
-    megapixels: Annotated[int, typer.Option("--megapixels", help="Largest picture.")] = 25,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
+    ] = 1,
+    seconds: Annotated[
+        int, typer.Option("--seconds", help="Time limit of one restoration.", **o.whole(1, o.MOST))
+    ] = 300,
+    side: Annotated[
+        int, typer.Option("--side", help="Largest longer side of a result, in pixels.", **o.whole(64, o.WIDEST))
+    ] = 256,
+    megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.", **o.whole(1, 10_000))] = 20,
+    megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:
     """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
     from cmidiff.app.web.inputs import Limits
     from cmidiff.app.web.server import serve as run
 
     o.check_prior(prior)
-    for name, value in (("jobs", jobs), ("seconds", seconds), ("megabytes", megabytes), ("megapixels", megapixels)):
-        if value < 1:
-            raise BadInput(f"--{name} must be a whole number >= 1, received {value}")
-    if side < 64:
-        raise BadInput(f"--side must be at least 64 pixels, received {side}")
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
     run(limits, prior=prior, device=o.device_of(device), host=host, port=port, open_browser=open_browser)
 

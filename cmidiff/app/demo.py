@@ -7,18 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cmidiff import load_prior
-from cmidiff.app.errors import BadInput
+from cmidiff import files, load_prior
+from cmidiff.app.errors import bad_input
 from cmidiff.app.figures import Tile, side_by_side
-from cmidiff.app.pictures import Picture, read_picture, to_image
 from cmidiff.app.problem import Problem, degraded, task_of
 from cmidiff.app.run import Row, judged
 from cmidiff.app.show import Line, progress
-from cmidiff.guidance import DPS, Guidance
+from cmidiff.images import Image, encode, read_image, to_pil
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress, restore
-from cmidiff.solvers import make_solver
+from cmidiff.restoration import restore
+from cmidiff.result import Progress
+from cmidiff.solvers import CADPS, DPS, Solver
 
 PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "plane.png"
 TASK, OPTIONS = "inpaint-random", {"hidden": 0.8, "noise_std": 0.05}
@@ -30,7 +30,7 @@ class Contender:
     """What is compared: a solver with or without CMI, and how many samples it draws."""
 
     name: str
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None = None
     samples: int = 1
 
@@ -38,7 +38,7 @@ class Contender:
 CONTENDERS = (
     Contender("DPS", DPS()),
     Contender("DPS + CMI", DPS(), CMI()),
-    Contender("CA-DPS", make_solver("cadps"), samples=4),
+    Contender("CA-DPS", CADPS(), samples=4),
 )
 STEPS = 100
 TOTAL = STEPS * sum(contender.samples for contender in CONTENDERS)
@@ -48,23 +48,23 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     """Restore the photograph with every contender, write the sheet, and return the figures.
 
     Raises:
-        BadInput: the sheet cannot be written, or the prior cannot be loaded.
+        BadInput: the prior cannot be loaded.
+        OSError: the sheet cannot be written.
     """
-    _check_writable(output)
-    truth = read_picture(PHOTOGRAPH).values
+    truth = read_image(PHOTOGRAPH).values
     channels, height, width = truth.shape
-    problem = degraded(Picture(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
+    problem = degraded(Image(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
     try:
         network = load_prior(prior, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     shown: list[tuple[Row, Tensor]] = []
     with progress(TOTAL) as line:
         for contender in CONTENDERS:
             shown += _restored(contender, problem, network, truth, seed, device, line)
-    tiles = [Tile(to_image(problem.view()), "measurement", TITLE)]
-    tiles += [Tile(to_image(values), row.name, row.note or row.status) for row, values in shown]
-    side_by_side([*tiles, Tile(to_image(truth), "truth")]).save(output, format="PNG")
+    tiles = [Tile(to_pil(problem.view()), "measurement", TITLE)]
+    tiles += [Tile(to_pil(values), row.name, row.note or row.status) for row, values in shown]
+    files.write(output, encode(side_by_side([*tiles, Tile(to_pil(truth), "truth")])), "demo")
     return [row for row, _ in shown]
 
 
@@ -97,16 +97,3 @@ def _restored(
         mean, name = restoration.mean[0].cpu(), f"{contender.name}, mean of {int(restoration.ok.sum())}"
         rows.append((judged(problem, name, mean, truth), mean))
     return rows
-
-
-def _check_writable(output: Path) -> None:
-    if output.is_dir():
-        raise BadInput(f"--output {output} is a folder: give a file as demo.png")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        existed = output.exists()
-        output.touch()
-        if not existed:
-            output.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot write {output} ({error.strerror}): give another --output") from error

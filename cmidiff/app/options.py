@@ -5,14 +5,15 @@ Nothing heavy is imported at the top: help must be instant.
 
 from __future__ import annotations
 
-from collections.abc import Container
+import math
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, Context, Option
+from typer import Argument, BadParameter, Context, Option
 
 from cmidiff.app.errors import BadInput, unknown
-from cmidiff.solvers import SOLVERS, make_solver
+from cmidiff.registry import SOLVERS
 
 if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from cmidiff.tuning.preset import Preset
 
 MEASUREMENT_SUFFIX = ".safetensors"
+LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
 
 TASK_HELP = (
-    "How the picture was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
+    "How the image was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
     "super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
 
@@ -32,52 +34,117 @@ def _option(*names: str, text: str, **settings: Any) -> Any:
     return Option(*names, help=text, show_default=False, **settings)
 
 
-Picture = Annotated[Path, Argument(help="A picture: PNG, JPEG, TIFF, ...", show_default=False)]
-Measured = Annotated[
-    Path, Argument(help="A file made by cmidiff degrade, or any degraded picture.", show_default=False)
-]
+def whole(low: int, high: int) -> dict[str, Any]:
+    """Settings of an option that is a whole number from ``low`` to ``high``."""
+    return {"parser": _number_parser(int, low, high), "metavar": "N"}
+
+
+def number(low: float, high: float) -> dict[str, Any]:
+    """Settings of an option that is a number from ``low`` to ``high``."""
+    return {"parser": _number_parser(float, low, high), "metavar": "X"}
+
+
+def _number_parser(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    name = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise BadParameter(f"must be {name} from {low} to {high}, received {text}")
+        return value
+
+    return parse
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (-math.inf < low < high < math.inf):
+        raise BadParameter(f"must be two numbers with a comma and the lower one first, as 0,255, received {text}")
+    return low, high
+
+
+MOST = 10**6  # of what is counted: samples, trials, steps
+WIDEST = 65536  # pixels of what is a length in an image
+
+ImageFile = Annotated[Path, Argument(help="An image: PNG, JPEG, TIFF, ...", show_default=False)]
+Measured = Annotated[Path, Argument(help="A file made by cmidiff degrade, or any degraded image.", show_default=False)]
 TaskName = Annotated[str | None, _option("--task", text=TASK_HELP)]
 Factor = Annotated[
-    int | None, _option("--factor", text="super-resolution: by how much sides are divided; hdr: contrast.")
+    int | None,
+    _option("--factor", text="super-resolution: by how much sides are divided; hdr: contrast.", **whole(1, 64)),
 ]
-Size = Annotated[int | None, _option("--size", text="inpaint-box: side of the hole in pixels.")]
+Size = Annotated[int | None, _option("--size", text="inpaint-box: side of the hole in pixels.", **whole(1, WIDEST))]
 Position = Annotated[
-    tuple[int, int] | None, _option("--position", text="inpaint-box: top and left of the hole.", metavar="TOP LEFT")
+    tuple[int, int] | None,
+    _option("--position", text="inpaint-box: top and left of the hole.", **whole(0, WIDEST) | {"metavar": "TOP LEFT"}),
 ]
-Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random: fraction of hidden pixels.")]
-KernelSize = Annotated[int | None, _option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.")]
-Std = Annotated[float | None, _option("--std", text="deblur-gaussian: width of the blur in pixels.")]
-Intensity = Annotated[float | None, _option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.")]
+Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random: fraction of hidden pixels.", **number(0, 1))]
+KernelSize = Annotated[
+    int | None, _option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.", **whole(1, 4095))
+]
+Std = Annotated[float | None, _option("--std", text="deblur-gaussian: width of the blur in pixels.", **number(0, 1000))]
+Intensity = Annotated[
+    float | None, _option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.", **number(0, 1))
+]
 Padding = Annotated[str | None, _option("--padding", text="deblur-*: what lies beyond the border.")]
 Photons = Annotated[
     float | None,
-    _option("--poisson", text="Noise of photons instead, each worth this much: 0.01 is 100 of them in a white pixel."),
+    _option(
+        "--poisson",
+        text="Noise of photons instead, each worth this much: 0.01 is 100 of them in a white pixel.",
+        **number(0, 100),
+    ),
 ]
-Ratio = Annotated[float | None, _option("--ratio", text="compressed-sensing: measurements per pixel.")]
-MaskFile = Annotated[Path | None, _option("--mask", text="A picture, bright where pixels were seen.")]
-KernelFile = Annotated[Path | None, _option("--kernel", text="A picture of the blur kernel.")]
-Resize = Annotated[
-    str | None, _option("--resize", text="First crop and shrink the picture to N x N, or to WxH pixels.")
+Ratio = Annotated[
+    float | None, _option("--ratio", text="compressed-sensing: measurements per pixel.", **number(0, 100))
 ]
-Noise = Annotated[float, Option("--noise-std", help="Noise, for pictures from 0 (black) to 1 (white).")]
+MaskFile = Annotated[
+    Path | None,
+    _option("--mask", text="An image of the damage: paint on black, on transparency or on a copy of the photograph."),
+]
+SeenFile = Annotated[Path | None, _option("--seen", text="An image that is bright where pixels were measured.")]
+KernelFile = Annotated[Path | None, _option("--kernel", text="An image of the blur kernel.")]
+ValueRange = Annotated[
+    Any,
+    _option(
+        "--range",
+        text="Values of the image file that are black and white, as 0,255: for floating-point files.",
+        parser=_range,
+        metavar="LOW,HIGH",
+    ),
+]
+Resize = Annotated[str | None, _option("--resize", text="First crop and shrink the image to N x N, or to WxH pixels.")]
+Noise = Annotated[float, Option("--noise-std", help="Noise, for images from 0 (black) to 1 (white).", **number(0, 100))]
 NoiseOrNot = Annotated[
     float | None,
-    _option("--noise-std", text="Noise of a picture, black to white being 1. Without it, 0.02 is assumed."),
+    _option(
+        "--noise-std",
+        text="Noise of an image, black to white being 1. Without it, 0.02 is assumed.",
+        **number(0, 100),
+    ),
 ]
 Output = Annotated[Path, Option("--output", "-o", help="Where to write.")]
 OutputOrNot = Annotated[
     Path | None, _option("--output", "-o", text="File to write; IMAGE-TASK.safetensors without it.")
 ]
-Truth = Annotated[Path | None, _option("--truth", text="The undegraded picture, to measure quality.")]
-Eta = Annotated[float | None, _option("--eta", text="Strength of CMI, which it turns on.")]
+Truth = Annotated[Path | None, _option("--truth", text="The undegraded image, to measure quality.")]
+Eta = Annotated[float | None, _option("--eta", text="Strength of CMI, which it turns on.", **number(-1e6, 1e6))]
 Cmi = Annotated[
     bool | None, _option("--cmi/--no-cmi", text="Correct every step with the CMI gradient; off unless asked for.")
 ]
 Solver = Annotated[str, Option("--solver", help=f"{', '.join(SOLVERS)}.")]
-Samples = Annotated[int, Option("--samples", help="How many posterior samples to draw.")]
-Steps = Annotated[int, Option("--steps", help="Steps of the sampler.")]
-Batch = Annotated[int, Option("--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.")]
-Seed = Annotated[int, Option("--seed", help="Seed of all that is random.")]
+Samples = Annotated[int, Option("--samples", help="How many posterior samples to draw.", **whole(1, MOST))]
+Steps = Annotated[int, Option("--steps", help="Steps of the sampler.", **whole(1, MOST))]
+Batch = Annotated[
+    int, Option("--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.", **whole(1, MOST))
+]
+Seed = Annotated[int, Option("--seed", help="Seed of all that is random.", **whole(0, 2**63 - 1))]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[
     str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
@@ -88,9 +155,9 @@ PresetFile = Annotated[
 ]
 Tile = Annotated[
     str,
-    Option("--tile", help="Side of the tiles in which a large picture is seen; off: as a whole; auto: if it is large."),
+    Option("--tile", help="Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."),
 ]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace another run in the folder.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace files of another origin, but never an input.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check the input, print the resolved options, stop.")]
 
 
@@ -105,6 +172,8 @@ def pixel_size(text: str) -> tuple[int, int]:
     height = height or width
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
         raise BadInput(f"--resize must be a size as 128 or 160x120 (width x height), received {text!r}")
+    if int(width) * int(height) > LARGEST_RESIZE:
+        raise BadInput(f"--resize makes at most {LARGEST_RESIZE / 1e6:.0f} million pixels, received {text!r}: use less")
     return int(width), int(height)
 
 
@@ -127,24 +196,27 @@ def problem_of(
     mask: Path | None,
     kernel: Path | None,
     noise_std: float | None,
+    seen: Path | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Problem:
-    """The problem in a measurement file, or in a picture and the options that say how it was degraded.
+    """The problem in a measurement file, or in an image and the options that say how it was degraded.
 
     Raises:
-        BadInput: what cannot be used.
+        ValueError: what cannot be used.
     """
-    from cmidiff.app.pictures import read_picture
-    from cmidiff.app.problem import check_noise_std, from_degraded_picture, load_problem
+    from cmidiff.app.masks import seen_of
+    from cmidiff.app.problem import from_degraded_image, load_problem
+    from cmidiff.images import read_image
 
     if path.suffix == MEASUREMENT_SUFFIX:
-        superfluous = given(task=task, mask=mask, kernel=kernel, noise_std=noise_std) | options
+        superfluous = given(task=task, mask=mask, seen=seen, kernel=kernel, noise_std=noise_std, range=value_range)
+        superfluous |= options
         if superfluous:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in superfluous)
             raise BadInput(f"{path} says itself how it was degraded: leave out {names}")
         return load_problem(path)
-    if noise_std is not None:
-        check_noise_std(noise_std)
-    return from_degraded_picture(read_picture(path), task, options, noise_std, mask, kernel)
+    image = read_image(path, value_range=value_range)
+    return from_degraded_image(image, task, options, noise_std, seen_of(mask, seen, image), kernel)
 
 
 def settings_of(
@@ -182,14 +254,14 @@ def settings_of(
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
     correction = correction_of(cmi, eta, None if preset is None else preset.cmi)
-    guidance, kernel = make_solver(solver), None
+    made, sampler = SOLVERS.make(solver), None
     if preset is not None:
-        kernel = preset.kernel
+        sampler = preset.sampler
         steps = steps if "steps" in explicit else preset.steps
         if "solver" not in explicit:
-            solver, guidance = preset.solver_name, preset.solver
+            solver, made = preset.solver_name, preset.solver
     return Settings(
-        solver, guidance, correction, prior, steps, samples, seed, batch, device_of(device), kernel, tile_of(tile)
+        solver, made, correction, prior, steps, samples, seed, batch, device_of(device), sampler, tile_of(tile)
     )
 
 
@@ -203,8 +275,8 @@ def tile_of(text: str) -> int | Literal["auto"] | None:
         return "auto"
     if text == "off":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise BadInput(f"--tile must be a number of pixels, auto or off, received {text!r}")
+    if not (text.isdecimal() and 1 <= int(text) <= WIDEST):
+        raise BadInput(f"--tile must be a number of pixels up to {WIDEST}, auto or off, received {text!r}")
     return int(text)
 
 

@@ -17,13 +17,16 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from deepinv.physics import LinearPhysics, Physics
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cmidiff import files
 from cmidiff.app.errors import BadInput, unknown
-from cmidiff.app.pictures import Picture, read_kernel, read_mask, read_picture, to_gray
+from cmidiff.app.masks import read_kernel
+from cmidiff.images import Image, Range, read_image, to_gray
 from cmidiff.physics import TASKS, Task, measure
 
 FORMAT = 1
@@ -42,6 +45,8 @@ class Problem:
         shape: (C, H, W) of the image behind ``y``.
         alpha: transparency (1, h, w) to put back, or None.
         notes: what was assumed, for the user to read.
+        bits: depth of the image file behind it, 8 or 16, and of the files to write.
+        original: the degraded image as it was given, (C, h, w), with what a mask hides; None for a measurement file.
     """
 
     y: Tensor
@@ -50,6 +55,8 @@ class Problem:
     shape: tuple[int, int, int]
     alpha: Tensor | None = None
     notes: tuple[str, ...] = ()
+    bits: int = 8
+    original: Tensor | None = None
 
     @property
     def noise_std(self) -> float:
@@ -63,14 +70,19 @@ class Problem:
         """Whether the noise is that of photons, as the physics says."""
         return "poisson" in self.task.parameters
 
+    @property
+    def seen(self) -> Tensor | None:
+        """The mask that the user gave, (1, 1, h, w), 1 where a pixel was measured; None without one."""
+        return self.task.tensors["mask"] if self.task.name == "mask" else None
+
     def view(self) -> Tensor:
-        """The measurement as a picture (1 | 3, h, w).
+        """The measurement as an image (1 | 3, h, w).
 
         It is itself where it has the shape of one; else its back-projection, stretched to [0, 1].
         """
         if self.y.ndim == 4 and self.y.shape[1] in (1, 3):
             return self.y[0]
-        assert isinstance(self.physics, LinearPhysics), "what is measured of a non-linear task is a picture"
+        assert isinstance(self.physics, LinearPhysics), "what is measured of a non-linear task is an image"
         back = self.physics.A_adjoint(self.y)[0]
         low, high = back.min(), back.max()
         return (back - low) / (high - low).clamp_min(1e-12)
@@ -101,30 +113,33 @@ def check_noise_std(noise_std: float) -> float:
 def task_of(
     name: str | None,
     options: Mapping[str, Any],
-    mask: Path | None,
+    seen: Tensor | None,
     kernel: Path | None,
     shape: tuple[int, int, int],
     seed: int = 0,
 ) -> Task:
     """The task that the options of the command line describe, for images of ``shape``, with all that it draws drawn.
 
+    Args:
+        seen: the mask, (1, 1, H, W), 1 where a pixel was measured.
+
     Raises:
         BadInput: no task or an unknown one, options that do not belong to it, an unusable mask or kernel.
     """
     if name is not None and name not in TASKS:
         raise unknown("task", name, TASKS)
-    if mask is not None and kernel is not None:
-        raise BadInput("--mask and --kernel exclude each other: a picture is either partly hidden or blurred")
+    if seen is not None and kernel is not None:
+        raise BadInput("--mask or --seen and --kernel exclude each other: an image is either partly hidden or blurred")
     try:
-        if mask is not None:
-            _fits(name, "inpaint", "--mask")
-            return Task("mask", dict(options), {"mask": read_mask(mask, *shape[1:])})
+        if seen is not None:
+            _fits(name, "inpaint", "--mask or --seen")
+            return Task("mask", dict(options), {"mask": seen})
         if kernel is not None:
             _fits(name, "deblur", "--kernel")
             return Task("kernel", dict(options), {"kernel": read_kernel(kernel, *shape[1:])})
         if name is None:
             raise BadInput(
-                f"how was the picture degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
+                f"how was the image degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
             )
         drawn = {"seed": seed} if "seed" in signature(TASKS[name]).parameters else {}
         return Task.draw(name, shape, drawn | dict(options))
@@ -151,40 +166,45 @@ def built(task: Task, shape: tuple[int, int, int]) -> Physics:
         raise BadInput(str(error)) from error
 
 
-def degraded(picture: Picture, task: Task, seed: int) -> Problem:
-    """The measurement of a clean picture under a task, with noise drawn from ``seed``."""
-    shape = _shape(picture.values)
+def degraded(image: Image, task: Task, seed: int) -> Problem:
+    """The measurement of a clean image under a task, with noise drawn from ``seed``."""
+    shape = _shape(image.values)
     physics = built(task, shape)
-    return Problem(measure(picture.values[None], physics, seed=seed), physics, task, shape, picture.alpha)
+    y = measure(image.values[None], physics, seed=seed)
+    return Problem(y, physics, task, shape, image.alpha, image.notes, image.bits)
 
 
-def from_degraded_picture(
-    picture: Picture,
+def from_degraded_image(
+    image: Image,
     name: str | None,
     options: Mapping[str, Any],
     noise_std: float | None,
-    mask: Path | None,
+    seen: Tensor | None,
     kernel: Path | None,
 ) -> Problem:
-    """The measurement that an ordinary degraded picture is, under the task that degraded it.
+    """The measurement that an ordinary degraded image is, under the task that degraded it.
 
     Raises:
-        BadInput: a task that a picture and these options do not pin down.
+        BadInput: a task that an image and these options do not pin down.
     """
-    notes: tuple[str, ...] = ()
+    notes = image.notes
     if noise_std is None:
         noise_std = ASSUMED_NOISE_STD
-        notes = (f"a noise of {noise_std:g} is assumed, that of a good photograph: set it with --noise-std",)
+        notes += (f"a noise of {noise_std:g} is assumed, that of a good photograph: set it with --noise-std",)
     known = dict(options) | {"noise_std": noise_std}
     if kernel is not None or name == "deblur-gaussian":
         known.setdefault("padding", "reflect")  # a camera does not wrap around
-    values, shape = picture.values, _shape(picture.values)
-    if mask is None and kernel is None and name is not None:
+    values, shape, alpha = image.values, _shape(image.values), image.alpha
+    if alpha is not None and not alpha.any():
+        raise BadInput("the image is transparent everywhere: there is nothing to restore")
+    if alpha is not None and seen is not None:
+        alpha = torch.maximum(alpha, 1 - seen[0])  # what is restored is to be visible
+    if seen is None and kernel is None and name is not None:
         values, shape = _behind(values, name, known)
-    task = task_of(name, known, mask, kernel, shape)
+    task = task_of(name, known, seen, kernel, shape)
     physics = built(task, shape)
     y = physics.A(values[None]) if "mask" in task.tensors else values[None]  # hidden pixels of a file hold anything
-    return Problem(y, physics, task, shape, picture.alpha, notes)
+    return Problem(y, physics, task, shape, alpha, notes, image.bits, image.values)
 
 
 def _shape(values: Tensor) -> tuple[int, int, int]:
@@ -193,29 +213,27 @@ def _shape(values: Tensor) -> tuple[int, int, int]:
 
 
 def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int, int]]:
-    """The measured values of a degraded picture, and the shape of the picture behind it."""
+    """The measured values of a degraded image, and the shape of the image behind it."""
     channels, height, width = _shape(values)
     match name:
         case "super-resolution":
             factor = options.get("factor")
             if factor is None or factor < 1:
                 raise BadInput(
-                    "--task super-resolution needs --factor, how many times larger the picture is to become: a whole "
+                    "--task super-resolution needs --factor, how many times larger the image is to become: a whole "
                     f"number >= 1 as --factor 4, received {'none' if factor is None else factor}"
                 )
             return values, (channels, height * factor, width * factor)
         case "colorize":
             return to_gray(values), (3, height, width)
         case "inpaint-random":
-            raise BadInput("which pixels are missing? give them with --mask FILE (bright: seen, dark: hidden)")
+            raise BadInput("which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE")
         case "inpaint-box" if not {"position", "size"} <= set(options):
             raise BadInput("where is the hole? give --position TOP LEFT and --size N, or --mask FILE")
         case "deblur-motion":
-            raise BadInput(
-                "how did the camera move? give its blur, a picture of one point of light, with --kernel FILE"
-            )
+            raise BadInput("how did the camera move? give its blur, an image of one point of light, with --kernel FILE")
         case "compressed-sensing" | "phase-retrieval" | "nonlinear-blur":
-            raise BadInput(f"a picture alone does not tell the {name}: give a file made by cmidiff degrade")
+            raise BadInput(f"an image alone does not tell the {name}: give a file made by cmidiff degrade")
         case _:
             return values, (channels, height, width)
 
@@ -225,8 +243,9 @@ def save_problem(path: Path, problem: Problem) -> None:
     tensors = {"y": problem.y, **{f"task.{name}": tensor for name, tensor in problem.task.tensors.items()}}
     if problem.alpha is not None:
         tensors["alpha"] = problem.alpha
-    record = json.dumps({"format": FORMAT} | problem.describe())
-    path.write_bytes(save({name: value.contiguous() for name, value in tensors.items()}, metadata={KEY: record}))
+    record = json.dumps({"format": FORMAT, "bits": problem.bits} | problem.describe())
+    data = save({name: value.contiguous() for name, value in tensors.items()}, metadata={KEY: record})
+    files.write(path, data, "degrade")
 
 
 def load_problem(path: Path) -> Problem:
@@ -253,7 +272,7 @@ def load_problem(path: Path) -> Problem:
     expected = tuple(physics.A(y.new_zeros(1, *shape)).shape)
     if tuple(y.shape) != expected:
         raise BadInput(f"the measurement in {path} is {tuple(y.shape)}, but its {task.name} measures {expected}")
-    return Problem(y, physics, task, shape, tensors.get("alpha"))
+    return Problem(y, physics, task, shape, tensors.get("alpha"), bits=16 if record.get("bits") == 16 else 8)
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -268,15 +287,15 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
-def read_truth(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """The undegraded picture (C, H, W), for the quality figures.
+def read_truth(path: Path, shape: tuple[int, int, int], value_range: Range | None = None) -> Tensor:
+    """The undegraded image (C, H, W), for the quality figures.
 
     Raises:
-        BadInput: another size than the restored picture.
+        ValueError: an image that cannot be read, or of another size than the restored image.
     """
-    picture = read_picture(path)
-    if tuple(picture.values.shape[1:]) != shape[1:]:
+    image = read_image(path, value_range=value_range)
+    if tuple(image.values.shape[1:]) != shape[1:]:
         raise BadInput(
-            f"the truth {path} is {picture.size} but the restored picture is {shape[2]}x{shape[1]}: both must agree"
+            f"the truth {path} is {image.size} but the restored image is {shape[2]}x{shape[1]}: both must agree"
         )
-    return to_gray(picture.values) if shape[0] == 1 else picture.values.expand(shape[0], -1, -1)
+    return to_gray(image.values) if shape[0] == 1 else image.values.expand(shape[0], -1, -1)

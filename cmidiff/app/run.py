@@ -1,5 +1,6 @@
 """One run of a solver into a folder, its samples written as they are finished.
 
+    overlay.png            the image as it was given, with what its mask hides in red
     run.json               the resolved options, and at the end the result of every sample
     sample-00.png ...      posterior samples; sample-00.safetensors holds the floats, the status, the misfit by step
     mean.png, std.png      mean of the samples, and where they disagree
@@ -12,7 +13,8 @@ The same run into the same folder keeps the finished samples and goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,22 +25,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cmidiff import __version__, load_prior
-from cmidiff.app.errors import BadInput, say
+from cmidiff import __version__, files, load_prior
+from cmidiff.app.errors import BadInput, bad_input, say
 from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
-from cmidiff.app.pictures import fitted_alpha, to_image, write_picture
+from cmidiff.app.masks import overlay
 from cmidiff.app.problem import Problem
 from cmidiff.app.show import Line, progress
-from cmidiff.guidance import Guidance
+from cmidiff.images import encode, fit_alpha, to_pil, write_image
 from cmidiff.information import CMI
 from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress, Restoration
+from cmidiff.registry import describe
 from cmidiff.restoration import restore as sample_posterior
-from cmidiff.solvers import described
-from cmidiff.step import Kernel
+from cmidiff.result import Progress, Restoration
+from cmidiff.solvers import Solver
+from cmidiff.step import Sampler
 
 SSIM_WINDOW = 11  # pixels: smaller pictures have no SSIM
+COMMAND = "restore"
+WRITTEN = re.compile(r"run\.json|(mean|std|comparison|overlay)\.png|moments\.safetensors|sample-\d+\.(png|safetensors)")
 MOST_SHOWN = 4  # samples in the comparison
 NOT_IDENTITY = ("samples", "batch", "device", "output")  # options that leave sample k of a seed as it is
 
@@ -48,17 +53,17 @@ class Settings:
     """The resolved options of a run, apart from the problem.
 
     Attributes:
-        solver_name, solver: the guidance, by its name at the command line and as the object.
+        solver_name, solver: the solver, by its name at the command line and as the object.
         cmi: the CMI correction, or None.
         prior: name or path of the prior.
         steps, samples, seed, batch: of the sampler; ``batch`` samples are drawn at once.
         device: where.
-        kernel: reverse kernel; None for the default.
+        sampler: reverse sampler; None for the default.
         tile: side of the tiles in which a large picture is seen, None for the whole, or ``auto``.
     """
 
     solver_name: str
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None
     prior: str
     steps: int
@@ -66,7 +71,7 @@ class Settings:
     seed: int
     batch: int
     device: str
-    kernel: Kernel | None = None
+    sampler: Sampler | None = None
     tile: int | Literal["auto"] | None = "auto"
 
     @property
@@ -75,9 +80,9 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
-        cmi = None if self.cmi is None else described(self.cmi)
-        kernel = None if self.kernel is None else {"name": type(self.kernel).__name__} | described(self.kernel)
-        return {"solver": {"name": self.solver_name} | described(self.solver), "cmi": cmi, "kernel": kernel} | {
+        cmi = None if self.cmi is None else describe(self.cmi)
+        sampler = None if self.sampler is None else {"name": type(self.sampler).__name__} | describe(self.sampler)
+        return {"solver": {"name": self.solver_name} | describe(self.solver), "cmi": cmi, "sampler": sampler} | {
             name: getattr(self, name) for name in names
         }
 
@@ -97,36 +102,40 @@ def load_prior_of(settings: Settings) -> Denoiser:
     try:
         return load_prior(settings.prior, device=settings.device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
 
 
-def open_folder(folder: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
+def open_folder(
+    folder: Path, options: Mapping[str, Any], *, overwrite: bool, inputs: Iterable[Path | None] = ()
+) -> None:
     """Make a folder ready for a run: new, or holding the same run.
 
+    Args:
+        options: what identifies the run, from `resolved`.
+        overwrite: whether another run and files of another origin may be replaced.
+        inputs: what the run reads, which is never replaced.
+
     Raises:
-        BadInput: it cannot be written, or holds another run and ``overwrite`` is off.
+        ValueError: it cannot be written, holds another run or files of another origin and ``overwrite`` is off, or an
+            input lies in the place of an output.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _clear(folder)
-        elif difference := _difference(folder, options):
-            raise BadInput(f"{folder} holds another run ({difference}): give another --output, or --overwrite")
-        write_record(folder, options, {})
-    except FileExistsError as error:
-        raise BadInput(f"--output {folder} is a file: give a folder") from error
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder} ({error.strerror}): give another --output") from error
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--output {folder} is a file: give a folder")
+    if not overwrite and (difference := _difference(folder, options)):
+        raise BadInput(f"{folder} holds another run ({difference}): give another --output, or --overwrite")
+    there = [path for path in sorted(folder.glob("*")) if WRITTEN.fullmatch(path.name)]
+    files.check_outputs([*there, folder / "run.json"], inputs, command=COMMAND, overwrite=overwrite)
+    if overwrite:
+        _clear(there, int(options["samples"]))
+    write_record(folder, options, {})
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    names = ("run.json", "mean.png", "std.png", "comparison.png", "moments.safetensors")
-    for path in [folder / name for name in names] + [
-        *folder.glob("sample-*.png"),
-        *folder.glob("sample-*.safetensors"),
-    ]:
-        path.unlink(missing_ok=True)
+def _clear(there: Iterable[Path], samples: int) -> None:
+    """Remove what an earlier run wrote, and what this one would take for finished samples."""
+    wanted = {f"sample-{k:02d}.safetensors" for k in range(samples)}
+    for path in there:
+        if path.name in wanted or files.is_own(path, COMMAND):
+            path.unlink()
 
 
 def _difference(folder: Path, options: Mapping[str, Any]) -> str:
@@ -145,7 +154,14 @@ def _difference(folder: Path, options: Mapping[str, Any]) -> str:
 
 def write_record(folder: Path, options: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Write run.json."""
-    (folder / "run.json").write_text(json.dumps({"options": options, "results": results}, indent=2) + "\n")
+    text = json.dumps({"options": options, "results": results}, indent=2) + "\n"
+    files.write(folder / "run.json", text.encode(), COMMAND)
+
+
+def write_overlay(folder: Path, problem: Problem) -> None:
+    """Write overlay.png, where the user gave a mask."""
+    if problem.seen is not None and problem.original is not None:
+        write_image(folder / "overlay.png", overlay(problem.original, problem.seen), command=COMMAND)
 
 
 @dataclass(frozen=True)
@@ -169,15 +185,19 @@ class Sample:
         return not self.failure
 
 
-def save_sample(folder: Path, sample: Sample, alpha: Tensor | None) -> None:
-    """Write one finished sample; its float file last and at once, since that is the mark that it is complete."""
+def save_sample(folder: Path, sample: Sample, problem: Problem) -> None:
+    """Write one finished sample; its float file last, since that is the mark that it is complete."""
     stem = folder / f"sample-{sample.index:02d}"
     if sample.ok:
-        write_picture(stem.with_suffix(".png"), sample.values, fitted_alpha(alpha, *sample.values.shape[1:]))
-    part = stem.with_suffix(".part")
+        _write_result(stem.with_suffix(".png"), sample.values, problem)
     tensors = {"sample": sample.values.contiguous(), "misfit": sample.misfit.contiguous()}
-    part.write_bytes(save(tensors, metadata={"failure": sample.failure}))
-    part.replace(stem.with_suffix(".safetensors"))
+    files.write(stem.with_suffix(".safetensors"), save(tensors, metadata={"failure": sample.failure}), COMMAND)
+
+
+def _write_result(path: Path, values: Tensor, problem: Problem) -> None:
+    """Write a restored image with the transparency and the depth of the degraded one."""
+    alpha = fit_alpha(problem.alpha, *values.shape[1:])
+    write_image(path, values, alpha, bits=problem.bits, command=COMMAND)
 
 
 def load_sample(folder: Path, index: int) -> Sample | None:
@@ -209,7 +229,7 @@ def sample(problem: Problem, settings: Settings, prior: Denoiser, folder: Path) 
         try:
             for indices in chunks(missing, settings.batch):
                 for one in draw(problem, settings, prior, indices, missing.index(indices.start), line):
-                    save_sample(folder, one, problem.alpha)
+                    save_sample(folder, one, problem)
                     done.append(one)
         except KeyboardInterrupt:
             stopped = True
@@ -257,7 +277,7 @@ def posterior(
             prior,
             solver=settings.solver,
             cmi=settings.cmi,
-            kernel=settings.kernel,
+            sampler=settings.sampler,
             noise_std=None if problem.photons else problem.noise_std,
             tile=settings.tile,
             steps=settings.steps,
@@ -327,13 +347,13 @@ def finish(folder: Path, problem: Problem, samples: list[Sample], truth: Tensor 
         return rows
     stack = torch.stack([s.values for s in good])
     moments = {"mean": stack.mean(0)}
-    write_picture(folder / "mean.png", moments["mean"], fitted_alpha(problem.alpha, *stack.shape[2:]))
+    _write_result(folder / "mean.png", moments["mean"], problem)
     if len(good) > 1:
         moments["std"] = stack.std(0)
-        std_map(moments["std"]).save(folder / "std.png")
+        files.write(folder / "std.png", encode(std_map(moments["std"])), COMMAND)
         rows.append(judged(problem, "mean", moments["mean"], truth))
-    (folder / "moments.safetensors").write_bytes(save(moments))
-    _compare(problem, good, moments, truth, rows).save(folder / "comparison.png")
+    files.write(folder / "moments.safetensors", save(moments), COMMAND)
+    files.write(folder / "comparison.png", encode(_compare(problem, good, moments, truth, rows)), COMMAND)
     return rows
 
 
@@ -341,12 +361,12 @@ def _compare(
     problem: Problem, good: list[Sample], moments: Mapping[str, Tensor], truth: Tensor | None, rows: list[Row]
 ) -> Image.Image:
     notes = {row.name: row.note for row in rows}
-    tiles = [Tile(to_image(problem.view()), "measurement", f"{problem.task.name}, noise {problem.noise_std:g}")]
-    tiles += [Tile(to_image(s.values), f"sample {s.index}", notes[f"sample {s.index}"]) for s in good[:MOST_SHOWN]]
+    tiles = [Tile(to_pil(problem.view()), "measurement", f"{problem.task.name}, noise {problem.noise_std:g}")]
+    tiles += [Tile(to_pil(s.values), f"sample {s.index}", notes[f"sample {s.index}"]) for s in good[:MOST_SHOWN]]
     if "std" in moments:
-        tiles.append(Tile(to_image(moments["mean"]), f"mean of {len(good)}", notes["mean"]))
+        tiles.append(Tile(to_pil(moments["mean"]), f"mean of {len(good)}", notes["mean"]))
         image, top = std_tile(moments["std"])
         tiles.append(Tile(image, "uncertainty", f"black 0, brightest {top:.3f}"))
     if truth is not None:
-        tiles.append(Tile(to_image(truth), "truth"))
+        tiles.append(Tile(to_pil(truth), "truth"))
     return side_by_side(tiles)

@@ -10,10 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cmidiff import __version__, load_prior
-from cmidiff.app.errors import BadInput
+from cmidiff.app.errors import BadInput, bad_input
 from cmidiff.app.show import err
 from cmidiff.prior.base import Denoiser
-from cmidiff.solvers import make_solver
+from cmidiff.registry import SOLVERS
 from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, Space, open_study, read_images, tune
 from cmidiff.tuning.interval import interval
 
@@ -41,31 +41,15 @@ def searched(
     """
     try:
         pictures = read_images(images, count=count, offset=offset, size=side)
-        space = Space(make_solver(solver), most_eta)
+        space = Space(SOLVERS.make(solver), most_eta)
         network = load_prior(prior, device=options["device"])
         search = Search(
             pictures, task, dict(parameters), space, f"{network.name}, weights {network.fingerprint[:16]}", **options
         )
         search.problems(held_out=False)
     except (ValueError, TypeError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     return search, network
-
-
-def check_output(output: Path) -> None:
-    """Whether the preset can be written, before the search rather than after it.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("a"):
-            pass
-        if output.stat().st_size == 0:
-            output.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot write {output} ({error.strerror or error}): give another --output") from error
 
 
 def run(search: Search, prior: Denoiser, study: Path) -> Outcome:

@@ -14,11 +14,12 @@ from cmidiff.laboratory import SECTIONS, Settings, Table, validate
 WIDTH = 170  # of tables in a file
 
 
-def run(folder: Path, settings: Settings, only: list[str]) -> None:
+def run(folder: Path, settings: Settings, only: list[str], *, overwrite: bool = False) -> None:
     """Run the sections and print their tables.
 
     Raises:
-        BadInput: an unknown section, pictures that cannot be read, a folder that cannot be written.
+        BadInput: an unknown section, or pictures that do not exist.
+        ValueError, OSError: as `cmidiff.laboratory.validate`.
     """
     for name in only:
         if name not in SECTIONS:
@@ -27,16 +28,13 @@ def run(folder: Path, settings: Settings, only: list[str]) -> None:
         raise BadInput(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
     screen = out if out.is_terminal else Console(width=WIDTH)
     say(f"sections: {', '.join(only or SECTIONS)}")
-    try:
-        for name, found, kept in validate(folder, settings, only):
-            screen.rule(f"{name}: {SECTIONS[name].title}")
-            for shown in found.tables.values():
-                if shown.shown:
-                    screen.print(rich_table(shown))
-            taken = f"{found.seconds:.0f} s, {found.cpu_seconds:.0f} s of processor time"
-            say(f"{name}: {taken}{', kept from a finished run' if kept else ''}; tables and figures in {folder}")
-    except OSError as error:
-        raise BadInput(f"cannot write {folder} ({error.strerror or error}): give another --output") from error
+    for name, found, kept in validate(folder, settings, only, overwrite=overwrite):
+        screen.rule(f"{name}: {SECTIONS[name].title}")
+        for shown in found.tables.values():
+            if shown.shown:
+                screen.print(rich_table(shown))
+        taken = f"{found.seconds:.0f} s, {found.cpu_seconds:.0f} s of processor time"
+        say(f"{name}: {taken}{', kept from a finished run' if kept else ''}; tables and figures in {folder}")
 
 
 def rich_table(table: Table) -> RichTable:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cmidiff.evaluate.comparison import Comparison
 from cmidiff.evaluate.database import Results, UnitRow
+from cmidiff.images import read_image, to_pil
 
 LOSSLESS = 128  # pixels: larger pictures are compressed, or a page of them would be too large to send
 CHOICE = "psnr"
@@ -105,15 +106,13 @@ def _first_sample(row: UnitRow) -> str | None:
 def _picture(folder: Path, path: str | None) -> Image.Image | None:
     if path is None or not (folder / path).is_file():
         return None
-    with Image.open(folder / path) as image:
-        return image.convert("RGB")
+    return to_pil(read_image(folder / path).values).convert("RGB")
 
 
 def _std(folder: Path, path: str | None) -> np.ndarray | None:
     if path is None or not (folder / path).is_file():
         return None
-    with Image.open(folder / path) as image:
-        return np.asarray(image, dtype=np.float64) / 65535
+    return read_image(folder / path).values[0].double().numpy()
 
 
 def _coloured(values: np.ndarray, top: float) -> Image.Image:

@@ -10,14 +10,14 @@
     factor = 4
 
     [[solvers]]
-    solver = "dps"                  # of cmidiff.solvers.SOLVERS, and its options
+    solver = "dps"                  # of cmidiff.registry.SOLVERS, and its options
     scale = 4.0
     eta = [0.1]                     # strength of CMI for this solver
 
     [[settings]]                    # above both: what holds for one task and one solver
     task = "super-resolution"
     solver = "dps"
-    scale = 2.0                     # or preset = "FILE" of cmidiff tune: solver, CMI and kernel
+    scale = 2.0                     # or preset = "FILE" of cmidiff tune: solver, CMI and sampler
 
 Everything that decides a result is in it; how the work is done (device, batch, engine) is not.
 """
@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from cmidiff.evaluate.database import Cell, RunError
-from cmidiff.solvers import SOLVERS, described
+from cmidiff.registry import SOLVERS, describe
 
 if TYPE_CHECKING:
-    from cmidiff.guidance import Guidance
     from cmidiff.information import CMI
-    from cmidiff.step import Kernel
+    from cmidiff.solvers import Solver
+    from cmidiff.step import Sampler
     from cmidiff.tuning.preset import Preset
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -61,8 +61,8 @@ class TaskChoice:
 
 @dataclass(frozen=True)
 class SolverChoice:
-    """A solver: its name in `cmidiff.solvers.SOLVERS`, its options (above those of a preset of `cmidiff tune`), its own
-    strengths of CMI, and how the tables call it."""
+    """A solver: its name in `cmidiff.registry.SOLVERS`, its options (above those of a preset of `cmidiff tune`), its
+    own strengths of CMI, and how the tables call it."""
 
     solver: str
     label: str = ""
@@ -146,13 +146,15 @@ class Config:
             values = getattr(self, name)
             wrong = len(set(values)) < len(values) or (not values and name != "eta")
             yield wrong, f"{name} needs values, each once, received {list(values)}"
-        yield any(n < 1 for n in self.steps), f"steps must be whole numbers >= 1, received {list(self.steps)}"
-        yield any(n < 0 for n in self.seeds), f"seeds must be whole numbers >= 0, received {list(self.seeds)}"
+        for name, values, least in (("steps", self.steps, 1), ("seeds", self.seeds, 0)):
+            wrong = any(not least <= n < 2**63 for n in values)
+            yield wrong, f"{name} must be whole numbers from {least} to 2^63 - 1, received {list(values)}"
         zero = "on" in self.cmi and any(eta == 0 or not math.isfinite(eta) for eta in self.eta)
         yield zero, f"eta must be finite and not 0 (that is cmi off), received {list(self.eta)}"
         for name, least in (("size", 1), ("limit", 1), ("samples", 1), ("offset", 0)):
             value = getattr(self, name)
-            yield value is not None and value < least, f"{name} must be a whole number >= {least}, received {value}"
+            wrong = value is not None and not least <= value < 2**63
+            yield wrong, f"{name} must be a whole number from {least} to 2^63 - 1, received {value}"
         good = math.isfinite(self.noise_std) and self.noise_std >= 0
         yield not good, f"noise_std must be a number >= 0, received {self.noise_std}"
         nets = ("alex", "vgg", "squeeze")
@@ -186,23 +188,22 @@ class Config:
             ValueError, TypeError: unknown names, options that are refused, or a preset of another solver or number of
                 steps.
         """
-        from cmidiff.sampler import Ancestral
-        from cmidiff.solvers import make_solver
+        from cmidiff.samplers import Ancestral
 
         choice, settings = self._solver(cell.solver), self._settings(cell.task, cell.solver)
         options = {**choice.options, **{key: value for s in settings for key, value in s.options.items()}}
-        guidance = make_solver(choice.solver, options)
+        solver = SOLVERS.make(choice.solver, options)
         preset = self._preset(cell.task, cell.solver)
         if preset is None:
-            return Setup(guidance, self._correction(cell, {}), Ancestral())
-        if type(preset.solver) is not type(guidance) or preset.steps not in self.steps:
+            return Setup(solver, self._correction(cell, {}), Ancestral())
+        if type(preset.solver) is not type(solver) or preset.steps not in self.steps:
             raise ValueError(
                 f"the preset of {cell.solver} is for {type(preset.solver).__name__} at {preset.steps} steps, the run "
-                f"takes {type(guidance).__name__} at {list(self.steps)}: tune for these, or change the run"
+                f"takes {type(solver).__name__} at {list(self.steps)}: tune for these, or change the run"
             )
-        named = {name: getattr(guidance, name) for name in options}
+        named = {name: getattr(solver, name) for name in options}
         tuned = {} if preset.cmi is None else {f.name: getattr(preset.cmi, f.name) for f in fields(preset.cmi)}
-        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.kernel)
+        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.sampler)
 
     def _correction(self, cell: Cell, tuned: Mapping[str, Any]) -> CMI | None:
         from cmidiff.information import CMI
@@ -250,9 +251,9 @@ class Config:
 class Setup(NamedTuple):
     """What restores the units of a cell."""
 
-    guidance: Guidance
+    solver: Solver
     correction: CMI | None
-    kernel: Kernel
+    sampler: Sampler
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -270,9 +271,9 @@ def resolved(config: Config) -> dict[str, Any]:
         for cell in config.cells():
             setup = config.setup(cell)
             plain["cells"][_name(cell)] = {
-                "solver": _fields(setup.guidance),
+                "solver": _fields(setup.solver),
                 "cmi": None if setup.correction is None else _fields(setup.correction),
-                "kernel": _fields(setup.kernel),
+                "sampler": _fields(setup.sampler),
             }
     except (ValueError, TypeError) as error:
         raise RunError(str(error)) from error
@@ -284,7 +285,7 @@ def _name(cell: Cell) -> str:
 
 
 def _fields(thing: Any) -> dict[str, Any]:
-    return {"is": type(thing).__name__} | described(thing)
+    return {"is": type(thing).__name__} | describe(thing)
 
 
 def _parameters(config: Config, choice: TaskChoice) -> dict[str, Any]:

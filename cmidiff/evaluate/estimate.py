@@ -63,7 +63,7 @@ def _cost(config: Config, cell: Cell, schedule: Schedule) -> Cost:
     physics = cast(LinearPhysics, inpaint_random(_SHAPE, hidden=0.5))
     y = measure(torch.full((1, *_SHAPE), 0.5), physics)
     prior = Counted(_gaussian(schedule))
-    restore(y, physics, prior, solver=setup.guidance, cmi=setup.correction, kernel=setup.kernel, steps=steps)
+    restore(y, physics, prior, solver=setup.solver, cmi=setup.correction, sampler=setup.sampler, steps=steps)
     scale = cell.steps / steps
     return Cost(prior.forwards * scale, prior.backwards * scale)
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from torch import Tensor
+
 from cmidiff.evaluate.config import Config, resolved
 from cmidiff.evaluate.database import Cell, ImageRow, RunError, Unit
 from cmidiff.evaluate.work import Job
-from cmidiff.images import Pixels
 from cmidiff.physics import Task
 
 
@@ -49,7 +50,7 @@ def jobs(
     config: Config,
     images: Sequence[ImageRow],
     todo: Collection[Unit],
-    read: Callable[[ImageRow], Pixels],
+    read: Callable[[ImageRow], Tensor],
     *,
     batch: int,
     lpips: str | None,
@@ -59,7 +60,7 @@ def jobs(
     Args:
         images: those that can be used.
         todo: units that are wanted.
-        read: the pixels of an image.
+        read: an image, (3, H, W) in [0, 1].
         batch: images in a job, at most.
         lpips: network of LPIPS, or None.
     """
@@ -85,7 +86,7 @@ def _job(
     config: Config,
     cell: Cell,
     seed: int,
-    images: tuple[tuple[str, Pixels], ...],
+    images: tuple[tuple[str, Tensor], ...],
     task: dict[str, Any],
     lpips: str | None,
 ) -> Job:

@@ -6,15 +6,14 @@ import hashlib
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-from PIL import Image
+from torch import Tensor
 
 from cmidiff.evaluate.database import ImageRow
-from cmidiff.images import Pixels, Source, decoded
+from cmidiff.images import Source, decode_image, read_image, square
 
 
-def opened(source: Source, size: int | None, known: ImageRow | None = None) -> tuple[ImageRow, Pixels | None]:
-    """An image (H, W, 3) and its row; a row with an error where it cannot be used.
+def opened(source: Source, size: int | None, known: ImageRow | None = None) -> tuple[ImageRow, Tensor | None]:
+    """An image (3, H, W) in [0, 1] and its row; a row with an error where it cannot be used.
 
     Args:
         size: see `Config`.
@@ -26,12 +25,12 @@ def opened(source: Source, size: int | None, known: ImageRow | None = None) -> t
         digest = hashlib.sha256(data).hexdigest()
         if known is not None and known.digest == digest:
             return known, None
-        pixels = decoded(data, size)
+        values = square(decode_image(data), size)
     except (OSError, ValueError) as error:
-        message = f"the image {source.file} cannot be used: {error}"
+        message = f"the image {source.file} cannot be used: it {error}"
         return ImageRow(source.name, source.file, digest, None, None, None, message), None
-    height, width = pixels.shape[:2]
-    return ImageRow(source.name, source.file, digest, width, height, truth_path(source.name), None), pixels
+    height, width = values.shape[1:]
+    return ImageRow(source.name, source.file, digest, width, height, truth_path(source.name), None), values
 
 
 def truth_path(name: str) -> str:
@@ -39,8 +38,7 @@ def truth_path(name: str) -> str:
     return f"truth/{quote(name)}.png"
 
 
-def read_truth(folder: Path, row: ImageRow) -> Pixels:
-    """The pixels (H, W, 3) of an image of a run."""
+def read_truth(folder: Path, row: ImageRow) -> Tensor:
+    """An image of a run, (3, H, W) in [0, 1]."""
     assert row.path is not None
-    with Image.open(folder / row.path) as image:
-        return np.asarray(image.convert("RGB"))
+    return read_image(folder / row.path).values.expand(3, -1, -1)

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmidiff import files
 from cmidiff.evaluate import html, latex, markdown
 from cmidiff.evaluate.cases import cases
 from cmidiff.evaluate.comparison import Comparison, compare
-from cmidiff.evaluate.database import Results, UnitRow
+from cmidiff.evaluate.database import FILE, Results, UnitRow
 from cmidiff.evaluate.plots import Plot, plots
 
+COMMAND = "report"
 PAGE, TEXT, TABLE, CELLS, UNITS, FIGURES = "report.html", "report.md", "table.tex", "cells.csv", "units.csv", "figures"
 
 
-def report(run: Path, output: Path | None = None) -> tuple[Comparison, dict[Path, str]]:
-    """Write the report of a run, finished or not; what was written before is replaced.
+def report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> tuple[Comparison, dict[Path, str]]:
+    """Write the report of a run, finished or not; an earlier report in the folder is replaced.
 
     Args:
         run: folder that ``cmidiff evaluate --out`` wrote.
         output: folder of the report; ``run / "report"`` without it.
+        overwrite: whether files of another origin are replaced, too.
 
     Returns:
         The figures, and what was written with what it is.
 
     Raises:
         RunError: if there is no run in the folder, or one of another schema.
+        ValueError: if it would replace a file of another origin.
         OSError: if the report cannot be written.
     """
     with Results(run) as results:
@@ -38,30 +43,29 @@ def report(run: Path, output: Path | None = None) -> tuple[Comparison, dict[Path
     folder = run / "report" if output is None else output
     name = f"{comparison.about['config']['name']} ({run.resolve().name})"
     drawn = plots(comparison)
-    figures = _write_figures(folder, drawn)
+    figures = _paths(drawn)
     written = {
         PAGE: (html.render(comparison, name, drawn, shown), "everything on one page, for a browser"),
         TEXT: (markdown.render(comparison, name, figures), "the tables as Markdown"),
         TABLE: (latex.render(comparison), "the paper's table, for LaTeX"),
     }
-    for file, (text, _) in written.items():
-        (folder / file).write_text(text, encoding="utf-8")
-    _write_csv(folder / CELLS, _cells(comparison))
-    _write_csv(folder / UNITS, _units(units))
+    contents = {file: text.encode() for file, (text, _) in written.items()} | {path: p.light for path, p in figures}
+    contents |= {CELLS: _csv(_cells(comparison)), UNITS: _csv(_units(units))}
+    files.check_outputs([folder / file for file in contents], [run / FILE], command=COMMAND, overwrite=overwrite)
+    for file, content in contents.items():
+        files.write(folder / file, content, COMMAND)
     meanings = {file: meaning for file, (_, meaning) in written.items()}
     meanings |= {CELLS: "every figure, difference and test", UNITS: "every unit with its scores"}
     return comparison, {folder / file: meaning for file, meaning in meanings.items()}
 
 
-def _write_figures(folder: Path, drawn: Sequence[Plot]) -> list[tuple[str, Plot]]:
+def _paths(drawn: Sequence[Plot]) -> list[tuple[str, Plot]]:
     """(path relative to the report, figure)."""
-    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     tasks = list(dict.fromkeys(plot.task for plot in drawn))
     named = []
     for plot in drawn:
         task = re.sub(r"[^A-Za-z0-9-]+", "-", plot.task)[:60]
         path = f"{FIGURES}/{tasks.index(plot.task) + 1}-{task}-{plot.name}.svg"
-        (folder / path).write_bytes(plot.light)
         named.append((path, plot))
     return named
 
@@ -112,9 +116,9 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["task"])
-        writer.writeheader()
-        writer.writerows(rows)
+def _csv(rows: Iterable[dict[str, Any]]) -> bytes:
+    rows, file = list(rows), io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]) if rows else ["task"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()

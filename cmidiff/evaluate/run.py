@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
-from cmidiff.evaluate import files, scores
+from cmidiff import files
+from cmidiff.evaluate import scores
 from cmidiff.evaluate.config import Config, difference, resolved
 from cmidiff.evaluate.database import (
+    FILE,
     SCHEMA,
     Cell,
     CellScore,
@@ -35,7 +37,7 @@ from cmidiff.evaluate.engine import Engine
 from cmidiff.evaluate.grid import check_tasks, jobs, units
 from cmidiff.evaluate.images import opened, read_truth
 from cmidiff.evaluate.work import Done
-from cmidiff.images import Source, sources
+from cmidiff.images import Source, encode_image, sources
 from cmidiff.prior.base import Denoiser
 
 log = logging.getLogger("cmidiff.evaluate")
@@ -98,6 +100,7 @@ def evaluate(
     """
     about = describe(config, prior)
     found = list_sources(config)
+    _check_out(options.out, config.images)
     with _opened(options.out) as writer, _logging(options.out):
         _check_same(writer.about(), about, extend=options.extend)
         log.info("opening %d images of %s", len(found), config.images)
@@ -151,10 +154,18 @@ def describe(config: Config, prior: Denoiser) -> dict[str, Any]:
 # before the work
 
 
-@contextmanager
-def _opened(out: Path) -> Iterator[Writer]:
+def _check_out(out: Path, images: Path | None) -> None:
+    """A run has a folder of its own, so that it replaces no file of another origin and reads none of its own."""
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
+        raise RunError(f"--out {out} holds files of another origin: give a new or an empty folder")
+    if images is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
+        raise RunError(f"--out {out} lies in the folder of the images {images}: give a folder outside of it")
+
+
+@contextmanager
+def _opened(out: Path) -> Iterator[Writer]:
     with _writing(out):
         writer = Writer(out)
     try:
@@ -229,11 +240,11 @@ def _open_images(
         known = before.get(source.name)
         if known is not None and (known.path is None or not (options.out / known.path).is_file()):
             known = None
-        row, pixels = opened(source, config.size, known)
-        if pixels is not None:
+        row, values = opened(source, config.size, known)
+        if values is not None:
             assert row.path is not None
             with _writing(options.out):
-                files.write(options.out / row.path, files.png(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255))
+                files.write(options.out / row.path, encode_image(values))
         if row.error is not None:
             log.error("%s", row.error)
         rows.append(row)

@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 from deepinv.physics import Physics
-from PIL import Image
 from torch import Tensor
 
 from cmidiff.evaluate.database import Metric
+from cmidiff.images import read_image
 from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 
 if TYPE_CHECKING:
@@ -170,5 +169,4 @@ def _batches(files: list[Path], batch: int) -> Iterable[Tensor]:
 
 def read(file: Path) -> Tensor:
     """A picture (3, H, W), uint8."""
-    with Image.open(file) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return (read_image(file).values.expand(3, -1, -1) * 255).round().byte()

@@ -28,12 +28,12 @@ from torch import Tensor
 from cmidiff.evaluate.config import Setup
 from cmidiff.evaluate.counted import Counted
 from cmidiff.evaluate.database import Cell, Outcome, PictureFile, SampleOutcome, Unit
-from cmidiff.evaluate.files import png, std_png
 from cmidiff.evaluate.scores import scores
-from cmidiff.images import Pixels
+from cmidiff.images import encode_image
 from cmidiff.physics import TASKS, Task, measure
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Status, restore
+from cmidiff.restoration import restore
+from cmidiff.result import Status
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Job:
     Attributes:
         cell: task, solver, CMI, eta, steps.
         seed: of the units.
-        images: name and pixels (H, W, 3) of each image, all of one size.
+        images: name and values (3, H, W) in [0, 1] of each image, all of one size.
         task, parameters: the task's name in `cmidiff.physics.TASKS`, and all its parameters but the seed.
-        setup: solver, CMI and kernel of the cell.
+        setup: solver, CMI and sampler of the cell.
         samples: K.
         lpips: network of LPIPS, or None where its weights are not at hand.
     """
 
     cell: Cell
     seed: int
-    images: tuple[tuple[str, Pixels], ...]
+    images: tuple[tuple[str, Tensor], ...]
     task: str
     parameters: dict[str, Any]
     setup: Setup
@@ -112,7 +112,7 @@ def _joined(parts: Sequence[Done]) -> Done:
 
 def _computed(job: Job, prior: Denoiser, device: str) -> Done:
     units = job.units
-    truth = torch.stack([torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 for _, pixels in job.images])
+    truth = torch.stack([values for _, values in job.images])
     own = [_physics(job, [unit], truth.shape[1:]) for unit in units]
     y = torch.cat([measure(truth[i : i + 1], own[i], seed=seed_of("noise", unit)) for i, unit in enumerate(units)])
     counted = Counted(prior)
@@ -121,9 +121,9 @@ def _computed(job: Job, prior: Denoiser, device: str) -> Done:
         y.to(device),
         _physics(job, units, truth.shape[1:]).to(device),
         counted,
-        solver=job.setup.guidance,
+        solver=job.setup.solver,
         cmi=job.setup.correction,
-        kernel=job.setup.kernel,
+        sampler=job.setup.sampler,
         noise_std=float(job.parameters["noise_std"]),
         steps=job.cell.steps,
         samples=job.samples,
@@ -138,7 +138,7 @@ def _computed(job: Job, prior: Denoiser, device: str) -> Done:
         outcome, files = _outcome(job, unit, restoration.status[i], samples, truth[i], y[i : i + 1], own[i])
         done.outcomes.append(replace(outcome, **cost))
         path = measured_path(unit)
-        done.files.update(files | {path: png(view(y[i : i + 1], own[i]))})
+        done.files.update(files | {path: encode_image(view(y[i : i + 1], own[i]))})
         done.measured.append((unit.image, unit.task, unit.seed, path))
     return done
 
@@ -168,6 +168,11 @@ def _stack(name: str, tensors: list[Tensor]) -> Tensor:
     raise ValueError(f"there is no batch of {name}: the images run one by one")
 
 
+def _std_png(std: Tensor) -> bytes:
+    """A map of standard deviations (C, H, W): the mean over the channels, 16 bits, 65535 being 1."""
+    return encode_image(std.mean(0, keepdim=True), bits=16)
+
+
 def _outcome(
     job: Job, unit: Unit, status: list[Status], samples: Tensor, truth: Tensor, y: Tensor, physics: Physics
 ) -> tuple[Outcome, dict[str, bytes]]:
@@ -184,9 +189,9 @@ def _outcome(
     if not ok:
         return outcome, {}
     good = samples[ok]
-    pictures = {f"sample-{k}": png(samples[k]) for k in ok}
+    pictures = {f"sample-{k}": encode_image(samples[k]) for k in ok}
     if len(ok) > 1:
-        pictures |= {"mean": png(good.mean(0)), "std": std_png(good.std(0))}
+        pictures |= {"mean": encode_image(good.mean(0)), "std": _std_png(good.std(0))}
     named = {kind: (restored_path(unit, kind), data) for kind, data in pictures.items()}
     files = {kind: PictureFile(path, hashlib.sha256(data).hexdigest()) for kind, (path, data) in named.items()}
     measured = scores(good, truth, y, physics, noise_std=float(job.parameters["noise_std"]), lpips_net=job.lpips)

@@ -9,52 +9,55 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional
+from cmidiff.covariance import Exact
 from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
 from cmidiff.laboratory.paired import interval
 from cmidiff.laboratory.settings import seed_of
-from cmidiff.sampler import Ancestral, ProbabilityFlow, Trace, sample, start
+from cmidiff.loop import Trace, sample
+from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
-from cmidiff.step import Kernel
+from cmidiff.solvers import CADPS, DPS, DSG, MCG, PiGDM, Solver, Unconditional
+from cmidiff.step import Problem, Sampler
 
 SLICES = 256
-CHURN = 0.4  # of a level: noise that a churned kernel adds before each step
+CHURN = 0.4  # of a level: noise that a churned sampler adds before each step
 
 
 @dataclass(frozen=True)
-class Solver:
+class Method:
     """A row of the table.
 
     Attributes:
-        build: the guidance for given problems and scale.
+        build: the solver for given problems and scale.
         scales: step sizes among which tuning chooses; one for a solver without a step size.
         guided: whether CMI is tried on it.
-        finer: how many times the steps of the others; above 1 the kernel is churned, so that a state forgets what was
+        finer: how many times the steps of the others; above 1 the sampler is churned, so that a state forgets what was
             decided while ``p(x_0 | x_t)`` was far from Gaussian.
     """
 
-    build: Callable[[Problems, float], Guidance]
+    build: Callable[[Problems, float], Solver]
     scales: Sequence[float] = (1.0,)
     guided: bool = True
     finer: int = 1
 
-    def kernel(self, steps: int) -> Kernel:
-        """The kernel for so many steps."""
+    def sampler(self, steps: int) -> Sampler:
+        """The sampler for so many steps."""
         return Ancestral() if self.finer == 1 else ProbabilityFlow(order=1, churn=CHURN * steps)
 
 
-SOLVERS: dict[str, Solver] = {
-    "exact posterior": Solver(lambda problems, _: ExactPosterior(problems), guided=False),
-    "unconditional": Solver(lambda *_: Unconditional(), guided=False),
-    "DPS": Solver(lambda _, scale: DPS(scale), (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)),
-    "PiGDM = CADPS isotropic": Solver(lambda *_: PiGDM()),  # one formula, where coordinates have unit variance
-    "MCG": Solver(lambda _, scale: MCG(scale), (0.03, 0.1, 0.3, 1.0, 3.0)),
-    "DSG": Solver(lambda _, rate: DSG(rate), (0.02, 0.05, 0.1, 0.2, 0.4)),
-    "CADPS diagonal": Solver(lambda *_: CADPS("diagonal", iterations=10)),
-    "CADPS exact": Solver(lambda *_: CADPS("exact", iterations=10)),
-    "CADPS complete": Solver(lambda *_: CADPS("exact", iterations=10, complete=True)),
-    "CADPS complete, churned": Solver(lambda *_: CADPS("exact", iterations=10, complete=True), guided=False, finer=3),
+EXACT = Exact(iterations=10)
+METHODS: dict[str, Method] = {
+    "exact posterior": Method(lambda problems, _: ExactPosterior(problems), guided=False),
+    "unconditional": Method(lambda *_: Unconditional(), guided=False),
+    "DPS": Method(lambda _, scale: DPS(scale), (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)),
+    "PiGDM = CADPS isotropic": Method(lambda *_: PiGDM()),  # one formula, where coordinates have unit variance
+    "MCG": Method(lambda _, scale: MCG(scale), (0.003, 0.01, 0.03, 0.1, 0.3)),
+    "DSG": Method(lambda _, rate: DSG(rate), (0.02, 0.05, 0.1, 0.2, 0.4)),
+    "CADPS diagonal": Method(lambda *_: CADPS("diagonal")),
+    "CADPS exact": Method(lambda *_: CADPS(EXACT)),
+    "CADPS complete": Method(lambda *_: CADPS(EXACT, complete=True)),
+    "CADPS complete, churned": Method(lambda *_: CADPS(EXACT, complete=True), guided=False, finer=3),
 }
 """The one table of solvers on known posteriors: a line more is a row more."""
 
@@ -64,7 +67,7 @@ ETAS = (-1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0)
 def correction(eta: float) -> CMI | None:
     """CMI as it is measured here: the exact covariance inside ``S``, the weight that tilts the target by
     ``exp(eta I)``, and a cap that leaves room, since no network errs here."""
-    return CMI(eta, weight="reverse-sde", covariance="exact", cap=0.5) if eta != 0 else None
+    return CMI(eta, weight="reverse-sde", covariance=Exact(iterations=20), cap=0.5) if eta != 0 else None
 
 
 @dataclass
@@ -107,29 +110,27 @@ def levels(schedule: Schedule, steps: int) -> list[float]:
 @torch.no_grad()
 def run(
     problems: Problems,
-    guidance: Guidance,
+    solver: Solver,
     cmi: CMI | None,
     *,
     chains: int,
     steps: int,
     seed: int,
-    kernel: Kernel,
+    sampler: Sampler,
 ) -> Iterator[Trace]:
     """All chains of all problems in one batch, rows ``p C + c``."""
-    prior, draws = problems.prior, BlockDraws(seed)
-    measurement = problems.measurement(chains)
-    times = levels(prior.schedule, steps)
-    x_T = start(prior, times[0], draws, prior.means.new_zeros(len(problems) * chains, prior.d))
-    return sample(prior, measurement, x_T, times, guidance=guidance, kernel=kernel, draws=draws, cmi=cmi)
+    images = tuple(p for p in range(len(problems)) for _ in range(chains))
+    problem = Problem(problems.prior, problems.measurement(chains), sampler, BlockDraws(seed), images)
+    return sample(problem, solver, levels(problems.prior.schedule, steps), cmi)
 
 
 def outcome(
-    problems: Problems, solver: Solver, scale: float, eta: float, *, chains: int, steps: int, seed: int
+    problems: Problems, method: Method, scale: float, eta: float, *, chains: int, steps: int, seed: int
 ) -> Outcome:
     """A run, compared with as many exact samples."""
-    steps *= solver.finer
-    guidance, kernel = solver.build(problems, scale), solver.kernel(steps)
-    *_, trace = run(problems, guidance, correction(eta), chains=chains, steps=steps, seed=seed, kernel=kernel)
+    steps *= method.finer
+    solver, sampler = method.build(problems, scale), method.sampler(steps)
+    *_, trace = run(problems, solver, correction(eta), chains=chains, steps=steps, seed=seed, sampler=sampler)
     x = problems.grouped(trace.x_s)
     return judged(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
 
@@ -150,7 +151,7 @@ def floor(problems: Problems, *, chains: int, seed: int) -> Outcome:
     return judged(problems, x, torch.ones(len(problems), dtype=x.dtype), seed)
 
 
-def tuned(several: Sequence[Problems], solver: Solver, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
+def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
     """``(scale, eta)`` chosen on groups of problems that may differ in m.
 
     First the scale, without CMI: the smallest geometric mean of the distances. Then eta of either sign at that scale (0

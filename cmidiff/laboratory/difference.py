@@ -18,7 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cmidiff.covariance import Exact, diagonal_variance, difference_size
+from cmidiff.covariance import Exact, RowSum, difference_size
+from cmidiff.covariance.diagonal import bounded, of_paper, slope
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.gradient import TIMES, M, problem, standing
@@ -28,6 +29,8 @@ from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.laboratory.symmetry import probed
 from cmidiff.prior import GaussianMixture
 from cmidiff.step import Step
+
+FLOOR = 1e-4  # of the variances, as in the paper's rule
 
 COLUMNS = ("quantity", "on", "precision", "level", "step", "relative error", "default")
 ORDER: dict[str, Literal[1, 2]] = {"finite-difference": 1, "second-difference": 2, "diagonal": 1}  # of the derivative
@@ -70,7 +73,7 @@ def _on_mixture(settings: Settings) -> Iterator[Row]:
     for t in TIMES[1:2] if settings.quick else TIMES:
         x_t, seed = _states(prior, t, settings), seed_of(settings.seed, "difference", t)
         exact = standing(prior, matrix, x_t, t, seed)
-        u = Exact(exact, 2 * M).whiten(_signs(len(x_t), settings, t))
+        u = Exact(2 * M).at(exact).whiten(_signs(len(x_t), settings, t))
         for dtype in (torch.float32, torch.float64):
             step = standing(_mixture_in(prior, dtype), matrix, x_t.to(dtype), t, seed)
             sizes = _sizes(settings, -8, 0.5, 35)
@@ -106,7 +109,7 @@ def _curves(
         for how in CONTRACTIONS
     }
     ones = replace(step, x_hat=step.x_hat.detach())
-    quantities["diagonal"] = (_exact_slope(exact), lambda size: diagonal_variance(ones, probe="ones", size=size))
+    quantities["diagonal"] = (_exact_slope(exact), lambda size: _row_sums(ones, size))
     dtype = step.x_t.dtype
     for quantity, (target, attempt) in quantities.items():
         default = default_step(quantity, dtype)
@@ -115,11 +118,15 @@ def _curves(
             yield [quantity, on, str(dtype).removeprefix("torch."), level, size, error, str(size == default)]
 
 
+def _row_sums(step: Step, size: float) -> Tensor:
+    """``(sigma_t^2 / alpha_t) J 1`` by a difference of a given size, in its bounds."""
+    return bounded(step, slope(step, torch.ones_like(step.x_t), size), FLOOR).variance
+
+
 def _exact_slope(step: Step) -> Tensor:
-    """What `diagonal_variance` with the probe of ones tends to: ``(sigma_t^2 / alpha_t) J 1``, in its bounds."""
+    """What `_row_sums` tends to."""
     x, ones = step.x_t.detach(), torch.ones_like(step.x_t)
-    slope = torch.func.jvp(step.denoise, (x,), (ones,))[1].detach()
-    return (step.covariance_gain * slope).clamp(1e-4 * step.ratio**2, step.ratio**2)
+    return bounded(step, torch.func.jvp(step.denoise, (x,), (ones,))[1].detach(), FLOOR).variance
 
 
 def _diagonal_of_one_probe(settings: Settings) -> Table:
@@ -130,8 +137,8 @@ def _diagonal_of_one_probe(settings: Settings) -> Table:
         x_t = _states(prior, t, settings)
         step = standing(prior, matrix, x_t, t, seed_of(settings.seed, "probe", t))
         truth = prior.covariance(x_t, t).diagonal(dim1=1, dim2=2)
-        for probe in ("rademacher", "ones"):
-            several = [diagonal_variance(replace(step, index=k), probe=probe) for k in range(32)]
+        for probe, choice in (("random signs", of_paper()), ("ones", RowSum(FLOOR))):
+            several = [choice.at(replace(step, index=k)).variance for k in range(32)]
             one = torch.stack([(v - truth).norm() / truth.norm() for v in several]).mean()
             all_ = (torch.stack(several).mean(0) - truth).norm() / truth.norm()
             rows.append([t, probe, float(one), float(all_)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,11 +52,13 @@ class Table:
         rows = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
         return f"**{self.title}**\n\n{rows}\n\n{self.note}\n"
 
-    def write_csv(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows(self.rows)
+    def to_csv(self) -> bytes:
+        """As a CSV file."""
+        file = io.StringIO(newline="")
+        writer = csv.writer(file)
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return file.getvalue().encode()
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ class Findings:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1))
+    def to_json(self) -> bytes:
+        """As a JSON file, which `read` reads."""
+        return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def read(cls, path: Path) -> Findings:

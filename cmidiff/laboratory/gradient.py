@@ -30,8 +30,8 @@ from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.measurement import Measurement
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
-from cmidiff.sampler import Ancestral
-from cmidiff.step import Step, evaluate
+from cmidiff.samplers import Ancestral
+from cmidiff.step import Problem, Step
 
 D, M, NOISE_STD = 12, 5, 0.3
 TIMES = (200.0, 400.0, 700.0)
@@ -60,8 +60,8 @@ def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, 
         noise_model=GaussianNoise(NOISE_STD),  # pyright: ignore[reportArgumentType]
     )
     measurement = Measurement(x_t.new_zeros(len(x_t), len(own)), physics, NOISE_STD, (own.shape[1],), (own.shape[1],))
-    step = Step(x_t, t, t - 1, 0, 2, x_t, None, prior, measurement, Ancestral(), BlockDraws(seed))
-    return evaluate(step, graph)
+    problem = Problem(prior, measurement, Ancestral(), BlockDraws(seed), tuple(range(len(x_t))))
+    return Step.at(problem, x_t, t, t - 1, graph=graph, steps=2)
 
 
 def cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
@@ -123,7 +123,7 @@ def measure(settings: Settings) -> Findings:
 
 def _estimates(step: Step, estimator: Estimator, contraction: Contraction, probe: Probe) -> dict[int, Tensor]:
     """Estimates (n, D) for each number of probes."""
-    covariance = Exact(step, 2 * D)
+    covariance = Exact(2 * D).at(step)
     most = needed(estimator, probe)
 
     def estimate(probes: int) -> Tensor:

@@ -92,7 +92,7 @@ def against_known(settings: Settings) -> Table:
         x_t = alpha_t * x_0 + sigma_t * torch.randn(256, D, generator=g, dtype=x_0.dtype)
         exact, learned = (standing(p, matrix, x_t, t, 0) for p in (prior, network))
         z = torch.where(torch.randn(256, M, generator=g, dtype=x_0.dtype) < 0, -1.0, 1.0).to(x_0)
-        u = Exact(exact, 2 * M).whiten(z).detach()
+        u = Exact(2 * M).at(exact).whiten(z).detach()
         truth = contract(exact, u, u, "double-backward").detach()
         ours = [contract(learned, u, u, how).detach() for how in COMPARED]
         gap, spread = (learned.x_hat - exact.x_hat).detach(), (exact.x_hat - x_0).detach()

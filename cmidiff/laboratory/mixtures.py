@@ -9,8 +9,8 @@ such a prior, each with its own ``A`` and with C chains that run together as the
 Exact samples of the posterior (Matheron's rule, no d x d matrix): draw k with probability ``w_k N(y; A mu_k, S_k)``,
 ``S_k = sigma_y^2 I + A V_k A^T``, then ``x ~ N(mu_k, V_k)`` and ``x + V_k A^T S_k^-1 (y - A x - n)``.
 
-The exact posterior mean ``E[x_0 | x_t, y]``, which turns any kernel into a sampler of the posterior, is the same update
-of the components of ``p(x_0 | x_t)``: `ExactPosterior`, the reference row of every table.
+The exact posterior mean ``E[x_0 | x_t, y]``, which turns any sampler into a sampler of the posterior, is the same
+update of the components of ``p(x_0 | x_t)``: `ExactPosterior`, the reference row of every table.
 
 Sources: Cardoso et al., "Monte Carlo guided Diffusion for Bayesian linear inverse problems", 2023,
 https://arxiv.org/abs/2308.07983 (the 25 components); Doucet, "A Note on Efficient Conditional Simulation of Gaussian
@@ -30,6 +30,7 @@ from torch import Tensor
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import Prediction, Prior, digest, levels
 from cmidiff.schedule import DDPM, Schedule
+from cmidiff.solvers import PosteriorMean
 from cmidiff.step import Step
 
 Family = Literal["gaussian", "mixture-25", "two-modes", "heavy-tails"]
@@ -188,11 +189,10 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class ExactPosterior:
-    """The guidance with nothing approximated: the kernel steps with ``E[x_0 | x_t, y]``."""
+class ExactPosterior(PosteriorMean):
+    """The solver with nothing approximated: the sampler steps with ``E[x_0 | x_t, y]``."""
 
     problems: Problems
-    needs_graph: bool = False
 
     def estimate(self, step: Step) -> Tensor:
         """``E[x_0 | x_t, y]``, shape (B, d)."""
@@ -211,9 +211,6 @@ class ExactPosterior:
             weighted = weighted.sum(2, keepdim=True)
         pull = torch.einsum("kd,pmd,pckm->pcd", gain, problems.matrices, weighted)
         return mean + sigma_t**2 / alpha_t * pull.flatten(0, 1)
-
-    def __call__(self, step: Step) -> Tensor:
-        return step.advance(self.estimate)
 
 
 def prior_of(family: Family, d: int, generator: torch.Generator) -> DiagonalMixture:

@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from cmidiff import files
 from cmidiff.information import CMI
-from cmidiff.laboratory.chains import SOLVERS, Outcome, floor, outcome, tuned
+from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
 from cmidiff.laboratory.paired import interval, verdict
@@ -92,7 +93,7 @@ class Job:
 
     def tuned(self) -> tuple[float, float]:
         """``(scale, eta)`` from other problems than those of the test."""
-        size, solver = self.size, SOLVERS[self.solver]
+        size, solver = self.size, METHODS[self.solver]
         if self.family == "gaussian" and len(solver.scales) == 1:
             return solver.scales[0], 0.0
         if self.family == "gaussian":  # grad I vanishes: there is no eta to find
@@ -106,7 +107,7 @@ def jobs(settings: Settings) -> list[Job]:
     """All of them, the longest first."""
     dimensions = (8,) if settings.quick else (800, 80, 8)
     families: tuple[Family, ...] = ("mixture-25", "gaussian")
-    names = (FLOOR, *SOLVERS)
+    names = (FLOOR, *METHODS)
     wide = [
         Job(family, d, name, settings)
         for d in dimensions
@@ -136,7 +137,7 @@ def perform(job: Job) -> list[list[Cell]]:
         for cmi, used in strengths.items():
             if used not in found:
                 found[used] = outcome(
-                    problems, SOLVERS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed
+                    problems, METHODS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed
                 )
             rows += _rows(job, m, scale, cmi, used, problems, found[used])
     return rows
@@ -216,9 +217,7 @@ def kept(job: Job) -> list[list[Cell]]:
     if path.is_file():
         return json.loads(path.read_text())
     rows = perform(job)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rows))
-    part.replace(path)
+    files.write(path, json.dumps(rows).encode())
     return rows
 
 
@@ -240,7 +239,7 @@ def _comparison(every: Table, families: Sequence[Family]) -> Table:
     for family, d, m in _cells(every, families):
         cell = {"prior": family, "d": d, "m": m}
         lowest = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
-        for name in (FLOOR, *SOLVERS):
+        for name in (FLOOR, *METHODS):
             base = list(every.records(**cell, solver=name, cmi=BASE))
             for cmi in (BASE, TUNED, DEFAULT):
                 if records := list(every.records(**cell, solver=name, cmi=cmi)):
@@ -264,7 +263,7 @@ def _comparison(every: Table, families: Sequence[Family]) -> Table:
 
 def _scale_of(records: Sequence[dict[str, Any]]) -> str:
     name = records[0]["solver"]
-    return f"{records[0]['scale']:g}" if name in SOLVERS and len(SOLVERS[name].scales) > 1 else "-"
+    return f"{records[0]['scale']:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
 
 
 def _difference(base: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[Cell]:
@@ -301,7 +300,7 @@ def _overview(comparison: Table, title: str) -> Table:
 def _gaussian(every: Table) -> Table:
     rows: list[list[Cell]] = []
     for family, d, m in _cells(every, ("gaussian",)):
-        for name in (FLOOR, *(name for name in SOLVERS if name not in SAME_ON_A_GAUSSIAN)):
+        for name in (FLOOR, *(name for name in METHODS if name not in SAME_ON_A_GAUSSIAN)):
             records = list(every.records(prior=family, d=d, m=m, solver=name))
             values = [_pm(*interval(_column(records, column))) for column in ("mean error", "variance ratio")]
             rows.append([d, m, name, _scale_of(records), *values, min(_column(records, "alive"))])
@@ -318,7 +317,7 @@ def _verdicts(tables: Sequence[Table]) -> Table:
     rows: list[list[Cell]] = []
     for table in tables:
         for family in table.values("prior"):
-            for solver, entry in SOLVERS.items():
+            for solver, entry in METHODS.items():
                 for cmi in (TUNED, DEFAULT) if entry.guided else ():
                     records = list(table.records(prior=family, solver=solver, cmi=cmi))
                     found, etas = [r["verdict"] for r in records], dict.fromkeys(f"{r['eta']:g}" for r in records)
@@ -345,7 +344,7 @@ def _figure(every: Table, family: str) -> Figure:
         cell = {"prior": family, "d": d, "m": m}
         base = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
         axis.axvline(1.0, color="#444444", linewidth=1)
-        for position, name in enumerate(reversed(SOLVERS)):
+        for position, name in enumerate(reversed(METHODS)):
             records = list(every.records(**cell, solver=name))
             for cmi, colour, shift in ((BASE, COLOURS[0], 0.2), (TUNED, COLOURS[1], 0.0), (DEFAULT, COLOURS[3], -0.2)):
                 if values := [r["distance"] / base for r in records if r["cmi"] == cmi]:
@@ -354,7 +353,7 @@ def _figure(every: Table, family: str) -> Figure:
                     axis.errorbar(mean, position + shift, xerr=half, label=LABELS[cmi], **style)
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_yticks(range(len(SOLVERS)), list(reversed(SOLVERS)), fontsize=7)
+        axis.set_yticks(range(len(METHODS)), list(reversed(METHODS)), fontsize=7)
         axis.set_xlabel("distance / floor", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))

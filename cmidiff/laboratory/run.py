@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +13,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from cmidiff import files
 from cmidiff.laboratory import difference, gradient, posterior, symmetry, trajectory
 from cmidiff.laboratory.findings import Findings
 from cmidiff.laboratory.settings import Settings
+
+COMMAND = "validate"
 
 
 @dataclass(frozen=True)
@@ -43,38 +48,45 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-def validate(folder: Path, settings: Settings, only: Sequence[str] = ()) -> Iterator[tuple[str, Findings, bool]]:
+def validate(
+    folder: Path, settings: Settings, only: Sequence[str] = (), *, overwrite: bool = False
+) -> Iterator[tuple[str, Findings, bool]]:
     """Run the sections and write into ``folder``: ``NAME.json``, ``NAME.md``, a CSV a table, a PNG a figure.
 
     Args:
         folder: made if it is not there.
         settings: see `Settings`.
         only: names of `SECTIONS`; all without.
+        overwrite: whether files of another origin are replaced.
 
     Yields:
         name, findings, and whether they were read from a finished run of the same settings.
 
     Raises:
-        ValueError: for a section that does not exist.
+        ValueError: for a section that does not exist, or a file of another origin in the place of one to write.
+        OSError: if nothing can be written there.
     """
     for name in only:
         if name not in SECTIONS:
             raise ValueError(f"section must be one of {', '.join(SECTIONS)}, received {name!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    written = re.compile(rf"({'|'.join(only or SECTIONS)})(-.*\.(csv|png)|\.json|\.md)")
+    there = [path for path in sorted(folder.glob("*")) if written.fullmatch(path.name)]
+    outputs = [folder / f"{name}.json" for name in only or SECTIONS]
+    files.check_outputs([*there, *outputs], [settings.pictures], command=COMMAND, overwrite=overwrite)
     for name in only or SECTIONS:
         section, path = SECTIONS[name], folder / f"{name}.json"
         found = _finished(path, section.key(settings))
         kept = found is not None
         if found is None:
             start, cpu = time.perf_counter(), _processor()
-            parts = folder / f"{name}-parts"
+            parts = folder / f".{name}-parts"
             parts.mkdir(exist_ok=True)
             found = section.measure(replace(settings, scratch=parts))
             taken = {"seconds": time.perf_counter() - start, "cpu_seconds": _processor() - cpu}
             found = replace(found, settings=section.key(settings), **taken)
         _write(folder, name, section, found)
-        found.write(path)  # last: its presence says that the section is finished
-        shutil.rmtree(folder / f"{name}-parts", ignore_errors=True)
+        files.write(path, found.to_json(), COMMAND)  # last: its presence says that the section is finished
+        shutil.rmtree(folder / f".{name}-parts", ignore_errors=True)
         yield name, found, kept
 
 
@@ -93,8 +105,10 @@ def _finished(path: Path, key: dict[str, str]) -> Findings | None:
 
 def _write(folder: Path, name: str, section: Section, found: Findings) -> None:
     for table_name, table in found.tables.items():
-        table.write_csv(folder / f"{name}-{table_name}.csv")
+        files.write(folder / f"{name}-{table_name}.csv", table.to_csv(), COMMAND)
     shown = [table.markdown() for table in found.tables.values() if table.shown]
-    (folder / f"{name}.md").write_text("\n".join([f"# {section.title}\n", *shown]))
+    files.write(folder / f"{name}.md", "\n".join([f"# {section.title}\n", *shown]).encode(), COMMAND)
     for figure_name, figure in section.figures(found).items():
-        figure.savefig(folder / f"{name}-{figure_name}.png", dpi=110)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=110, format="png")
+        files.write(folder / f"{name}-{figure_name}.png", drawn.getvalue(), COMMAND)

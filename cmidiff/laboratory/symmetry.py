@@ -17,7 +17,7 @@ from deepinv.physics import LinearPhysics
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cmidiff.covariance import Isotropic, isotropic_variance
+from cmidiff.covariance import Isotropic
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Cell, Findings, Table
@@ -28,8 +28,8 @@ from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.measurement import Measurement
 from cmidiff.physics import inpaint_random, super_resolution
 from cmidiff.prior import NetworkPrior, load_network
-from cmidiff.sampler import Ancestral
-from cmidiff.step import Step, evaluate
+from cmidiff.samplers import Ancestral
+from cmidiff.step import Problem, Step
 
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 10.0)
 NOISE_STD = 0.1  # of pictures in [-1, 1]
@@ -66,10 +66,11 @@ def probed(x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype =
     x_t = (alpha_t * x_0 + sigma_t * draws.normal("state", 0, x_0)).to(dtype)
     shape = tuple(x_0.shape[1:])
     measurement = Measurement(torch.zeros_like(physics.A(x_t)), physics, NOISE_STD, shape, shape)
-    step = evaluate(Step(x_t, t, 0.98 * t, 0, 2, x_t, None, prior, measurement, Ancestral(), draws), True)
+    problem = Problem(prior, measurement, Ancestral(), draws, tuple(range(len(x_t))))
+    step = Step.at(problem, x_t, t, 0.98 * t, graph=True, steps=2)
     like = measurement.y.to(torch.float32)
     z = torch.where(draws.normal("cmi", 0, like) < 0, -1.0, 1.0).to(dtype)
-    return step, Isotropic(step, isotropic_variance(step, DATA_VARIANCE)).whiten(z)
+    return step, Isotropic(DATA_VARIANCE).at(step).whiten(z)
 
 
 def measure(settings: Settings) -> Findings:

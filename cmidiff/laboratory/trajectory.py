@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cmidiff.information import exact
-from cmidiff.laboratory.chains import SOLVERS, correction, levels, run
+from cmidiff.laboratory.chains import METHODS, correction, levels, run
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.posterior import Job
@@ -25,7 +25,7 @@ PROBLEMS, CHAINS, POINTS = 4, 64, 25
 def measure(settings: Settings) -> Findings:
     """Mean and band of the information over chains and problems."""
     rows: list[list[Cell]] = []
-    for name in SOLVERS:
+    for name in METHODS:
         if name == "unconditional":
             continue
         job = Job("mixture-25", 8, name, settings)
@@ -45,12 +45,12 @@ def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
     problems = job.problems("test", 2).take(slice(PROBLEMS))
     chains = 16 if job.settings.quick else CHAINS
     measurement, prior = problems.measurement(chains), problems.prior
-    solver, count = SOLVERS[job.solver], job.size.steps * SOLVERS[job.solver].finer
-    guidance = solver.build(problems, scale)
+    solver, count = METHODS[job.solver], job.size.steps * METHODS[job.solver].finer
+    built = solver.build(problems, scale)
     seed = seed_of(job.settings.seed, "trajectory")
     points: list[list[Cell]] = []
-    options: dict[str, Any] = {"chains": chains, "steps": count, "seed": seed, "kernel": solver.kernel(count)}
-    steps = run(problems, guidance, correction(eta), **options)
+    options: dict[str, Any] = {"chains": chains, "steps": count, "seed": seed, "sampler": solver.sampler(count)}
+    steps = run(problems, built, correction(eta), **options)
     times, every = levels(prior.schedule, count), max(1, count // POINTS)
     for trace in steps:
         if trace.index % every == every - 1 and trace.index + 1 < len(times):

@@ -61,3 +61,5 @@ __all__ = [
     "random_signs",
     "super_resolution",
 ]
+from cmidiff.physics.masks import hidden_disc as hidden_disc
+from cmidiff.physics.masks import hidden_fraction as hidden_fraction

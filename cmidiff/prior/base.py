@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from cmidiff.moments import SecondMoments
 from cmidiff.schedule import Schedule
 
 Range = tuple[float, float]
+IMAGE_VARIANCE = 0.3  # about that of natural images in [-1, 1]
 
 
 class Prediction(NamedTuple):
@@ -70,6 +72,8 @@ class Denoiser(Protocol):
         fingerprint: changes whenever the function that the prior computes does: part of a run's identity.
         smooth: whether ``x_hat`` has a second derivative that means something at every noise level. False for piecewise
             linear networks (ReLU without normalisation): there it is zero almost everywhere.
+        second_moments: mean and variances of its signals in the DCT domain, or None if they have not been measured.
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative.
         min_ratio, max_ratio: the smallest and the largest ``sigma_t / alpha_t`` that it denoises; 0 and infinity
             without limits.
     """
@@ -98,6 +102,10 @@ class Denoiser(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def smooth(self) -> bool: ...
+    @property
+    def second_moments(self) -> SecondMoments | None: ...
+    @property
+    def variance(self) -> float: ...
     @property
     def min_ratio(self) -> float: ...
     @property
@@ -130,12 +138,22 @@ class Prior(ABC):
     multiple: int = 1
     size: int | None = None
     smooth: bool = True
+    second_moments: SecondMoments | None = None
     min_ratio: float = 0.0
     max_ratio: float = math.inf
 
     @property
     def clip(self) -> Range | None:
         return self.value_range
+
+    @property
+    def variance(self) -> float:
+        """That of the second moments; otherwise that of natural images in the range, or 1 without a range."""
+        if self.second_moments is not None:
+            return self.second_moments.variance
+        return (
+            1.0 if self.value_range is None else IMAGE_VARIANCE * ((self.value_range[1] - self.value_range[0]) / 2) ** 2
+        )
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -172,7 +190,7 @@ class Prior(ABC):
 
 FACTS = (
     *("schedule", "value_range", "clip", "channels", "multiple", "size", "dtype", "device", "name", "card"),
-    *("fingerprint", "smooth", "min_ratio", "max_ratio"),
+    *("fingerprint", "smooth", "second_moments", "variance", "min_ratio", "max_ratio"),
 )
 
 

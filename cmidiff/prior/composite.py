@@ -68,6 +68,7 @@ class Composite(Prior):
         self.multiple = math.lcm(low.multiple, high.multiple)
         self.size = low.size if high.size is None else high.size
         self.smooth = low.smooth and high.smooth
+        self.second_moments = high.second_moments
         self.min_ratio, self.max_ratio = low.min_ratio / self.gain, high.max_ratio
         self.schedule: Schedule = _schedule(low, high, at, self.gain)
         self._name = f"{low.name} below {at:.4g}, {high.name} above" if name is None else name
@@ -148,8 +149,8 @@ def _channels(low: Denoiser, high: Denoiser) -> int | None:
 
 
 def _schedule(low: Denoiser, high: Denoiser, at: float, gain: float) -> Schedule:
-    """The schedule of ``high``, from the noisiest level that ``high`` denoises down to a level that ``low`` denoises:
-    the end of its own grid, or that of the grid of ``low`` where the noise range of ``high`` ends before."""
+    """The schedule of ``high``, from the noisiest level that ``high`` denoises to a level that ``low`` denoises: the
+    end of its own grid, or of that of ``low`` where the noise range of ``high`` ends before."""
     first, last = (level(high.schedule, t) for t in high.schedule.grid(2))
     if high.min_ratio == 0 and last < at:
         return within(high.schedule, low.min_ratio / gain, high.max_ratio)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import guided_diffusion, pipeline
 from cmidiff.prior.card import Fields, card_beside, value_range_of
 from cmidiff.prior.composite import Composite
@@ -22,6 +23,7 @@ from cmidiff.prior.loaded import Loaded
 from cmidiff.prior.network import NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
 
+MOMENTS = "moments.safetensors"  # in the folder of a prior
 DENOISERS = ("FFDNet", "DRUNet")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -155,6 +157,7 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
         smooth=loaded.smooth,
         min_ratio=loaded.min_ratio,
         max_ratio=loaded.max_ratio,
+        second_moments=loaded.second_moments,
     )
 
 
@@ -169,7 +172,7 @@ def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, d
         return name, dict(card.values), _load_file(path, card, checkpointing)
     if pipeline.is_folder(path):
         own = read_card(path) if card is None else dict(card.values)
-        return name, own, pipeline.load_folder(path, checkpointing=checkpointing)
+        return name, own, _load_folder(path, checkpointing)
     raise FileNotFoundError(
         f"no prior {source!r}: neither a known name ({', '.join(PRIORS)}), nor hf:OWNER/NAME, nor a file, nor a folder "
         "with unet/config.json"
@@ -178,11 +181,17 @@ def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, d
 
 def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
     if "file" not in info.card:
-        return pipeline.load_folder(info.folder, checkpointing=checkpointing)
+        return _load_folder(info.folder, checkpointing)
     path = info.find()
     loaded = _load_file(path, Fields(info.card, f"the card of {info.name}"), checkpointing)
     record_first_use(path, info.card)
     return loaded
+
+
+def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
+    """The network of a folder, with the second moments beside it if there are any."""
+    loaded, moments = pipeline.load_folder(folder, checkpointing=checkpointing), folder / MOMENTS
+    return replace(loaded, second_moments=SecondMoments.load(moments)) if moments.is_file() else loaded
 
 
 def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:

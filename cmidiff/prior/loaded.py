@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.network import Parametrisation
 from cmidiff.schedule import Schedule
 
@@ -20,7 +21,7 @@ class Loaded:
     Attributes:
         network: ``(x_t, t)`` or, with ``classes``, ``(x_t, t, label)`` to output.
         parametrisation, schedule, learned_variance, channels, multiple, classes, value_range, clip, size, smooth,
-            min_ratio, max_ratio: see `NetworkPrior`.
+            min_ratio, max_ratio, second_moments: see `NetworkPrior`.
         assumed: what neither the file nor a card states, as ``name = value``.
     """
 
@@ -37,4 +38,5 @@ class Loaded:
     smooth: bool = True
     min_ratio: float = 0.0
     max_ratio: float = math.inf
+    second_moments: SecondMoments | None = None
     assumed: tuple[str, ...] = ()

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cached_property
 from typing import Self
 
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+from cmidiff.dct import dct
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Prediction, Prior, digest, levels
 from cmidiff.schedule import DDPM, Schedule
+
+DENSE = 4096  # numbers of a signal up to which its second moments are computed
 
 
 class GaussianMixture(Prior):
@@ -59,6 +64,16 @@ class GaussianMixture(Prior):
     @property
     def device(self) -> torch.device | None:
         return self.means.device
+
+    @cached_property
+    def second_moments(self) -> SecondMoments | None:
+        """The exact ones, of the signal's shape; None for signals too large for their dense covariance."""
+        if self.d > DENSE:
+            return None
+        mean, covariance = self.moments()
+        columns = dct(covariance.reshape(self.d, *self.shape).double()).reshape(self.d, self.d)
+        diagonal = dct(columns.mT.reshape(self.d, *self.shape)).reshape(self.d, self.d).diagonal()
+        return SecondMoments(mean.double().cpu(), diagonal.reshape(self.shape).cpu())
 
     @property
     def fingerprint(self) -> str:

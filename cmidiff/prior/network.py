@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
 from cmidiff.schedule import DDPM, Schedule, within
 
@@ -59,6 +60,7 @@ class NetworkPrior(Prior):
         smooth: whether second derivatives mean something; False for piecewise linear networks.
         min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
             kept between them.
+        second_moments: of its images, in the DCT domain.
 
     Raises:
         ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have; in a
@@ -86,6 +88,7 @@ class NetworkPrior(Prior):
         smooth: bool = True,
         min_ratio: float = 0.0,
         max_ratio: float = math.inf,
+        second_moments: SecondMoments | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
@@ -107,6 +110,7 @@ class NetworkPrior(Prior):
         self.smooth = smooth
         self.min_ratio = min_ratio
         self.max_ratio = max_ratio
+        self.second_moments = second_moments
         self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Range
 from cmidiff.schedule import Schedule
 
@@ -73,6 +74,14 @@ class WrappedPrior:
     @property
     def smooth(self) -> bool:
         return self.inner.smooth
+
+    @property
+    def second_moments(self) -> SecondMoments | None:
+        return self.inner.second_moments
+
+    @property
+    def variance(self) -> float:
+        return self.inner.variance
 
     @property
     def min_ratio(self) -> float:

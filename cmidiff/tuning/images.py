@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cmidiff.images import Source, decoded, sources
+from cmidiff.images import read_source, sources
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,10 @@ def read_images(source: Path, *, count: int, offset: int = 0, size: int | None =
     if count < 1 or offset < 0:
         raise ValueError(f"need count >= 1 and offset >= 0, received {count} and {offset}")
     chosen = sources(source, offset=offset, limit=count)
-    tensors = [_tensor(one, size) for one in chosen]
+    tensors = [read_source(one, size) for one in chosen]
     names = tuple(one.file for one in chosen)
     _check_one_size(names, tensors)
     return Images(names, tuple(range(offset, offset + count)), torch.stack(tensors))
-
-
-def _tensor(source: Source, size: int | None) -> Tensor:
-    try:
-        pixels = decoded(source.read(), size)
-    except ValueError as error:
-        raise ValueError(f"the image {source.file} cannot be used: {error}; mend it or take it out") from error
-    return torch.tensor(pixels).permute(2, 0, 1).float() / 255
 
 
 def _check_one_size(names: tuple[str, ...], tensors: list[Tensor]) -> None:

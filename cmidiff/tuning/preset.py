@@ -1,4 +1,4 @@
-"""A preset: a solver, its CMI, a kernel and a number of steps, as a small TOML file.
+"""A preset: a solver, its CMI, a sampler and a number of steps, as a small TOML file.
 
     format = "cmidiff preset 1"
     steps = 50
@@ -10,7 +10,7 @@
     [cmi]                                   # left out: the base solver
     eta = 0.1
 
-    [kernel]
+    [sampler]
     name = "ancestral"
 
     [provenance]                            # where it comes from: free text and figures, for the reader
@@ -32,20 +32,16 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import cmidiff.guidance
-from cmidiff.guidance import Guidance, Ramp
+from cmidiff import files
+from cmidiff.covariance import Covariance
 from cmidiff.information import CMI
-from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow
-from cmidiff.solvers import SOLVERS
-from cmidiff.step import Kernel
+from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry
+from cmidiff.samplers import Ancestral
+from cmidiff.solvers import Ramp, Solver
+from cmidiff.step import Sampler
 
 FORMAT = "cmidiff preset 1"
-KERNELS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ancestral": (Ancestral, {}),
-    "ddim": (DDIM, {}),
-    "probability-flow": (ProbabilityFlow, {}),
-}
-TABLES = ("format", "steps", "solver", "cmi", "kernel", "provenance")
+TABLES = ("format", "steps", "solver", "cmi", "sampler", "provenance")
 
 
 @dataclass(frozen=True)
@@ -53,39 +49,41 @@ class Preset:
     """Settings of `cmidiff.restore` that belong together.
 
     Attributes:
-        solver, cmi, kernel, steps: as in `cmidiff.restore`.
+        solver, cmi, sampler, steps: as in `cmidiff.restore`.
         provenance: how they were found, JSON values by name.
     """
 
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None = None
-    kernel: Kernel = field(default_factory=Ancestral)
-    steps: int = 100
+    sampler: Sampler = field(default_factory=Ancestral)
+    steps: int = 25
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def solver_name(self) -> str:
         """The solver's name in the table of solvers."""
-        return _named(self.solver, _solvers())["name"]
+        return SOLVERS.spell(self.solver)["name"]
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `cmidiff.restore`: ``restore(y, physics, prior, **preset.options)``."""
-        return {"solver": self.solver, "cmi": self.cmi, "kernel": self.kernel, "steps": self.steps}
+        return {"solver": self.solver, "cmi": self.cmi, "sampler": self.sampler, "steps": self.steps}
 
 
 def load_preset(path: str | Path) -> Preset:
     """Read a preset.
 
     Raises:
-        ValueError: no such file, no TOML, another format, an unknown name, or a value that the solver, CMI or kernel
+        ValueError: no such file, no TOML, another format, an unknown name, or a value that the solver, CMI or sampler
             refuses.
     """
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the preset {path} ({error}): make one with cmidiff tune") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the preset {path} ({error.strerror}): make one with cmidiff tune") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the preset {path} is not a text file: make one with cmidiff tune") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the preset {path} is not valid TOML: {error}") from error
     try:
@@ -95,21 +93,22 @@ def load_preset(path: str | Path) -> Preset:
 
 
 def save_preset(path: str | Path, preset: Preset) -> None:
-    """Write a preset; every field of the solver, CMI and kernel is written out.
+    """Write a preset; every field of the solver, CMI and sampler is written out.
 
     Raises:
+        OSError: the file cannot be written.
         ValueError: a field that no file can hold: a function, or an object that is no part of this library.
     """
-    tables: dict[str, Mapping[str, Any]] = {"solver": _named(preset.solver, _solvers())}
+    tables: dict[str, Mapping[str, Any]] = {"solver": _named(preset.solver, SOLVERS)}
     if preset.cmi is not None:
         tables["cmi"] = _fields(preset.cmi)
-    tables["kernel"] = _named(preset.kernel, KERNELS)
+    tables["sampler"] = _named(preset.sampler, SAMPLERS)
     if preset.provenance:
         tables["provenance"] = preset.provenance
     lines = [f'format = "{FORMAT}"', f"steps = {preset.steps}"]
     for title, table in tables.items():
         lines += ["", f"[{title}]", *(f"{_key(name)} = {_toml(name, value)}" for name, value in table.items())]
-    Path(path).write_text("\n".join(lines) + "\n")
+    files.write(Path(path), ("\n".join(lines) + "\n").encode(), "tune")
 
 
 def _preset(content: dict[str, Any]) -> Preset:
@@ -118,18 +117,18 @@ def _preset(content: dict[str, Any]) -> Preset:
         raise ValueError(f"format must be {FORMAT!r}, received {content.get('format')!r}: make it again")
     if "solver" not in content:
         raise ValueError(f"the table [solver] is missing: give it with a name, one of {', '.join(SOLVERS)}")
-    steps = content.get("steps", 100)
+    steps = content.get("steps", 25)
     if type(steps) is not int or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, received {steps!r}")
-    tables = {name: content.get(name, {}) for name in ("solver", "cmi", "kernel", "provenance")}
+    tables = {name: content.get(name, {}) for name in ("solver", "cmi", "sampler", "provenance")}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ValueError(f"{name} must be a table [{name}], received {table!r}")
-    kernel = tables["kernel"] or {"name": "ancestral"}
+    sampler = tables["sampler"] or {"name": "ancestral"}
     return Preset(
-        _made("solver", tables["solver"], _solvers()),
+        _made("solver", tables["solver"], SOLVERS),
         _filled(CMI, tables["cmi"], "[cmi]") if "cmi" in content else None,
-        _made("kernel", kernel, KERNELS),
+        _made("sampler", sampler, SAMPLERS),
         steps,
         tables["provenance"],
     )
@@ -144,27 +143,29 @@ def _refuse_unknown(where: str, table: Mapping[str, Any], known: tuple[str, ...]
 # reading
 
 
-def _solvers() -> dict[str, tuple[type, dict[str, Any]]]:
-    """Each solver's class and its fields, by its name."""
-    return {name: (getattr(cmidiff.guidance, kind), fields) for name, (kind, fields) in SOLVERS.items()}
-
-
-def _made(title: str, table: dict[str, Any], classes: Mapping[str, tuple[type, dict[str, Any]]]) -> Any:
+def _made(title: str, table: dict[str, Any], known: Registry) -> Any:
     name = str(table.get("name", "none"))
-    if name not in classes:
-        raise ValueError(f"[{title}] needs a name, one of {', '.join(classes)}; received {name!r}")
-    cls, fields = classes[name]
-    return _filled(cls, fields | {k: v for k, v in table.items() if k != "name"}, f"[{title}] {name}")
+    if name not in known:
+        raise ValueError(f"[{title}] needs a name, one of {', '.join(known)}; received {name!r}")
+    made = known.make(name)
+    own = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
+    given = _read(type(made), {k: v for k, v in table.items() if k != "name"}, f"[{title}] {name}")
+    return type(made)(**(own | given))
 
 
 def _filled(cls: type, table: Mapping[str, Any], where: str) -> Any:
-    hints = get_type_hints(cls)
-    storable = [f.name for f in dataclasses.fields(cls) if f.init and _storable(hints[f.name])]
-    _refuse_unknown(where, table, storable)
     required = [f.name for f in dataclasses.fields(cls) if f.init and f.default is dataclasses.MISSING]
     if missing := [name for name in required if name not in table]:
         raise ValueError(f"{where} lacks {' and '.join(missing)}: give a number")
-    return cls(**{name: _converted(value, hints[name], f"{where}: {name}") for name, value in table.items()})
+    return cls(**_read(cls, table, where))
+
+
+def _read(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of fields of a class."""
+    hints = get_type_hints(cls)
+    storable = [f.name for f in dataclasses.fields(cls) if f.init and _storable(hints[f.name])]
+    _refuse_unknown(where, table, storable)
+    return {name: _converted(value, hints[name], f"{where}: {name}") for name, value in table.items()}
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -172,7 +173,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _storable(hint: Any) -> bool:
-    return any(_description(one) for one in _alternatives(hint))
+    return any(one is Covariance or _description(one) for one in _alternatives(hint))
 
 
 def _description(hint: Any) -> str:
@@ -190,16 +191,25 @@ def _description(hint: Any) -> str:
 def _converted(value: Any, hint: Any, where: str) -> Any:
     alternatives = _alternatives(hint)
     for one in alternatives:
+        if one is Covariance and value in COVARIANCES:
+            return COVARIANCES.make(value)
         if one is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-        if (one in (int, bool, str) and type(value) is one) or (get_origin(one) is Literal and value in get_args(one)):
+        named = one in (int, bool, str) and type(value) is one and Covariance not in alternatives
+        if named or (get_origin(one) is Literal and value in get_args(one)):
             return value
         if get_origin(one) is tuple and isinstance(value, list) and len(value) == len(get_args(one)):
             return tuple(_converted(part, kind, where) for part, kind in zip(value, get_args(one), strict=True))
-    takes_ramp = any(callable(one) and not isinstance(one, type) and not _description(one) for one in alternatives)
+    if Covariance in alternatives and isinstance(value, dict):
+        return _made("covariance", value, COVARIANCES)
+    takes_ramp = Covariance not in alternatives and any(
+        callable(one) and not isinstance(one, type) and not _description(one) for one in alternatives
+    )
     if takes_ramp and isinstance(value, dict):
         return _filled(Ramp, value, f"{where}: a ramp")
     words = [_description(one) for one in alternatives if _description(one)]
+    if Covariance in alternatives:
+        words = [f"a covariance, by name ({', '.join(COVARIANCES)}) or as a table {{ name = ... }}"]
     words += ["a ramp { start = ..., end = ... }"] if takes_ramp else []
     raise ValueError(f"{where} must be {' or '.join(words)}, received {value!r}")
 
@@ -207,11 +217,9 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 # writing
 
 
-def _named(thing: object, classes: Mapping[str, tuple[type, dict[str, Any]]]) -> dict[str, Any]:
-    for name, (cls, _) in classes.items():
-        if cls is type(thing):  # the first name of a class; all of its fields follow
-            return {"name": name} | _fields(thing)
-    raise ValueError(f"a preset can hold one of {', '.join(classes)}, received {thing!r}")
+def _named(thing: object, known: Registry) -> dict[str, Any]:
+    """The name of a thing, and all of its fields."""
+    return {"name": known.spell(thing)["name"]} | _fields(thing)
 
 
 def _fields(thing: Any) -> dict[str, Any]:
@@ -241,6 +249,8 @@ def _toml(name: str, value: Any) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list() | tuple():
             return f"[{', '.join(_toml(name, part) for part in value)}]"
+        case Covariance():
+            return _toml(name, _named(value, COVARIANCES))
         case _ if is_dataclass(value) and not isinstance(value, type):
             return _toml(name, dataclasses.asdict(value))
         case Mapping():

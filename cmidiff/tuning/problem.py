@@ -15,13 +15,14 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from cmidiff.guidance import Guidance
 from cmidiff.information import CMI
 from cmidiff.metrics import crps, lpips, psnr, ssim
 from cmidiff.physics import TASKS, Task, from_mask, measure
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Restoration, restore
-from cmidiff.step import Kernel
+from cmidiff.restoration import restore
+from cmidiff.result import Restoration
+from cmidiff.solvers import Solver
+from cmidiff.step import Sampler
 from cmidiff.tuning.images import Images
 
 METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
@@ -83,12 +84,12 @@ def measured(images: Images, task: str, parameters: Mapping[str, Any], device: s
 def restored(
     problem: Problem,
     prior: Denoiser,
-    solver: Guidance,
+    solver: Solver,
     cmi: CMI | None,
     *,
     steps: int,
     samples: int = 1,
-    kernel: Kernel | None = None,
+    sampler: Sampler | None = None,
 ) -> Restoration:
     """Samples for each image, all in one batch."""
     return restore(
@@ -97,7 +98,7 @@ def restored(
         prior,
         solver=solver,
         cmi=cmi,
-        kernel=kernel,
+        sampler=sampler,
         steps=steps,
         samples=samples,
         seed=list(problem.images.index),

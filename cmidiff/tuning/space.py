@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
-from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Ramp
 from cmidiff.information import CMI
+from cmidiff.solvers import CADPS, DPS, DSG, MCG, CADPSReleased, PiGDM, Ramp, Solver
 
 WEIGHTS = ("reverse-sde", "snr")
+VARIANCE = 0.3  # about that of images in [-1, 1]: where the search of a variance starts
 WINDOW_ENDS = (0.3, 30.0)
 
 
@@ -34,7 +35,7 @@ class Trial(Protocol):
 class Setting:
     """A candidate."""
 
-    solver: Guidance
+    solver: Solver
     cmi: CMI | None = None
 
     def __str__(self) -> str:
@@ -44,7 +45,7 @@ class Setting:
         return f"{_short(self.solver)}, CMI eta {cmi.eta:.3g}, {cmi.weight}, window to {cmi.window[1]:.3g}"
 
 
-def _short(solver: Guidance) -> str:
+def _short(solver: Solver) -> str:
     """The class and the numbers that are not at their defaults."""
     assert is_dataclass(solver)
     values = [(f.name, getattr(solver, f.name), f.default) for f in fields(solver)]
@@ -67,36 +68,27 @@ class Space:
         most: the largest ``|eta|``.
     """
 
-    base: Guidance
+    base: Solver
     most: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.most < math.inf:
             raise ValueError(f"the largest |eta| must be a number > 0, received {self.most!r}")
 
-    def first(self, steps: int = 100) -> list[dict[str, Any]]:
-        """The parameters that are tried before any search, so that it cannot end below them: the solver alone, the
-        solver with the default CMI, and a step size whose sum over the steps is that of 100."""
-        axes = self._guidance()[0]
-        guidance = {name: start for name, start, *_ in axes}
-        summed = [
-            guidance | {"cmi": False, name: start * 100 / steps}
-            for name, start, low, high, _ in axes
-            if name == "scale"
-            and isinstance(self.base, DPS | MCG)
-            and steps != 100
-            and low < start * 100 / steps < high
-        ]
+    def first(self) -> list[dict[str, Any]]:
+        """The parameters that are tried before any search, so that it cannot end below them: the solver alone, and the
+        solver with the default CMI."""
+        guidance = {name: start for name, start, *_ in self._strengths()[0]}
         default = CMI()
         u = math.copysign(math.sqrt(min(abs(default.eta) / self.most, 1.0)), default.eta)
         weight = default.weight if default.weight in WEIGHTS else WEIGHTS[0]
         high = min(max(default.window[1], WINDOW_ENDS[0]), WINDOW_ENDS[1])
         with_cmi = guidance | {"cmi": True, "u": u, "weight": weight, "window": high}
-        return [guidance | {"cmi": False}, with_cmi, *summed]
+        return [guidance | {"cmi": False}, with_cmi]
 
     def propose(self, trial: Trial) -> Setting:
         """The setting of a trial."""
-        axes, make = self._guidance()
+        axes, make = self._strengths()
         values = {
             name: _neat(trial.suggest_float(name, low, high, log=log), start) for name, start, low, high, log in axes
         }
@@ -108,7 +100,7 @@ class Space:
         high = _neat(trial.suggest_float("window", *WINDOW_ENDS, log=True))
         return Setting(solver, replace(CMI(), eta=_neat(self.most * u * abs(u)), weight=weight, window=(0.0, high)))
 
-    def _guidance(self) -> tuple[list[tuple[str, float, float, float, bool]], Callable[[dict[str, float]], Guidance]]:
+    def _strengths(self) -> tuple[list[tuple[str, float, float, float, bool]], Callable[[dict[str, float]], Solver]]:
         """The axes (name, start, low, high, logarithmic), and the solver at a point."""
         base = self.base
         match base:
@@ -116,10 +108,20 @@ class Space:
                 scale = _number(base.scale)
                 axes = [_around("scale", scale, 8.0), _around("tilt", 1.0, 16.0)]
                 return axes, lambda v: replace(base, scale=ramp(v["scale"], v["tilt"]))
-            case PiGDM() | CADPS() if getattr(base, "covariance", "") != "released":
-                axes = [_around("scale", _number(base.scale), 3.0), _around("data_variance", base.data_variance, 10.0)]
-                return axes, lambda v: replace(base, scale=v["scale"], data_variance=v["data_variance"])
-            case CADPS():
+            case PiGDM() if base.covariance is None:
+                variance = VARIANCE if base.data_variance is None else base.data_variance
+                axes = [_around("scale", base.scale, 3.0), _around("data_variance", variance, 10.0)]
+
+                def make(v: dict[str, float]) -> Solver:
+                    found = v["data_variance"]
+                    return replace(
+                        base, scale=v["scale"], data_variance=base.data_variance if found == variance else found
+                    )
+
+                return axes, make
+            case PiGDM() | CADPS():
+                return [_around("scale", base.scale, 3.0)], lambda v: replace(base, scale=v["scale"])
+            case CADPSReleased():
                 return [_around("scale", _number(base.scale), 8.0)], lambda v: replace(base, scale=v["scale"])
             case DSG():
                 return [("rate", base.rate, 0.0, 1.0, False)], lambda v: replace(base, rate=v["rate"])

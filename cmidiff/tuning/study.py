@@ -14,8 +14,10 @@ https://papers.nips.cc/paper/4443; Akiba et al., "Optuna", 2019, https://arxiv.o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -217,6 +219,8 @@ def open_study(search: Search, path: Path) -> optuna.Study:
         ModuleNotFoundError: Optuna is not installed.
     """
     optuna = _optuna()
+    if path.exists() and not _is_study(path):
+        raise OtherSearch(f"{path} cannot be used as a study (it holds something else): give another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
@@ -241,6 +245,15 @@ def open_study(search: Search, path: Path) -> optuna.Study:
     return study
 
 
+def _is_study(path: Path) -> bool:
+    """Whether a file is a database of Optuna's, looked at without writing to it."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchall())
+    except sqlite3.Error:
+        return False
+
+
 def _done(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that ended, given up or not, in their order."""
     from optuna.trial import TrialState
@@ -261,7 +274,7 @@ def _run_trial(
     from optuna.trial import TrialState
 
     sampler = TPESampler(seed=int(hashlib.sha256(f"{search.seed} {before}".encode()).hexdigest()[:8], 16))
-    first = search.space.first(search.steps)
+    first = search.space.first()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = PartialFixedSampler(first[before], sampler) if before < len(first) else sampler

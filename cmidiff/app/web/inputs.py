@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cmidiff.app.errors import BadInput
-from cmidiff.app.pictures import Picture, read_picture, resized, to_gray, write_picture
-from cmidiff.app.problem import Problem, degraded, from_degraded_picture, task_of
+from cmidiff.app.problem import Problem, degraded, from_degraded_image, task_of
+from cmidiff.images import Image as Picture
+from cmidiff.images import read_image, resize, to_gray, write_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # those that Pillow decodes by itself
 KEPT = 1024  # pixels of the longer side: what is kept of a photograph, and painted on
@@ -184,7 +185,7 @@ def checked(path: Path, limits: Limits) -> Picture:
             "Shrink it, then give that file."
         )
     try:
-        return read_picture(path)
+        return read_image(path)
     except (BadInput, ValueError) as error:
         raise BadInput("This picture is damaged: save it again as PNG or JPEG, and try that file.") from error
 
@@ -200,7 +201,7 @@ def shrunk(picture: Picture, side: int, multiple: int = 1) -> Picture:
     size = [max(1, round(n * scale) // multiple) * multiple for n in (width, height)]
     if min(size) < min(LEAST, height, width) or min(height, width) < 2:
         raise BadInput(f"This picture is too narrow: its shorter side would be {min(size)} pixels. Crop it.")
-    return picture if size == [width, height] else resized(picture, (size[0], size[1]))
+    return picture if size == [width, height] else resize(picture, (size[0], size[1]))
 
 
 def painted(layers: Sequence[Path], limits: Limits) -> Picture | None:
@@ -248,10 +249,10 @@ def problem_of(
         return degraded(picture, task, ask.seed), picture.values
     side = ask.side // int(options["factor"]) if case.task == "super-resolution" else ask.side
     picture = shrunk(given.picture, side)
-    mask = _mask(paint, picture, folder) if ask.case == "scratches" else None
+    mask = _mask(paint, picture) if ask.case == "scratches" else None
     scale = max(picture.values.shape[1:]) / given.side
     kernel = _kernel(blur, scale, folder) if ask.case == "kernel" else None
-    return from_degraded_picture(picture, case.task, options, ask.noise_std, mask, kernel), None
+    return from_degraded_image(picture, case.task, options, ask.noise_std, mask, kernel), None
 
 
 def _options(case: Case, ask: Ask, picture: Picture) -> dict[str, Any]:
@@ -269,15 +270,14 @@ def _options(case: Case, ask: Ask, picture: Picture) -> dict[str, Any]:
     return {option: int(value) if whole else value}
 
 
-def _mask(paint: Picture | None, picture: Picture, folder: Path) -> Path:
+def _mask(paint: Picture | None, picture: Picture) -> Tensor:
     if paint is None:
         raise BadInput("Nothing is painted yet: paint over the scratches or the missing parts of the picture.")
     height, width = picture.values.shape[1:]
-    lost = (resized(paint, (width, height)).values > PAINTED).to(torch.float32)
+    lost = (resize(paint, (width, height)).values > PAINTED).to(torch.float32)
     if bool(lost.all()):
         raise BadInput("Everything is painted over: leave something of the picture to be seen.")
-    write_picture(folder / "mask.png", 1 - lost)
-    return folder / "mask.png"
+    return (1 - lost)[None]
 
 
 def _kernel(blur: Picture | None, scale: float, folder: Path) -> Path:
@@ -290,5 +290,5 @@ def _kernel(blur: Picture | None, scale: float, folder: Path) -> Path:
         values = interpolate(values[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
     if not bool(values.max() > 0):
         raise BadInput("The picture of the blur is black everywhere: it must show a point of light.")
-    write_picture(folder / "kernel.png", values / values.max())
+    write_image(folder / "kernel.png", values / values.max())
     return folder / "kernel.png"

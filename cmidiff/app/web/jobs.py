@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from cmidiff.app.errors import BadInput
-from cmidiff.app.pictures import write_picture
 from cmidiff.app.problem import Problem, save_problem
 from cmidiff.app.run import (
     Row,
@@ -42,8 +41,9 @@ from cmidiff.app.run import (
     write_record,
 )
 from cmidiff.app.web.inputs import Photograph
+from cmidiff.images import write_image
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import Progress
+from cmidiff.result import Progress
 
 MEASUREMENT, TRUTH = Path("measurement.safetensors"), Path("truth.png")
 State = Literal["running", "done", "cancelled", "out of time", "failed"]
@@ -172,9 +172,9 @@ class Job:
     def _write_measurement(self) -> None:
         self.folder.mkdir(parents=True)
         save_problem(self.folder / MEASUREMENT, self.problem)
-        write_picture(self.folder / "measurement.png", self.problem.view())
+        write_image(self.folder / "measurement.png", self.problem.view())
         if self.truth is not None:
-            write_picture(self.folder / TRUTH, self.truth)
+            write_image(self.folder / TRUTH, self.truth)
         (self.folder / "command.txt").write_text("\n".join(self.commands.values()) + "\n")
 
     def _record(self, name: str, settings: Settings) -> dict[str, object]:
@@ -211,7 +211,7 @@ class Job:
         for k in range(result.settings.samples):
             restoration = posterior(self.problem, result.settings, self._prior, range(k, k + 1), self._watch(index, k))
             (one,) = samples_of(restoration, range(k, k + 1))
-            save_sample(self.folder / result.name, one, self.problem.alpha)
+            save_sample(self.folder / result.name, one, self.problem)
             move = restoration.stats["cmi"][:, 0, 0].cpu()
             result = replace(result, samples=(*result.samples, one), cmi=(*result.cmi, move))
             self._replace(index, result)

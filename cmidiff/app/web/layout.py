@@ -50,7 +50,7 @@ from cmidiff.app.web.shown import (
 )
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
-from cmidiff.solvers import SOLVERS
+from cmidiff.registry import SOLVERS
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "plane.png"
 PERIOD = 0.4  # seconds between two looks at a run

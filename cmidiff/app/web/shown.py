@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff.app.figures import enlarged, std_map
-from cmidiff.app.pictures import to_image
 from cmidiff.app.run import Row
 from cmidiff.app.web.jobs import Result, View
+from cmidiff.images import to_pil
 
 SHOWN = 512  # pixels: small pictures are enlarged by a whole factor up to this
 
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 def shown(values: Tensor, like: Tensor | None = None) -> Image.Image:
     """A picture of (C, H, W) as `enlarge` shows it, or at the size that ``like`` is shown at."""
-    image = to_image(values).convert("RGB")
+    image = to_pil(values).convert("RGB")
     return enlarge(image, None if like is None else (like.shape[2], like.shape[1]))
 
 

@@ -1,0 +1,14 @@
+"""How the measurement is used: one method, one file."""
+
+from cmidiff.solvers.base import PosteriorMean as PosteriorMean
+from cmidiff.solvers.base import Solver as Solver
+from cmidiff.solvers.base import misfit_gradient as misfit_gradient
+from cmidiff.solvers.cadps import CADPS as CADPS
+from cmidiff.solvers.cadps_released import CADPSReleased as CADPSReleased
+from cmidiff.solvers.dpir import DPIR as DPIR
+from cmidiff.solvers.dps import DPS as DPS
+from cmidiff.solvers.dsg import DSG as DSG
+from cmidiff.solvers.mcg import MCG as MCG
+from cmidiff.solvers.pigdm import PiGDM as PiGDM
+from cmidiff.solvers.scale import Ramp as Ramp
+from cmidiff.solvers.unconditional import Unconditional as Unconditional

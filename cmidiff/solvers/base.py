@@ -1,0 +1,114 @@
+"""The contract of a solver: how the measurement is used, from the first state to the last.
+
+A solver chooses its ``times``, its ``start``, and takes each ``step`` from ``x_t`` to ``x_s``; what it remembers goes
+through the loop as ``carry``. Nothing is stored on the solver. `PosteriorMean` is the common kind: it replaces the
+denoised image by an estimate of ``E[x_0 | x_t, y]`` and leaves the rest to the reverse sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from cmidiff.information import Contraction
+from cmidiff.krylov import dot, per_sample
+from cmidiff.step import Carry, Problem, Step
+
+
+class Solver(ABC):
+    """How ``y`` is used.
+
+    Attributes:
+        needs_graph: whether it differentiates the denoiser (then ``step.x_hat`` carries the graph from ``step.x_t``).
+        needs_linear: whether the physics must be linear.
+        needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
+        point: whether it returns one best estimate instead of a sample of the posterior.
+        refuses_cmi: why CMI cannot act on it; empty if it can.
+        contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
+        default_steps: how many steps a run takes where nothing is said.
+    """
+
+    needs_linear: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False
+    point: ClassVar[bool] = False
+    refuses_cmi: ClassVar[str] = ""
+    default_steps: ClassVar[int] = 25
+
+    @property
+    def contractions(self) -> tuple[Contraction, ...]:
+        return ()
+
+    @property
+    def needs_graph(self) -> bool:
+        return False
+
+    def needs_graph_at(self, ratio: float) -> bool:
+        """Return whether it differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
+        return self.needs_graph
+
+    def times(self, problem: Problem, steps: int) -> Sequence[float]:
+        """Return the times of the run, without the schedule's end; by default the grid of the prior's schedule."""
+        return problem.prior.schedule.grid(steps)
+
+    def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
+        """Return the first state, shape (B, ...), and what the first step needs to know; by default pure noise."""
+        return noise(problem, t), None
+
+    @abstractmethod
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        """Return ``x_s``, shape of ``step.x_t``, and what the next step needs to know."""
+
+    def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
+        """Return the restoration from the last state; by default that state."""
+        return x
+
+
+class PosteriorMean(Solver):
+    """A solver that estimates ``E[x_0 | x_t, y]``; any reverse sampler then steps with it."""
+
+    @abstractmethod
+    def estimate(self, step: Step) -> Tensor:
+        """Return ``x_hat'``, shape of ``step.x_t``."""
+
+    @final
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        return step.advance(carry, self.estimate)
+
+
+def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]:
+    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
+    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(steps)]
+    return [problem.prior.schedule.time(ratio) for ratio in ratios]
+
+
+def noise(problem: Problem, t: float) -> Tensor:
+    """``x_T ~ N(0, (alpha_T^2 + sigma_T^2) I)`` for variance-preserving priors, ``N(0, sigma_T^2 I)`` for others."""
+    alpha, sigma = problem.prior.schedule(t)
+    scale = 1.0 if abs(alpha**2 + sigma**2 - 1.0) < 1e-6 else sigma
+    return scale * problem.draws.normal("start", 0, problem.like())
+
+
+def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
+    """``grad |y - A x_hat(x_t)|``, the norm of each image alone, shape of ``x_t``; zero where the residual is zero. It
+    is the step's last product (see `Step.vjp`).
+
+    Args:
+        through_clip: evaluate and differentiate the clipped ``x_hat``, whose clipped pixels pass no gradient (the
+            official codes), instead of the mean.
+    """
+    x_hat = step.clipped(step.x_hat) if through_clip else step.x_hat
+    residual = step.measurement.residual(x_hat.detach())
+    norm = dot(residual, residual).sqrt()
+    pulled = step.measurement.pull(x_hat.detach(), residual)
+    return -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat, last=True)
+
+
+def checked_positive(solver: str, **values: float) -> None:
+    """Raise ``ValueError`` for a negative or non-finite strength."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{solver}: {name} must be a number >= 0, received {value!r}")
