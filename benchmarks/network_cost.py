@@ -25,10 +25,10 @@ import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmidiff import CMI, DPS, load_prior, measure, restore
+from cmidiff import CMI, DPS, measure, restore
 from cmidiff.information import contract
 from cmidiff.physics import inpaint_random
-from cmidiff.prior import PRIORS, NetworkPrior, estimate_memory
+from cmidiff.prior import PRIORS, NetworkPrior, estimate_memory, load_network
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
 from cmidiff.prior.guided_diffusion import stated_config
@@ -146,7 +146,7 @@ def _resident() -> int:
 
 def evaluations(cmi: CMI | None, steps: int = 100) -> tuple[float, float]:
     """Rows a step that are evaluated without and with a gradient, counted on the embedded prior."""
-    prior, plain, graphs = load_prior(), [0], [0]
+    prior, plain, graphs = load_network("natural-64"), [0], [0]
     inner: Callable[..., Tensor] = prior.network
 
     def watched(x_t: Tensor, t: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def half_precision() -> dict[str, float]:
 
 
 def _step(dtype: torch.dtype) -> Step:
-    prior = load_prior(dtype=dtype)
+    prior = load_network("natural-64", dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     x_0 = torch.rand(1, 3, 8, 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3) * 2 - 1
     alpha, sigma = prior.schedule(300.0)

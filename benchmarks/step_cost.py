@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.profiler import ProfilerActivity, profile
 
-from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, load_prior, measure, restore
+from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, measure, restore
 from cmidiff import physics as tasks
 from cmidiff.draws import SeededDraws
 from cmidiff.guidance import Guidance
@@ -48,6 +48,7 @@ from cmidiff.images import read_image, read_source, sources
 from cmidiff.information import Contraction, Estimator
 from cmidiff.measurement import Measurement
 from cmidiff.metrics import psnr
+from cmidiff.prior import load_network
 from cmidiff.sampler import Ancestral, Trace, sample, start
 from cmidiff.solvers import make_solver
 from cmidiff.step import Step, evaluate
@@ -158,7 +159,7 @@ def bench(batch: int, task: str, device: torch.device) -> Bench:
     y = measure((truth + 1) / 2, physics)
     inside = 2 * y - physics.A(torch.ones_like(truth))
     return Bench(
-        load_prior("natural-64", device),
+        load_network("natural-64", device),
         Measurement(inside, physics, 2 * NOISE_STD, SHAPE, SHAPE),
         batch,
         device,
@@ -440,13 +441,13 @@ def variance_table(b: Bench, task: str, cost: dict[str, float], probes: int) -> 
 def network_table(b: Bench, rounds: int) -> None:
     """The bare network in other forms, over itself."""
     plain = b.prior.network
-    last = cast(torch.nn.Module, load_prior("natural-64", b.device).network).to(memory_format=torch.channels_last)
+    last = cast(torch.nn.Module, load_network("natural-64", b.device).network).to(memory_format=torch.channels_last)
 
     def half(x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(b.device.type, torch.bfloat16):
             return plain(x, t).float()
 
-    compiled = torch.compile(cast(torch.nn.Module, load_prior("natural-64", b.device).network))
+    compiled = torch.compile(cast(torch.nn.Module, load_network("natural-64", b.device).network))
     forms = {"as it is": plain, "weights channels-last": last, "bfloat16 autocast": half, "compiled": compiled}
     for gradient in (False, True):
         rows = {name: b.forward(network, gradient) for name, network in forms.items()}
@@ -462,7 +463,7 @@ def network_table(b: Bench, rounds: int) -> None:
 def quality_table(archive: Path, task: str, count: int, steps: int, device: torch.device) -> None:
     """PSNR of the cheaper settings on the same images, masks, noise and seeds, paired with the dearer ones."""
     truth = read_images(archive, count).to(device)
-    prior = load_prior("natural-64", device)
+    prior = load_network("natural-64", device)
 
     def half() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16)

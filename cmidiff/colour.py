@@ -18,6 +18,7 @@ from PIL import ImageCms
 
 Array = NDArray[np.float32]
 PRIMARIES, CURVES = (b"rXYZ", b"gXYZ", b"bXYZ"), (b"rTRC", b"gTRC", b"bTRC")
+BAND = 256  # rows at once, to save memory
 SAME = 1.0 / 255  # a conversion that changes no colour by more than this is left out
 
 
@@ -43,7 +44,8 @@ def to_srgb(values: Array, profile: bytes) -> tuple[Array, str]:
             return by_tables(image, profile), f"{name} is converted to sRGB with 8 bits"
         if np.abs(_convert(_grid(channels), tags) - _grid(channels)).max() <= SAME:
             return values, ""
-        return _convert(values, tags), f"{name} is converted to sRGB"
+        bands = range(0, len(values), BAND)
+        return np.concatenate([_convert(values[k : k + BAND], tags) for k in bands]), f"{name} is converted to sRGB"
     except (ImageCms.PyCMSError, struct.error, KeyError, ValueError, IndexError, OSError):
         return values, "the colour profile of the file is damaged and is ignored"
 

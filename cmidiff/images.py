@@ -7,6 +7,7 @@ bits keep their precision; floating-point values need a stated range. What is wr
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tarfile
 import warnings
@@ -133,11 +134,11 @@ class _Raw:
 
 
 def _image(raw: _Raw, value_range: Range | None) -> Image:
-    pixels = _turned(raw.pixels, raw.orientation)
-    values = _scaled(pixels, raw.top, value_range)
-    colours = 1 if values.shape[2] <= 2 else 3
-    alpha = values[..., colours:] if values.shape[2] in (2, 4) else None
-    shown, note = values[..., :colours], ""
+    pixels, note = _turned(raw.pixels, raw.orientation), ""
+    colours = 1 if pixels.shape[2] <= 2 else 3
+    shown, alpha = _scaled(pixels[..., :colours], raw.top, value_range), None
+    if pixels.shape[2] > colours:
+        alpha = (pixels[..., colours:].astype(np.float32) / np.float32(raw.top or 1)).clip(0, 1)
     if raw.profile is not None:
         shown, note = colour.to_srgb(shown, raw.profile)
     if alpha is not None:
@@ -204,6 +205,8 @@ def _bled(shown: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.
 
 def _pillow(data: bytes) -> _Raw:
     with PIL.open(io.BytesIO(data)) as file:
+        if file.format in ("EPS", "WMF"):  # programs that draw, not pixels
+            raise UnidentifiedImageError
         if (frames := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":  # MPO: a photograph and its previews
             raise ValueError(f"holds {frames} images (an animation?): save one of them as PNG, and give that file")
         orientation, profile = file.getexif().get(ORIENTATION, 1), file.info.get("icc_profile")
@@ -264,6 +267,8 @@ def _of_page(page: Any) -> _Raw | None:
     if page.photometric not in (0, 1, 2) or page.imagedepth > 1:  # gray, white the least or largest value, or RGB
         kind = f"photometric {int(page.photometric)}"
         raise ValueError(f"is a TIFF file of an unusual kind ({kind}): save it as RGB or gray")
+    if page.imagelength * page.imagewidth > 2 * (PIL.MAX_IMAGE_PIXELS or math.inf):
+        raise PIL.DecompressionBombError
     try:
         pixels = page.asarray()
     except ValueError as error:
@@ -280,6 +285,9 @@ def _of_page(page: Any) -> _Raw | None:
     if page.photometric == 0 and top is not None:
         pixels = (top - pixels).astype(np.uint16)
     channels = (3 if page.photometric == 2 else 1) + (page.extrasamples[:1] in ((1,), (2,)))
+    if page.extrasamples[:1] == (1,) and top is not None:  # colours that are multiplied by alpha
+        alpha = pixels[..., channels - 1 : channels]
+        pixels = np.concatenate([(pixels[..., : channels - 1] * (top / np.maximum(alpha, 1))).clip(0, top), alpha], -1)
     tags = {name: page.tags[name].value for name in ("Orientation", "InterColorProfile") if name in page.tags}
     return _Raw(pixels[..., :channels], top, tags.get("Orientation", 1), tags.get("InterColorProfile"))
 

@@ -98,6 +98,8 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[str]:
     """What identifies the random numbers of each image: the first image of a batch has those of the seed itself."""
     if isinstance(seed, int):
         return [str(seed) if i == 0 else f"{seed}+{i}" for i in range(batch)]
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        raise TypeError(f"seed must be an integer or a list of integers, received {seed!r}")
     seeds = list(seed)
     if len(seeds) != batch or not all(isinstance(s, int) for s in seeds):
         raise ValueError(

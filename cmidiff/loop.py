@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,13 +65,13 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
     misfit = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
     zero, limit = torch.zeros_like(misfit), _limit(problem, x)
     for index, (t, s) in enumerate(steps):
-        graph = _needs_graph(problem, solver, cmi, t)
-        step = Step.at(problem, x, t, s, graph=graph, index=index, steps=len(steps))
+        step = replace(Step.at(problem, x, t, s, graph=False, index=index, steps=len(steps)), keep_graph=False)
         moved = guidance = residual = zero
         if upward(step):
             x_s = renew(step)
         else:
             step = problem.sampler.prepare(step)
+            step = step.moved(step.x_t, step.t, graph=_needs_graph(step, solver, cmi))
             step = step if cmi is None else cmi(step)
             x_s, carry = solver.step(step, carry)
             x_s = x_s.detach()
@@ -125,10 +125,11 @@ def _plain(step: Step) -> Tensor:
     return mean if isinstance(std, float) and std == 0.0 else mean + std * step.z
 
 
-def _needs_graph(problem: Problem, solver: Solver, cmi: CMI | None, t: float) -> bool:
-    """Whether the denoiser is differentiated at time ``t``."""
-    alpha, sigma = problem.prior.schedule(t)
-    return solver.needs_graph_at(sigma / alpha) or (cmi is not None and cmi.needs_graph_at(sigma / alpha))
+def _needs_graph(step: Step, solver: Solver, cmi: CMI | None) -> bool:
+    """Whether the denoiser is differentiated in this step: at ``t``, or at ``s``, where Heun's rule evaluates it."""
+    alpha_s, sigma_s = step.level_s
+    at = solver.needs_graph_at(step.ratio) or solver.needs_graph_at(sigma_s / alpha_s)
+    return at or (cmi is not None and cmi.needs_graph_at(step.ratio))
 
 
 def _limit(problem: Problem, x: Tensor) -> Tensor:

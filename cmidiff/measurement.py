@@ -163,6 +163,18 @@ class Measurement:
             residuals.append(found.residual)
         return found.x
 
+    def inverse(self, e: Tensor, r2: float) -> Tensor | None:
+        """``(sigma_y^2 I + r2 A A^T)^-1 e``, shape of ``e``; None without a declared SVD."""
+        if not self._decomposed:
+            return None
+        physics, s2 = self.physics, self.noise_std**2
+        assert isinstance(physics, DecomposablePhysics)
+        w = cast(Tensor, physics.mask)
+        seen = r2 * self.gain * (w.conj() * w).real
+        inside = physics.U_adjoint(e)
+        # S = s2 I on what no singular vector reaches, and U (s2 + seen) U^T on the rest
+        return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * inside) if s2 > 0 else None
+
     def prox(self, v: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
         """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
         return v + r2 * self.solve(self.residual(v), r2, residuals)

@@ -8,6 +8,7 @@ Nothing is imported before it is made.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -92,18 +93,21 @@ class Registry(Mapping[str, str]):
         return dataclasses.replace(made, **{k: _value(v) for k, v in options.items()}) if options else made
 
     def spell(self, thing: object) -> dict[str, Any]:
-        """The name of a thing, and its options that are not those of the name.
+        """The name of a thing, and its options that are not those of the name, as `make` takes them.
 
         Raises:
             ValueError: nothing like it is registered.
         """
-        alike = [name for name in self if type(self.find(name)()) is type(thing)]
-        if not alike:
-            raise ValueError(f"the {self.kind} must be one of {', '.join(self)} to be stored, received {thing!r}")
         spelled = []
-        for name in alike:
-            made = describe(self.find(name)())
-            spelled.append({"name": name} | {k: v for k, v in describe(thing).items() if v != made[k]})
+        for name in self:
+            with contextlib.suppress(ValueError):  # a registration that leads nowhere spells nothing
+                made = self.find(name)()
+                if type(made) is type(thing):
+                    known = describe(made)
+                    own = {k: _spelled(getattr(thing, k), v) for k, v in describe(thing).items() if v != known[k]}
+                    spelled.append({"name": name} | own)
+        if not spelled:
+            raise ValueError(f"the {self.kind} must be one of {', '.join(self)} to be stored, received {thing!r}")
         return min(spelled, key=len)
 
     def resolve(self, choice: Any) -> Any:
@@ -129,6 +133,15 @@ def _value(value: Any) -> Any:
     if "name" in value:
         return COVARIANCES.make(value["name"], {k: v for k, v in value.items() if k != "name"})
     return importlib.import_module("cmidiff.solvers").Ramp(**value)
+
+
+def _spelled(value: object, described: Any) -> Any:
+    """An option as `Registry.make` takes it."""
+    if not isinstance(described, Mapping):
+        return described
+    if type(value).__name__ == "Ramp":
+        return {k: v for k, v in described.items() if k != "class"}
+    return COVARIANCES.spell(value)
 
 
 def describe(thing: object) -> dict[str, Any]:

@@ -88,8 +88,12 @@ def restore(
     """
     prior = load_prior(prior) if isinstance(prior, str) else prior
     sampler = Ancestral() if sampler is None else SAMPLERS.resolve(sampler)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
     cmi = _correction(cmi)
     chosen: Solver | None = None if solver is None else SOLVERS.resolve(solver)
+    if not isinstance(chosen, Solver | None):
+        raise TypeError(f"solver must be a Solver or its name, one of {', '.join(SOLVERS)}, received {solver!r}")
     point: Solver | None = chosen if chosen is not None and chosen.point else None
     if chosen is None:
         chosen, point = (CADPS(), DPIR()) if isinstance(physics, LinearPhysics) else (DPS(), None)
@@ -98,11 +102,14 @@ def restore(
     count = _count(samples, solver is not None or point is None, point, solver)
     intake = take(y, physics, prior, noise_std, value_range, seed)
     run = _Run(intake, fitted(prior, intake.measurement.shape, tile), sampler, callback)
-    for used, correction in ((point, None), (chosen if count else None, cmi)):
+    named = cmi if point is chosen else None  # the estimate that comes with samples is not corrected
+    for used, correction in ((point, named), (chosen if count else None, cmi)):
         if used is not None:
             run.check(used, correction, physics, steps)
+    if cmi is not None and cmi.eta != 0 and not count and point is not chosen:
+        raise ValueError("cmi corrects samples, and none is drawn: pass samples=K, or a solver")
     drawn = run.draw(chosen, cmi, steps, range(first_sample, first_sample + count)) if count else None
-    result = run.collect(drawn, None if point is None else run.estimate(point, steps), solver is not None)
+    result = run.collect(drawn, None if point is None else run.estimate(point, named, steps), solver is not None)
     _warn(result)
     return result
 
@@ -135,7 +142,7 @@ def _warn(result: Restoration) -> None:
     seen = [status for row in [result.estimate_status, *result.status] for status in row]
     messages = dict.fromkeys(status.message for status in seen if not (status.ok and status.explains))
     for message in messages:
-        warnings.warn(message, RestorationWarning, stacklevel=3)
+        warnings.warn(message, RestorationWarning, stacklevel=4)  # the caller of `restore`, past torch's decorator
 
 
 @dataclass(frozen=True)
@@ -240,14 +247,14 @@ class _Run:
         """Samples of all images, in the order of `groups`."""
         return [self.run(solver, cmi, steps, *group) for group in self.groups(samples)]
 
-    def estimate(self, solver: Solver, steps: int | None) -> _Part:
+    def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
         initial = None
         if isinstance(solver, DPIR) and self._has_hole():
             drawn = [part.inside for part in self.draw(CADPS(), None, None, range(POLISHED))]
             initial = drawn[0].mean(0, keepdim=True) if self.batch == 1 else torch.stack(drawn).mean(0)
             steps = POLISH_STEPS if steps is None else steps
-        return self.run(solver, None, steps, range(self.batch), [-1], initial)
+        return self.run(solver, cmi, steps, range(self.batch), [-1], initial)
 
     def _has_hole(self) -> bool:
         known = known_entries(self.intake.measurement.physics, self.intake.measurement.y)

@@ -158,14 +158,15 @@ class DPMSolver(_Memoryless):
         return Ancestral("small").std(step) if self.sde else 0.0
 
     def advance(self, step: Step, estimate: Estimate, carry: Carry) -> tuple[Tensor, Carry]:
-        """Step; ``carry`` is the last denoised image and its ``lambda``."""
+        """Step; ``carry`` is the last denoised image, its ``lambda``, and the time that it led to: after a step back in
+        time, which the sampler does not take, the state is another one, and nothing is extrapolated."""
         now, lambda_t = step.clipped(estimate(step).detach()), -math.log(step.ratio)
         x_hat = now
-        if self.order == 2 and carry is not None and not step.last:
-            before, lambda_before = carry
+        if self.order == 2 and carry is not None and carry[2] == step.t and not step.last:
+            before, lambda_before, _ = carry
             h = math.log(step.level_s[0] / step.level_s[1]) - lambda_t
             x_hat = now + (h / (lambda_t - lambda_before) / 2) * (now - before)
-        return _draw(step, step.mean(x_hat)), (now, lambda_t)
+        return _draw(step, step.mean(x_hat)), (now, lambda_t, step.s)
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,16 @@ def level(schedule: Schedule, t: float) -> float:
     return sigma / alpha if alpha > 0 else math.inf
 
 
+def within(schedule: Schedule, lowest: float, highest: float) -> Schedule:
+    """The schedule itself if its grid lies between two levels ``sigma / alpha``, else its part between them."""
+    if lowest == 0 and highest == math.inf:
+        return schedule
+    first, last = (level(schedule, t) for t in schedule.grid(2))
+    if lowest <= last * (1 + 1e-9) and first <= highest * (1 + 1e-9):
+        return schedule
+    return Limited(schedule, max(lowest, last), min(first, highest))
+
+
 def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
     """Noise levels from ``sigma_max`` down to ``sigma_min``, uniform in ``sigma^(1/rho)`` (Karras et al. 2022, eq.
     5)."""

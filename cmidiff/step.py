@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ Estimate = Callable[["Step"], Tensor]
 Carry = Any
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """The reverse process: how ``x_s`` follows from ``x_t`` and the denoised image."""
 

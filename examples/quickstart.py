@@ -8,7 +8,8 @@ one-dimensional Wasserstein distance over 64 directions).
 
 Papers: DPS https://arxiv.org/abs/2209.14687, CMI https://arxiv.org/abs/2501.02880, CA-DPS
 https://arxiv.org/abs/2412.20045.
-In the library the same is ``restore(y, physics, prior, solver=DPS(0.3), cmi=CMI(1.0))``.
+In the library the same is ``restore(y, physics, prior, solver=DPS(0.025), cmi=CMI(1.0))``, whose
+step size is stated for 1000 steps.
 """
 
 import torch

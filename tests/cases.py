@@ -1,7 +1,8 @@
-"""The one table of physics x solvers that feeds the tests, and the exact priors on which formulas are checked.
+"""The one table of physics, solvers, samplers and covariances that feeds the tests, and the exact priors on which
+formulas are checked.
 
-A solver exported by ``cmidiff.guidance`` or a task named by ``cmidiff.physics`` that is missing here fails the suite
-(`test_guidance`, `test_measurement`).
+What is registered in `cmidiff.registry`, exported by ``cmidiff.solvers`` or named by ``cmidiff.physics`` and missing
+here fails the suite (`test_solvers`, `test_samplers`, `test_covariance`, `test_measurement`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import torch
 from deepinv.physics import MRI, GaussianNoise, LinearPhysics, PhaseRetrieval, Physics, Tomography
 from torch import Tensor
 
-import cmidiff.guidance
+import cmidiff.solvers
 from cmidiff import physics as named
+from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, RowSum, SecondMoments
+from cmidiff.covariance.diagonal import of_paper
 from cmidiff.draws import Draws, SeededDraws
-from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional
 from cmidiff.measurement import Measurement
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
-from cmidiff.sampler import Ancestral
+from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.schedule import Schedule
-from cmidiff.step import Kernel, Step, evaluate
+from cmidiff.solvers import CADPS, DPIR, DPS, DSG, MCG, CADPSReleased, PiGDM, Solver, Unconditional
+from cmidiff.step import Problem, Sampler, Step
 
 F64 = torch.float64
 Shape = tuple[int, ...]
@@ -140,30 +143,55 @@ NONLINEAR: dict[str, NonlinearCase] = {
     "coded-phase": NonlinearCase(_coded_phase, (1, 8, 8)),
 }
 
-# solvers
+# solvers; the scale of DPS and MCG is that of a run of 1000 steps
 
-SOLVERS: dict[str, Guidance] = {
+SOLVERS: dict[str, Solver] = {
     "unconditional": Unconditional(),
-    "dps": DPS(0.3),
+    "dps": DPS(0.0075),
     "pigdm": PiGDM(),
     "pigdm-adaptive": PiGDM(weight="adaptive"),
     "pigdm-flow": PiGDM(weight="flow"),
     "pigdm-additive": PiGDM(weight="additive"),
-    "mcg": MCG(0.3),
-    "dsg": DSG(),
-    "cadps": CADPS(iterations=60),
+    "pigdm-row-sum": PiGDM(covariance="row-sum"),
+    "mcg": MCG(0.0075),
+    "dsg": DSG(0.1),
+    "dpir": DPIR(),
+    "cadps": CADPS(Hybrid(high=SecondMoments(tolerance=1e-10), low=Exact(8))),
+    "cadps-diagonal": CADPS("diagonal"),
+    "cadps-paper": CADPS(of_paper(), guard=False),
     "cadps-isotropic": CADPS("isotropic"),
-    "cadps-exact": CADPS("exact", iterations=8),
-    "cadps-complete": CADPS("exact", iterations=8, complete=True, contraction="double-backward"),
-    "cadps-switch": CADPS("exact", iterations=8, switch=1.0),
-    "cadps-released": CADPS("released", 0.3),
+    "cadps-exact": CADPS(Exact(8)),
+    "cadps-complete": CADPS(Exact(8), complete=True, contraction="double-backward"),
+    "cadps-switch": CADPS(Hybrid(high=Isotropic(1.0), low=Exact(8), switch=1.0)),
+    "cadps-released": CADPSReleased(0.0075),
+}
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": Ancestral(),
+    "ancestral-large": Ancestral("large"),
+    "ddim": DDIM(),
+    "ddim-noisy": DDIM(1.0),
+    "probability-flow": ProbabilityFlow(),
+    "euler": ProbabilityFlow(1),
+    "churned": ProbabilityFlow(churn=4.0),
+    "dpm-solver": DPMSolver(),
+    "dpm-solver-sde": DPMSolver(sde=True),
+    "renoise": Renoise(),
+}
+COVARIANCES: dict[str, Covariance] = {
+    "isotropic": Isotropic(),
+    "diagonal": Diagonal(),
+    "diagonal-paper": of_paper(),
+    "row-sum": RowSum(),
+    "exact": Exact(20),
+    "moments": SecondMoments(tolerance=1e-10),
+    "hybrid": Hybrid(high=SecondMoments(tolerance=1e-10), low=Exact(20)),
 }
 
 
 def exported_solvers() -> set[type]:
-    """Every solver class that ``cmidiff.guidance`` exports."""
-    public = [value for name, value in vars(cmidiff.guidance).items() if not name.startswith("_")]
-    return {v for v in public if inspect.isclass(v) and dataclasses.is_dataclass(v) and hasattr(v, "needs_graph")}
+    """Every solver class that ``cmidiff.solvers`` exports."""
+    public = [value for name, value in vars(cmidiff.solvers).items() if not name.startswith("_")]
+    return {v for v in public if inspect.isclass(v) and dataclasses.is_dataclass(v) and issubclass(v, Solver)}
 
 
 # priors
@@ -223,6 +251,22 @@ def measured(matrix: Tensor, y: Tensor, noise_std: float, shape: Shape | None = 
     return Measurement(y, matrix_physics(matrix, image, noise_std), noise_std, image, image)
 
 
+def problem_of(
+    prior: Denoiser,
+    measurement: Measurement,
+    *,
+    sampler: Sampler | None = None,
+    draws: Draws | None = None,
+    clip: tuple[float, float] | None = None,
+    initial: Tensor | None = None,
+) -> Problem:
+    """A run over the rows of a measurement."""
+    count = len(measurement.y)
+    own = rows(count) if draws is None else draws
+    used = Ancestral() if sampler is None else sampler
+    return Problem(prior, measurement, used, own, tuple(range(count)), clip, initial)
+
+
 def step_at(
     prior: Denoiser,
     measurement: Measurement,
@@ -230,17 +274,21 @@ def step_at(
     t: float,
     s: float,
     *,
-    kernel: Kernel | None = None,
+    sampler: Sampler | None = None,
     draws: Draws | None = None,
     graph: bool = True,
     index: int = 0,
-    steps: int = 10,
+    steps: int = 1000,
     clip: tuple[float, float] | None = None,
 ) -> Step:
-    """A step with the denoiser evaluated."""
-    own = rows(len(x_t)) if draws is None else draws
-    used = Ancestral() if kernel is None else kernel
-    return evaluate(Step(x_t, t, s, index, steps, x_t, None, prior, measurement, used, own, clip), graph)
+    """A step; with 1000 of them the scale of DPS and MCG is what one step takes."""
+    problem = problem_of(prior, measurement, sampler=sampler, draws=draws or rows(len(x_t)), clip=clip)
+    return Step.at(problem, x_t, t, s, graph=graph, index=index, steps=steps)
+
+
+def with_measurement(step: Step, measurement: Measurement) -> Step:
+    """The same step of another measurement."""
+    return dataclasses.replace(step, problem=dataclasses.replace(step.problem, measurement=measurement))
 
 
 # dense references, written from the formulas alone

@@ -5,8 +5,8 @@ same draws, our solvers must reproduce them; the largest relative error of each 
 if one is beyond tolerance (float64: 1e-7; where a file holds float32 results only, 1e-3).
 
 Our defaults are the rules of the papers. What the official codes do differently is set here, by options
-(``through_clip``) or by the small replacements
-below, which exist for this comparison alone.
+(``through_clip``) or by the small replacements below, which exist for this comparison alone. An official step size is
+that of one step; ours is stated for a run of 1000 steps (DPS, MCG) or 100 (DSG), and is converted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ import torch
 from deepinv.physics import Blur, DecomposablePhysics, Inpainting, LinearPhysics
 from torch import Tensor
 
-from cmidiff.guidance import CADPS, DPS, DSG, MCG, PiGDM
-from cmidiff.guidance.base import Guidance
+from cmidiff.covariance import isotropic_variance
+from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
-from cmidiff.prior import NetworkPrior, Prediction
-from cmidiff.sampler import DDIM, Ancestral, ProbabilityFlow, sample
+from cmidiff.prior import NetworkPrior, Prediction, Prior
+from cmidiff.samplers import DDIM, Ancestral, ProbabilityFlow
 from cmidiff.schedule import DDPM, VE
-from cmidiff.step import Kernel, Step
+from cmidiff.solvers import DPS, DSG, MCG, CADPSReleased, PiGDM, Solver
+from cmidiff.step import Carry, Sampler, Step
+from tests.cases import problem_of
 
 TOLERANCE = 1e-7
 TOLERANCE_FLOAT32 = 1e-3
@@ -40,11 +42,14 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Recorded:
-    """The official code's own draws, one a step."""
+    """The official code's own draws: the first state, in units of its noise, and one a step."""
 
+    start: Tensor
     z: Tensor
 
     def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+        if stream == "start":
+            return self.start.to(like)
         if stream != "kernel":
             raise KeyError(f"the reference files hold no draws for {stream!r}")
         return self.z[index : index + 1].to(like)
@@ -175,7 +180,7 @@ class RecordedBoth(Recorded):
 
 
 class OnePixelDSG(DSG):
-    """DSG's code with the ancestral kernel: the radius from one pixel's learned deviation, and a pure gradient step at
+    """DSG's code with the ancestral sampler: the radius from one pixel's learned deviation, and a pure gradient step at
     the end."""
 
     def radius(self, step: Step) -> Tensor:
@@ -196,7 +201,7 @@ class ReplacedPiGDM(PiGDM):
     """RED-diff's ``in2`` operators: known pixels of ``x_hat`` are replaced by ``y``, and the guidance is kept off
     them."""
 
-    def __call__(self, step: Step) -> Tensor:
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         m = step.measurement
         (alpha_t, sigma_t), (alpha_s, _) = step.level_t, step.level_s
         known = m.At(m.A(torch.ones_like(step.x_t)))
@@ -204,15 +209,15 @@ class ReplacedPiGDM(PiGDM):
         eps = (step.x_t.detach() - alpha_t * step.x_hat.detach()) / sigma_t
         x_0 = step.x_hat.detach() * (1 - known) + m.At(m.y)
         x_s = alpha_s * x_0 + a * sigma_t * eps + step.std * step.z
-        return x_s + alpha_t * alpha_s * self._r2(step) * self.pull(step) * (1 - known)
+        r2 = isotropic_variance(step, self.data_variance)
+        return x_s + alpha_t * alpha_s * r2 * self.pull(step) * (1 - known), carry
 
 
-class FlooredVE:
+class FlooredVE(Prior):
     """k-diffusion's wrapping of a DDPM network: ``x_0`` from the level below ``t(sigma)``, clipped."""
 
     value_range = (-1.0, 1.0)
     channels: int | None = 3
-    multiple = 1
 
     def __init__(self, network: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.schedule = VE()
@@ -231,9 +236,10 @@ class FlooredVE:
         return Prediction((x - sigma * eps) / alpha)
 
 
-def solver(data: Any, meta: dict[str, Any], run: dict[str, Any]) -> tuple[Guidance, Kernel]:
-    """The guidance and the kernel of a run."""
-    repo, scale = meta["repo"], float(meta.get("scale", 1.0)) if not isinstance(meta.get("scale"), dict) else 0.0
+def solver(data: Any, meta: dict[str, Any], run: dict[str, Any], steps: int) -> tuple[Solver, Sampler]:
+    """The solver and the sampler of a run."""
+    repo, official = meta["repo"], float(meta.get("scale", 1.0)) if not isinstance(meta.get("scale"), dict) else 0.0
+    scale = official * steps / 1000
     match repo:
         case "DPS" if meta["method"] == "mcg":
             project = mcg_upsampled if meta["task"].startswith("sr") else mcg_base_class
@@ -241,22 +247,22 @@ def solver(data: Any, meta: dict[str, Any], run: dict[str, Any]) -> tuple[Guidan
         case "DPS":
             return DPS(scale, through_clip=True), Ancestral()
         case "CADPS":
-            return CADPS("released", scale, through_clip=True), Ancestral()
+            return CADPSReleased(scale, through_clip=True), Ancestral()
         case "MCG":
             return MCG(scale, mcg_at_level_t, through_clip=True), Ancestral()
         case "RED":
-            guidance = ReplacedPiGDM if run["degname"].startswith("in2") else PiGDM
-            return guidance(weight="additive" if run.get("awd", True) else "flow"), DDIM(float(run["eta"]))
+            kind = ReplacedPiGDM if run["degname"].startswith("in2") else PiGDM
+            weight = "additive" if run.get("awd", True) else "flow"
+            return kind(weight=weight, data_variance=1.0), DDIM(float(run["eta"]))
         case "KDIP":
             order = 1 if run.get("sampler") == "euler" else 2
             weight = "adaptive" if run["guidance"] == "pgdm" else "likelihood"
-            return PiGDM(weight=weight, through_clip=True), ProbabilityFlow(
-                order, float(run.get("churn", 0.0)), churn_noise=1.003
-            )
-    options = run["cond"]
+            flow = ProbabilityFlow(order, float(run.get("churn", 0.0)), churn_noise=1.003)
+            return PiGDM(weight=weight, data_variance=1.0, through_clip=True), flow
+    rate, interval = float(run["cond"]["guidance_scale"]) * math.sqrt(steps / 100), int(run["cond"]["interval"])
     if run["sampler"]["sampler"] == "ddim":
-        return DSG(float(options["guidance_scale"]), int(options["interval"]), through_clip=True), DDIM(1.0)
-    dsg = OnePixelDSG(float(options["guidance_scale"]), int(options["interval"]), through_clip=True)
+        return DSG(rate, interval, through_clip=True), DDIM(1.0)
+    dsg = OnePixelDSG(rate, interval, through_clip=True)
     object.__setattr__(dsg, "second", float(sorted(data["timesteps"])[1]))
     return dsg, Ancestral()
 
@@ -285,39 +291,32 @@ def replay(path: Path) -> dict[str, tuple[float, float]]:
 def replay_grid(
     data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[float, float]:
-    guidance, kernel = solver(data, meta, run)
+    used, sampler = solver(data, meta, run, len(data["timesteps"]))
     own = {key: data[f"{name}/{key}"] if f"{name}/{key}" in data else data[key] for key in ("z", "y")}
     theirs = tensor(data[f"{name}/x"])
     shape = tuple(theirs.shape[1:])
     prior = NetworkPrior(network, "eps", DDPM.linear(), learned_variance=True)
     z = tensor(own["z"]).reshape(-1, *shape)
-    draws = RecordedBoth(z, tensor(data["noise_meas"])) if "noise_meas" in data else Recorded(z)
+    start = theirs[:1]
+    draws = RecordedBoth(start, z, tensor(data["noise_meas"])) if "noise_meas" in data else Recorded(start, z)
     times = sorted((float(t) for t in data["timesteps"]), reverse=True)
     clip = None if meta["repo"] == "RED" else (-1.0, 1.0)
-    steps = sample(
-        prior,
-        measurement(data, meta, shape),
-        theirs[:1],
-        times,
-        guidance=guidance,
-        kernel=kernel,
-        draws=draws,
-        clip=clip,
-    )
+    problem = problem_of(prior, measurement(data, meta, shape), sampler=sampler, draws=draws, clip=clip)
+    steps = sample(problem, used, times)
     return max(relative(trace.x_s[0], theirs[trace.index + 1]) for trace in steps), TOLERANCE
 
 
 def replay_kdip(
     data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[float, float]:
-    guidance, kernel = solver(data, meta, run)
+    times = [float(sigma) for sigma in data["sigmas"] if sigma > 0]
+    used, sampler = solver(data, meta, run, len(times))
     shape = tuple(data["x_true"].shape[1:])
     prior = FlooredVE(network)
     given = measurement(data, meta, shape)
-    x_T = float(data["sigmas"][0]) * tensor(data["noise_xT"])
-    times = [float(sigma) for sigma in data["sigmas"] if sigma > 0]
-    draws = Recorded(tensor(data["z"]))
-    *_, last = sample(prior, given, x_T, times, guidance=guidance, kernel=kernel, draws=draws, clip=(-1.0, 1.0))
+    draws = Recorded(tensor(data["noise_xT"]), tensor(data["z"]))
+    problem = problem_of(prior, given, sampler=sampler, draws=draws, clip=(-1.0, 1.0))
+    *_, last = sample(problem, used, times)
     return relative(last.x_s, tensor(data[f"{name}/x_final"])), TOLERANCE
 
 
@@ -339,18 +338,11 @@ def full(data: Any, meta: dict[str, Any], folder: Path) -> dict[str, tuple[float
         shape = tuple(x_T.shape[1:])
         given = measurement(part, {**meta, "task": task}, shape)
         prior = NetworkPrior(models(folder, shape[-1])[meta["model"]], "eps", DDPM.linear(), learned_variance=True)
-        guidance = DPS(float(meta["scale"][task]), through_clip=True)
+        used = DPS(float(meta["scale"][task]), through_clip=True)
         theirs = tensor(data[f"{task}/x_every50"])
-        steps = sample(
-            prior,
-            given,
-            x_T,
-            prior.schedule.grid(1000),
-            guidance=guidance,
-            kernel=Ancestral(),
-            draws=Recorded(tensor(np.stack(z))),
-            clip=(-1.0, 1.0),
-        )
+        draws = Recorded(x_T, tensor(np.stack(z)))
+        problem = problem_of(prior, given, draws=draws, clip=(-1.0, 1.0))
+        steps = sample(problem, used, prior.schedule.grid(1000))
         kept = {trace.index + 1: trace.x_s[0] for trace in steps if (trace.index + 1) % 50 == 0}
         errors[task] = (max(relative(x, theirs[i // 50].reshape(shape)) for i, x in kept.items()), TOLERANCE)
     return errors

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmidiff import load_prior
-from cmidiff.prior import PRIORS
+from cmidiff.prior import PRIORS, load_network
 from cmidiff.prior.adm import ADMConfig, ADMUNet, Attention, ResidualBlock, sinusoids
 from cmidiff.prior.card import Fields
 from cmidiff.prior.guided_diffusion import stated_config
@@ -50,7 +49,7 @@ def numbered(config: ADMConfig, seed: int = 0, dtype: torch.dtype = F64, *, chec
 def test_output_and_input_gradient_are_the_official_code_s(card: Any, recwarn: pytest.WarningsRecorder) -> None:
     path = needs("unet_imagenet_like.pt")
     io = np.load(path.with_name("unet_imagenet_like_io.npz"))
-    prior = load_prior(path, card=json.loads(str(io["config"])) if card == "config" else card)
+    prior = load_network(path, card=json.loads(str(io["config"])) if card == "config" else card)
     assert any("num_head_channels = 16" in str(w.message) for w in recwarn) == (card is None), "an assumption is said"
     assert prior.learned_variance
     assert prior.multiple == 4
@@ -242,7 +241,7 @@ def test_the_ffhq_network_is_that_of_an_independent_implementation(tmp_path: Pat
         draw = torch.randn(parameter.shape, generator=generator)
         parameter.data = draw / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 1 + 0.1 * draw
     torch.save(theirs.state_dict(), tmp_path / "ffhq.pt")
-    ours = load_prior(tmp_path / "ffhq.pt", card=PRIORS["ffhq-256"].card)
+    ours = load_network(tmp_path / "ffhq.pt", card=PRIORS["ffhq-256"].card)
     x, t = torch.randn(1, 3, 32, 32, generator=generator).requires_grad_(), torch.tensor([731.0])
     outputs = theirs.forward_diffusion(x, t), ours.network(x, t)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in outputs]

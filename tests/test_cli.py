@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from cmidiff.app import demo, duration, options, problem, run
@@ -90,6 +91,15 @@ def test_help_names_all_tasks_and_solvers_without_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--noise-std" in shown
     assert all(task in options.RESTORE_HELP for task in (*TASKS, "jpeg"))
+
+
+@pytest.mark.parametrize("command", ["degrade", "restore", "tune", "evaluate", "serve"])
+def test_help_in_a_narrow_terminal_cuts_no_name(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], terminal_width=40)
+    assert result.exit_code == 0, result.output
+    names = {name for option in get_command(app).commands[command].params for name in option.opts if "--" in name}  # pyright: ignore[reportAttributeAccessIssue]
+    assert names <= set(result.stdout.replace(",", " ").replace("/", " ").split())
+    assert max(map(len, result.stdout.splitlines())) <= 40
 
 
 def test_every_solver_name_can_be_built() -> None:

@@ -166,8 +166,8 @@ def test_the_most_particular_setting_counts() -> None:
     assert [key[2] for key in found if key[:2] == ("denoise", "dps")] == [0.0, 0.1]
     assert [key[2] for key in found if key[:2] == ("super-resolution", "dps")] == [0.0, 0.5]
     assert [key[2] for key in found if key[:2] == ("denoise", "mcg")] == [0.0, 0.2, 0.3]
-    assert found["denoise", "dps", 0.1].guidance.scale == 7  # pyright: ignore[reportAttributeAccessIssue]
-    assert found["super-resolution", "dps", 0.5].guidance.scale == 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["denoise", "dps", 0.1].solver.scale == 7  # pyright: ignore[reportAttributeAccessIssue]
+    assert found["super-resolution", "dps", 0.5].solver.scale == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert found["denoise", "dps", 0.0].correction is None
     assert found["denoise", "dps", 0.1].correction.eta == 0.1  # pyright: ignore[reportOptionalMemberAccess]
 

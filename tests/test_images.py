@@ -170,6 +170,32 @@ def test_tiff_files_of_sixteen_bits(tmp_path: Path, channels: int, compression: 
     assert (image.alpha is None) == (channels != 4)
 
 
+def test_premultiplied_and_floating_transparency(tmp_path: Path) -> None:
+    path, array = tmp_path / "a.tif", np.full((2, 2, 4), 30000, dtype=np.uint16)
+    array[..., 3] = 60000
+    tifffile.imwrite(path, array, photometric="rgb", extrasamples=["assocalpha"])
+    image = read_image(path)
+    torch.testing.assert_close(image.values, torch.full((3, 2, 2), 0.5), rtol=0, atol=1e-4)
+    values = np.full((2, 2, 4), 100, dtype=np.float32)
+    values[..., 3] = 0.5
+    tifffile.imwrite(path, values, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(path, value_range=(0, 200))
+    torch.testing.assert_close(image.values, torch.full((3, 2, 2), 0.5))
+    assert image.alpha is not None
+    torch.testing.assert_close(image.alpha, torch.full((1, 2, 2), 0.5))
+
+
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.tif"])
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.zeros((30, 30), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "bomb.tif", array)
+    PIL.fromarray(array).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(PIL, "MAX_IMAGE_PIXELS", 400)
+    assert "has more than" in refusal(tmp_path / name)
+
+
 def test_tiff_planes_inverted_gray_and_previews(tmp_path: Path) -> None:
     path, array = tmp_path / "a.tif", RANDOM.integers(0, 65536, (3, 5, 7)).astype(np.uint16)
     tifffile.imwrite(path, array, photometric="rgb", planarconfig="separate")

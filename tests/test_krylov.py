@@ -30,7 +30,7 @@ def test_dot_and_per_sample():
 
 def test_conjugate_gradient_solves_each_system_at_its_own_scale():
     s, b = batch(), randn(3, 7)
-    x = conjugate_gradient(times(s), b, iterations=40, tolerance=1e-13)
+    x = conjugate_gradient(times(s), b, iterations=40, tolerance=1e-13).x
     torch.testing.assert_close(x, torch.linalg.solve(s, b), rtol=1e-9, atol=0)
 
 
@@ -39,14 +39,43 @@ def test_conjugate_gradient_after_k_steps_is_optimal_in_the_krylov_space():
     krylov = torch.stack([torch.linalg.matrix_power(s[0], i) @ b[0] for i in range(k)], 1)
     q = torch.linalg.qr(krylov)[0]
     best = q @ torch.linalg.solve(q.mT @ s[0] @ q, q.mT @ b[0])
-    torch.testing.assert_close(conjugate_gradient(times(s), b, iterations=k)[0], best, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(conjugate_gradient(times(s), b, iterations=k).x[0], best, rtol=1e-10, atol=1e-12)
+
+
+def test_conjugate_gradient_reports_its_residual_and_keeps_to_its_tolerance():
+    s, b = batch(), randn(3, 7)
+    b[2] = 0.0
+    for options in ({"iterations": 2}, {"iterations": 40, "tolerance": 1e-3}, {"iterations": 40}):
+        found = conjugate_gradient(times(s), b, **options)
+        theirs = (b - times(s)(found.x)).norm(dim=1) / b.norm(dim=1).clamp_min(1e-30)
+        torch.testing.assert_close(found.residual, theirs, rtol=1e-4, atol=1e-12)
+    assert float(conjugate_gradient(times(s), b, iterations=2).residual[0]) > 1e-3
+    loose = conjugate_gradient(times(s), b, iterations=40, tolerance=1e-3).residual
+    assert float(loose.max()) <= 1e-3
+    assert float(loose[0]) > 1e-6
+
+
+def test_a_preconditioner_changes_the_way_and_not_the_solution():
+    """The inverse as the preconditioner needs one iteration; the diagonal fewer than none."""
+    scales = torch.logspace(0, 6, 7, dtype=F64)
+    s = (scales.sqrt()[:, None] * (spd(7, seed=1, low=0.9, high=1.1)) * scales.sqrt())[None]
+    b, inverse = randn(1, 7), torch.linalg.inv(s)
+    one = conjugate_gradient(times(s), b, iterations=1, precondition=times(inverse))
+    torch.testing.assert_close(one.x, times(inverse)(b), rtol=1e-6, atol=0)
+    plain, diagonal = (
+        conjugate_gradient(times(s), b, iterations=6, tolerance=1e-12, precondition=p)
+        for p in (None, lambda r: r / scales)
+    )
+    assert float(diagonal.residual) < 1e-4 * float(plain.residual)
+    whole = conjugate_gradient(times(s), b, iterations=30, tolerance=1e-13, precondition=lambda r: r / scales)
+    torch.testing.assert_close(whole.x, times(inverse)(b), rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_conjugate_gradient_does_not_see_its_neighbours(position):
     s, b = batch(), randn(3, 7)
-    alone = conjugate_gradient(times(s[position : position + 1]), b[position : position + 1], iterations=5)
-    together = conjugate_gradient(times(s), b, iterations=5)
+    alone = conjugate_gradient(times(s[position : position + 1]), b[position : position + 1], iterations=5).x
+    together = conjugate_gradient(times(s), b, iterations=5).x
     torch.testing.assert_close(together[position], alone[0], rtol=1e-12, atol=0)
 
 
@@ -55,7 +84,7 @@ def test_a_neighbour_that_breaks_down_or_is_not_finite_costs_nothing():
     s[1] = -s[1]
     s[2] = torch.nan
     b[3] = 0.0
-    x = conjugate_gradient(times(s), b, iterations=30, tolerance=1e-13)
+    x = conjugate_gradient(times(s), b, iterations=30, tolerance=1e-13).x
     torch.testing.assert_close(x[0], torch.linalg.solve(s[0], b[0]), rtol=1e-9, atol=1e-12)
     assert bool((x[1:] == 0).all())
 
@@ -63,7 +92,7 @@ def test_a_neighbour_that_breaks_down_or_is_not_finite_costs_nothing():
 def test_an_indefinite_system_keeps_its_last_good_iterate():
     s = torch.diag(torch.tensor([1.0, 1.0, -3.0], dtype=F64))[None]
     b = torch.tensor([[1.0, 1.0, 0.1]], dtype=F64)
-    x = conjugate_gradient(times(s), b, iterations=10)
+    x = conjugate_gradient(times(s), b, iterations=10).x
     first = dot(b, b) / dot(b, times(s)(b))
     torch.testing.assert_close(x, first[:, None] * b)  # one step down, then p^T S p < 0
 
@@ -71,9 +100,9 @@ def test_an_indefinite_system_keeps_its_last_good_iterate():
 def test_the_curvature_bound_stops_below_the_noise():
     s = torch.diag(torch.tensor([4.0, 0.5], dtype=F64))[None]
     b = torch.tensor([[1.0, 1.0]], dtype=F64)
-    free = conjugate_gradient(times(s), b, iterations=10, tolerance=1e-12)
+    free = conjugate_gradient(times(s), b, iterations=10, tolerance=1e-12).x
     torch.testing.assert_close(free, b / torch.tensor([4.0, 0.5], dtype=F64))
-    stopped = conjugate_gradient(times(s), b, iterations=10, curvature=1.0)
+    stopped = conjugate_gradient(times(s), b, iterations=10, curvature=1.0).x
     torch.testing.assert_close(stopped, b * 2 / 4.5)
 
 
@@ -81,7 +110,7 @@ def test_a_singular_consistent_system_gets_the_least_norm_solution():
     half = randn(4, 7)
     s = (half.mT @ half)[None]
     b = times(s)(randn(1, 7, seed=3))
-    x = conjugate_gradient(times(s), b, iterations=30, tolerance=1e-12)
+    x = conjugate_gradient(times(s), b, iterations=30, tolerance=1e-12).x
     torch.testing.assert_close(x[0], torch.linalg.pinv(s[0], rtol=1e-10) @ b[0], rtol=1e-7, atol=1e-9)
 
 

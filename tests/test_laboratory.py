@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
 from cmidiff.app.errors import BadInput
-from cmidiff.guidance import CADPS
+from cmidiff.covariance import Diagonal
 from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
 from cmidiff.laboratory import run as runner
-from cmidiff.laboratory.chains import SOLVERS, BlockDraws, Outcome, Solver, floor, outcome
+from cmidiff.laboratory.chains import EXACT, METHODS, BlockDraws, Method, Outcome, floor, outcome
 from cmidiff.laboratory.mixtures import (
     FAMILIES,
     DiagonalMixture,
@@ -32,6 +32,7 @@ from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
 from cmidiff.sampler import Ancestral
+from cmidiff.solvers import CADPS
 from cmidiff.step import Step, evaluate
 from tests.cases import F64, generator, matrix_physics, randn
 
@@ -146,7 +147,7 @@ def problems() -> Problems:
 def test_the_exact_posterior_reaches_the_floor_and_others_do_not(problems):
     base = torch.stack([floor(problems, chains=128, seed=k).distance for k in range(6)]).mean()
     ratios = {
-        name: float(outcome(problems, SOLVERS[name], 0.4, 0.0, chains=128, steps=60, seed=5).distance.mean() / base)
+        name: float(outcome(problems, METHODS[name], 0.4, 0.0, chains=128, steps=60, seed=5).distance.mean() / base)
         for name in ("exact posterior", "unconditional", "PiGDM = CADPS isotropic", "CADPS exact")
     }
     assert 0.6 < ratios["exact posterior"] < 1.4
@@ -158,14 +159,14 @@ def test_a_churned_run_with_the_whole_likelihood_is_nearer_to_the_posterior(prob
     few = problems.take(slice(4))
     options = {"chains": 96, "steps": 80, "seed": 5}
     distance = {
-        name: float(outcome(few, SOLVERS[name], 1.0, 0.0, **options).distance.mean())
+        name: float(outcome(few, METHODS[name], 1.0, 0.0, **options).distance.mean())
         for name in ("CADPS exact", "CADPS complete, churned")
     }
     assert distance["CADPS complete, churned"] < 0.8 * distance["CADPS exact"], distance
 
 
 def test_float32_measures_the_same(problems):
-    solver = SOLVERS["CADPS exact"]
+    solver = METHODS["CADPS exact"]
     options = {"chains": 96, "steps": 50, "seed": 5}
     double = outcome(problems, solver, 1.0, 0.3, **options).distance
     # Other random numbers, and other samples: the means over problems agree within their spread.
@@ -176,7 +177,7 @@ def test_float32_measures_the_same(problems):
 
 def test_runs_share_their_noise_and_cmi_leaves_a_gaussian_alone():
     problems = problems_of("gaussian", 8, 2, 3, generator(1))
-    solver = Solver(lambda *_: CADPS("exact"))
+    solver = Method(lambda *_: CADPS(EXACT))
     base, guided = (outcome(problems, solver, 1.0, eta, chains=16, steps=30, seed=2).x for eta in (0.0, 1.0))
     torch.testing.assert_close(base, guided, rtol=0, atol=1e-4)
     again = outcome(problems, solver, 1.0, 0.0, chains=16, steps=30, seed=2).x
@@ -187,25 +188,25 @@ def test_tuning_takes_the_best_scale_then_the_best_eta_on_problems_that_are_not_
     problems = problems_of("mixture-25", 8, 2, 2, generator(2))
     seen = []
 
-    def pretended(problems: Problems, solver: Solver, scale: float, eta: float, **_: int) -> Outcome:
+    def pretended(problems: Problems, solver: Method, scale: float, eta: float, **_: int) -> Outcome:
         seen.append((scale, eta))
         gain = {0.0: (0.0, 0.0), -0.3: (-0.4, 0.4), 0.1: (-0.1, -0.1), 0.3: (-0.5, -0.5)}.get(eta, (0.2, 0.2))
         alive = torch.full((2,), 0.5 if eta == 0.3 else 1.0)  # the smallest distance, but half of the chains diverged
-        distance = 0.2 * (1 + abs(scale - 0.4)) * torch.tensor(gain).exp()  # -0.3 helps one problem and hurts another
+        distance = 0.2 * (1 + abs(scale - 0.04)) * torch.tensor(gain).exp()  # -0.3 helps one problem and hurts another
         return Outcome(distance, torch.zeros(2), alive, torch.zeros(2, 1, 8))
 
     monkeypatch.setattr(chains, "outcome", pretended)
-    assert chains.tuned([problems, problems], SOLVERS["DPS"], chains=2, steps=2, seed=1) == (0.4, 0.1)
+    assert chains.tuned([problems, problems], METHODS["DPS"], chains=2, steps=2, seed=1) == (0.04, 0.1)
     assert {eta for _, eta in seen} == {0.0, *chains.ETAS}
-    assert chains.tuned([problems], SOLVERS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
+    assert chains.tuned([problems], METHODS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
     job = Job("mixture-25", 8, "DPS", QUICK)
     assert not torch.equal(job.problems("test", 2).matrices[:2], job.problems("tuning", 2).matrices[:2])
 
 
 def test_the_posterior_section_in_quick_form(monkeypatch):
-    some = {name: SOLVERS[name] for name in ("exact posterior", "unconditional", "CADPS exact")}
+    some = {name: METHODS[name] for name in ("exact posterior", "unconditional", "CADPS exact")}
     names = (FLOOR, *some)
-    monkeypatch.setattr(posterior, "SOLVERS", some)
+    monkeypatch.setattr(posterior, "METHODS", some)
     few = [Job(family, 8, name, QUICK) for family in ("mixture-25", "gaussian", "two-modes") for name in names]
     monkeypatch.setattr(posterior, "jobs", lambda settings: few)
     found = posterior.measure(QUICK)
@@ -243,9 +244,9 @@ def test_an_interrupted_section_goes_on_with_what_is_finished(tmp_path: Path, mo
 
 
 def test_the_information_falls_along_the_run(monkeypatch):
-    some = {name: SOLVERS[name] for name in ("exact posterior", "CADPS exact")}
-    monkeypatch.setattr(trajectory, "SOLVERS", some)
-    monkeypatch.setattr(posterior, "SOLVERS", some)
+    some = {name: METHODS[name] for name in ("exact posterior", "CADPS exact")}
+    monkeypatch.setattr(trajectory, "METHODS", some)
+    monkeypatch.setattr(posterior, "METHODS", some)
     monkeypatch.setattr(chains, "ETAS", (-0.1, 0.1))
     found = trajectory.measure(QUICK)
     for name in some:
@@ -355,15 +356,14 @@ def test_the_command_names_what_is_wrong(tmp_path: Path):
 
 def test_isotropic_cadps_is_pigdm_and_shares_its_row(problems):
     options = {"scale": 1.0, "eta": 0.0, "chains": 8, "steps": 20, "seed": 1}
-    pigdm = outcome(problems, SOLVERS["PiGDM = CADPS isotropic"], **options)
-    cadps = outcome(problems, Solver(lambda *_: CADPS("isotropic")), **options)
+    pigdm = outcome(problems, METHODS["PiGDM = CADPS isotropic"], **options)
+    cadps = outcome(problems, Method(lambda *_: CADPS("isotropic", guard=False)), **options)
     torch.testing.assert_close(pigdm.x, cadps.x)
 
 
 def test_every_solver_has_a_row():
-    assert {"exact posterior", "unconditional", "DPS", "PiGDM = CADPS isotropic", "MCG", "DSG"} <= set(SOLVERS)
-    covariances = {guidance.covariance for solver in SOLVERS.values() if isinstance(
-        guidance := solver.build(problems_of("gaussian", 2, 1, 1, generator(0)), 1.0), CADPS
-    )}  # fmt: skip
-    assert covariances == {"diagonal", "exact"}
-    assert all(dataclasses.is_dataclass(solver) for solver in SOLVERS.values())
+    assert {"exact posterior", "unconditional", "DPS", "PiGDM = CADPS isotropic", "MCG", "DSG"} <= set(METHODS)
+    problems = problems_of("gaussian", 2, 1, 1, generator(0))
+    built = [method.build(problems, 1.0) for method in METHODS.values()]
+    assert {solver.covariance for solver in built if isinstance(solver, CADPS)} == {Diagonal(), EXACT}
+    assert all(dataclasses.is_dataclass(method) for method in METHODS.values())

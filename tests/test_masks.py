@@ -13,6 +13,7 @@ from PIL import Image as PIL
 from PIL import ImageDraw
 
 from cmidiff.app.masks import overlay, read_kernel, read_mask, read_seen
+from cmidiff.app.options import problem_of
 from cmidiff.images import read_image
 from cmidiff.physics.masks import hidden_disc, hidden_fraction
 
@@ -39,13 +40,13 @@ def stroke(image: PIL.Image, colour: object) -> PIL.Image:
 
 def touched() -> NDArray[np.bool_]:
     """Pixels of which a tenth or more is painted; those of less may count or not."""
-    return np.asarray(stroke(PIL.new("L", (SIZE, SIZE)), 255)) >= 26
+    return np.asarray(stroke(PIL.new("L", (SIZE, SIZE)), 255)) >= np.uint8(26)
 
 
 def grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
     from scipy.ndimage import binary_dilation
 
-    return binary_dilation(mask, np.ones((3, 3)), iterations=by)
+    return np.asarray(binary_dilation(mask, np.ones((3, 3)), iterations=by), np.bool_)
 
 
 def painted_masks(photo: Path) -> dict[str, PIL.Image]:
@@ -139,6 +140,24 @@ def test_the_largest_hidden_disc_is_measured() -> None:
     half = torch.ones(2, 1, 8, 8)
     half[0] = 0  # hidden in one image of a batch only
     assert hidden_disc(half) == 0
+
+
+def test_what_a_mask_hides_becomes_visible(photo: Path, tmp_path: Path) -> None:
+    """A part that was erased in an editor (alpha 0), and a mask over it."""
+    scene = PIL.open(photo).convert("RGBA")
+    scene.putalpha(stroke(PIL.new("L", (SIZE, SIZE), 255), 0))
+    scene.putpixel((90, 5), (1, 2, 3, 77))
+    scene.save(tmp_path / "erased.png")
+    mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    mask[15:75, 5:90] = 255
+    PIL.fromarray(mask).save(tmp_path / "mask.png")
+    made = problem_of(tmp_path / "erased.png", None, {}, tmp_path / "mask.png", None, 0.0)
+    assert made.alpha is not None
+    assert made.original is not None
+    assert bool((made.alpha[0][torch.from_numpy(mask > 0)] == 1).all())
+    assert float(made.alpha[0, 5, 90]) == pytest.approx(77 / 255)
+    assert made.y.shape == (1, 3, SIZE, SIZE)
+    assert torch.equal(made.y[0], made.original * torch.from_numpy(mask == 0))
 
 
 def test_the_overlay_marks_what_is_hidden() -> None:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmidiff import load_prior
-from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, memory
+from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, load_network, memory
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.memory import Need
 from tests.test_adm import TINY, numbered
@@ -78,7 +77,7 @@ def test_what_settings_buy() -> None:
 
 
 def test_estimating_leaves_the_prior_as_it_was() -> None:
-    prior = load_prior()
+    prior = load_network("natural-64")
     x_t = torch.randn(1, 3, 16, 16)
     before = prior(x_t, 300.0).mean
     estimate_memory(prior, (3, 16, 16), graph=True, checkpointing=True, dtype=torch.bfloat16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from cmidiff import (
     CADPS,
     CMI,
+    DDIM,
+    DPIR,
     DPS,
     DSG,
     MCG,
@@ -26,12 +29,17 @@ from cmidiff import (
     physics,
     restore,
 )
-from cmidiff.guidance import Guidance
+from cmidiff.covariance import Isotropic
 from cmidiff.physics import TASKS
-from cmidiff.restoration import Progress
+from cmidiff.result import MISFIT_BOUND, Progress, RestorationWarning
+from cmidiff.solvers import CADPSReleased, Solver
 
+pytestmark = pytest.mark.filterwarnings("ignore::cmidiff.result.RestorationWarning")  # runs of few steps
 SHAPE = (3, 16, 16)
-SOLVERS: list[Guidance] = [DPS(), PiGDM(), MCG(), DSG(), CADPS(), CADPS("isotropic"), CADPS("exact"), CADPS("released")]
+SOLVERS: list[Solver] = [
+    *(DPS(0.016), MCG(0.016), DSG(0.05), PiGDM(), CADPS(), CADPS("diagonal"), CADPS("isotropic"), CADPS("exact")),
+    CADPSReleased(0.0024),
+]
 
 
 class TinyNetwork(nn.Module):
@@ -54,8 +62,8 @@ def tiny_prior() -> NetworkPrior:
     return NetworkPrior(network, "v", multiple=8)
 
 
-def name(solver: Guidance) -> str:
-    return f"{type(solver).__name__}-{getattr(solver, 'covariance', '')}"
+def name(solver: Solver) -> str:
+    return f"{type(solver).__name__}-{type(getattr(solver, 'covariance', None)).__name__}"
 
 
 @pytest.fixture
@@ -69,18 +77,41 @@ def problem() -> tuple[Tensor, LinearPhysics]:
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_result_is_independent_of_the_batch(solver: Guidance, problem: tuple[Tensor, LinearPhysics]) -> None:
+def test_result_is_independent_of_the_batch(solver: Solver, problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
     before = y.clone()
-    options = {"solver": solver, "cmi": CMI(0.3), "steps": 8, "seed": 0}
-    batch = restore(y, task, tiny_prior(), samples=2, **options)
-    turned = restore(y[[2, 0, 1]], task, tiny_prior(), samples=2, **options)
+    options = {"solver": solver, "cmi": CMI(0.3), "steps": 8}
+    batch = restore(y, task, tiny_prior(), samples=2, seed=[4, 5, 6], **options)
+    turned = restore(y[[2, 0, 1]], task, tiny_prior(), samples=2, seed=[6, 4, 5], **options)
     for b in range(3):
-        alone = restore(y[b : b + 1], task, tiny_prior(), samples=2, **options)
+        alone = restore(y[b : b + 1], task, tiny_prior(), samples=2, seed=4 + b, **options)
         torch.testing.assert_close(alone.samples[0], batch.samples[b], rtol=0, atol=1e-5)
         torch.testing.assert_close(turned.samples[(b + 1) % 3], batch.samples[b], rtol=0, atol=1e-5)
     assert torch.equal(y, before)
     assert (batch.samples[:, 0] - batch.samples[:, 1]).abs().mean() > 1e-3, "samples of one image differ"
+
+
+def test_an_estimate_is_independent_of_the_batch_and_of_the_seed(problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, task = problem
+    batch = restore(y, task, tiny_prior(), seed=1)
+    assert batch.samples.shape == (3, 0, *SHAPE)
+    for b in range(3):
+        alone = restore(y[b : b + 1], task, tiny_prior(), seed=b)
+        torch.testing.assert_close(alone.estimate[0], batch.estimate[b], rtol=0, atol=1e-4)
+
+
+def test_one_seed_gives_every_image_of_a_batch_its_own_noise(problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, task = problem
+    same = y[:1].expand(3, *SHAPE)
+    options = {"solver": PiGDM(), "steps": 6}
+    found = restore(same, task, tiny_prior(), seed=5, **options).samples[:, 0]
+    first = restore(y[:1], task, tiny_prior(), seed=5, **options).samples[0, 0]
+    torch.testing.assert_close(found[0], first, rtol=0, atol=1e-5)
+    centred = (found - found.mean(0)).flatten(1)
+    assert float(torch.corrcoef(centred)[0, 1]) < 0  # of three independent ones around their mean: -1/2
+    assert float((found[1] - found[2]).abs().mean()) > 1e-3
+    several = restore(same, task, tiny_prior(), seed=[5, 5, 5], **options).samples[:, 0]
+    torch.testing.assert_close(several, first.expand(3, *SHAPE), rtol=0, atol=1e-5)
 
 
 def test_samples_may_be_grouped_at_will(problem: tuple[Tensor, LinearPhysics]) -> None:
@@ -92,10 +123,10 @@ def test_samples_may_be_grouped_at_will(problem: tuple[Tensor, LinearPhysics]) -
 
 def test_seeds_differ_and_zero_is_one(problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
-    runs = [restore(y[:1], task, tiny_prior(), steps=6, seed=seed).samples for seed in (0, 0, 1)]
+    runs = [restore(y[:1], task, tiny_prior(), solver=PiGDM(), steps=6, seed=seed).samples for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.allclose(runs[0], runs[2])
-    both = restore(y[[0, 0]], task, tiny_prior(), steps=6, seed=[0, 1]).samples
+    both = restore(y[[0, 0]], task, tiny_prior(), solver=PiGDM(), steps=6, seed=[0, 1]).samples
     torch.testing.assert_close(both[0], runs[0][0], rtol=0, atol=1e-5)
     torch.testing.assert_close(both[1], runs[2][0], rtol=0, atol=1e-5)
 
@@ -103,10 +134,11 @@ def test_seeds_differ_and_zero_is_one(problem: tuple[Tensor, LinearPhysics]) -> 
 def test_a_mask_for_each_image(problem: tuple[Tensor, LinearPhysics]) -> None:
     y, _ = problem
     masks = (torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(9)) < 0.5).float()
-    batch = restore(y * masks, physics.from_mask(masks, noise_std=0.05), tiny_prior(), solver=PiGDM(), steps=6)
+    options = {"solver": PiGDM(), "steps": 6}
+    batch = restore(y * masks, physics.from_mask(masks, noise_std=0.05), tiny_prior(), seed=[0, 1, 2], **options)
     for b in range(3):
         task = physics.from_mask(masks[b : b + 1], noise_std=0.05)
-        alone = restore((y * masks)[b : b + 1], task, tiny_prior(), solver=PiGDM(), steps=6)
+        alone = restore((y * masks)[b : b + 1], task, tiny_prior(), seed=b, **options)
         torch.testing.assert_close(alone.samples[0], batch.samples[b], rtol=0, atol=1e-5)
 
 
@@ -123,9 +155,9 @@ def test_noise_std_is_in_units_of_the_door(value_range: tuple[float, float]) -> 
     shape = (3, 8, 8)
     y = torch.full((1, *shape), low + 1.2 * gain, dtype=torch.float64)
     task = physics.denoise(shape, noise_std=noise_std)
-    solver = CADPS("isotropic", data_variance=data_std**2)
+    solver = CADPS(Isotropic(data_std**2))
     found = restore(
-        y, task, prior, solver=solver, kernel=ProbabilityFlow(), steps=100, samples=12, value_range=value_range
+        y, task, prior, solver=solver, sampler=ProbabilityFlow(), steps=100, samples=12, value_range=value_range
     ).samples
     variance = (gain * data_std) ** 2 * noise_std**2 / ((gain * data_std) ** 2 + noise_std**2)
     expected = low + gain + 0.2 * gain * (gain * data_std) ** 2 / ((gain * data_std) ** 2 + noise_std**2)
@@ -148,7 +180,7 @@ def _gaussian_denoiser(data_std: float):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=name)
-def test_zero_strength_is_unconditional(solver: Guidance, problem: tuple[Tensor, LinearPhysics]) -> None:
+def test_zero_strength_is_unconditional(solver: Solver, problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
     if isinstance(solver, MCG):
         solver = MCG(0.0, project=lambda step, x: x)
@@ -159,9 +191,9 @@ def test_zero_strength_is_unconditional(solver: Guidance, problem: tuple[Tensor,
     assert torch.equal(restore(y, task, tiny_prior(), solver=solver, steps=6).samples, free.samples)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=name)
+@pytest.mark.parametrize("solver", [*SOLVERS, DPIR()], ids=name)
 @pytest.mark.parametrize("contraction", ["finite-difference", "double-backward"])
-def test_eta_zero_is_the_base_solver(solver: Guidance, contraction: str, problem: tuple[Tensor, LinearPhysics]) -> None:
+def test_eta_zero_is_the_base_solver(solver: Solver, contraction: str, problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
     base = restore(y, task, tiny_prior(), solver=solver, steps=6).samples
     cmi = CMI(0.0, contraction=contraction)  # pyright: ignore[reportArgumentType]
@@ -179,7 +211,12 @@ def test_eta_zero_is_the_base_solver(solver: Guidance, contraction: str, problem
         ({"y": torch.full((1, *SHAPE), float("nan"))}, "finite"),
         ({"y": torch.zeros(0, *SHAPE)}, "non-empty"),
         ({"noise_std": -0.1}, "noise_std"),
-        ({"samples": 0}, "samples"),
+        ({"samples": -1}, "samples must be a whole number of at least 0"),
+        ({"samples": 0, "solver": "pigdm"}, "samples must be a whole number of at least 1"),
+        ({"samples": 2, "solver": "dpir"}, "DPIR gives one estimate and no samples"),
+        ({"solver": "pigmd"}, "unknown solver 'pigmd': did you mean pigdm"),
+        ({"sampler": "ancestrl"}, "unknown sampler 'ancestrl': did you mean ancestral"),
+        ({"first_sample": -1}, "first_sample"),
         ({"steps": 0}, "steps"),
         ({"steps": 5000}, "at most 1000"),
         ({"seed": [1, 2]}, "seed"),
@@ -191,6 +228,55 @@ def test_bad_input_is_refused_with_a_reason(change: dict, message: str, problem:
     arguments = {"y": y[:1], "steps": 4, **change}
     with pytest.raises(ValueError, match=message):
         restore(arguments.pop("y"), task, tiny_prior(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": torch.zeros(1, *SHAPE, dtype=torch.uint8)}, "floating-point numbers in units of value_range"),
+        ({"y": torch.zeros(1, *SHAPE, dtype=torch.int64)}, "floating-point numbers in units of value_range"),
+        ({"solver": 3}, "solver must be"),
+        ({"solver": lambda step: step}, "solver must be"),
+        ({"sampler": 3}, "sampler must be"),
+        ({"sampler": CADPS()}, "sampler must be"),
+        ({"cmi": 0.1}, "cmi must be a CMI"),
+        ({"seed": 0.5}, "seed must be"),
+        ({"seed": "1"}, "seed must be"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(change: dict, message: str, problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, task = problem
+    arguments = {"y": y[:1], "steps": 4, **change}
+    with pytest.raises(TypeError, match=message):
+        restore(arguments.pop("y"), task, tiny_prior(), **arguments)
+
+
+def test_a_class_a_name_and_an_object_are_the_same_solver(problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, task = problem
+    found = [
+        restore(y[:1], task, tiny_prior(), solver=solver, sampler=sampler, cmi=cmi, steps=3).samples
+        for solver, sampler, cmi in ((PiGDM(), DDIM(), CMI()), (PiGDM, DDIM, True), ("pigdm", "ddim", CMI(0.1)))
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_result_that_does_not_explain_its_measurement_is_announced(problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, task = problem
+    with pytest.warns(RestorationWarning, match="does not explain the measurement") as seen:
+        found = restore(y[:1] + 0.5, task, tiny_prior(), solver=Unconditional(), steps=3)
+    assert seen[0].filename == __file__, "the warning points at the call"
+    status = found.status[0][0]
+    assert status.ok
+    assert not status.explains
+    assert status.misfit > MISFIT_BOUND
+    given = (y[:1] + 0.5)[task.mask.expand_as(y[:1]) > 0]  # pyright: ignore[reportArgumentType]
+    misfit = (given - found.samples[:, 0][task.mask.expand_as(y[:1]) > 0]).square().mean().sqrt() / 0.05  # pyright: ignore[reportArgumentType]
+    assert status.misfit == pytest.approx(float(misfit), rel=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        easy = restore(y[:1], TASKS["denoise"](SHAPE, noise_std=10.0), tiny_prior(), solver=Unconditional(), steps=3)
+    assert easy.status[0][0].explains
 
 
 def test_what_is_no_physics_is_refused(problem: tuple[Tensor, LinearPhysics]) -> None:
@@ -210,15 +296,30 @@ def test_a_diverged_sample_is_a_status_and_costs_no_other(problem: tuple[Tensor,
             out[1] = float("nan")
         return out
 
-    found = restore(y, task, NetworkPrior(breaks, "v", multiple=8), steps=8)
+    options = {"solver": PiGDM(), "steps": 8}
+    found = restore(y, task, NetworkPrior(breaks, "v", multiple=8), **options)
     assert [status[0].ok for status in found.status] == [True, False, True]
     assert found.status[1][0].step == 4
     assert "step 4 of 8" in found.status[1][0].message
     assert bool(torch.isfinite(found.samples).all())
     assert float(found.samples[1].std()) > 0, "a diverged sample is its last estimate, not a silent zero"
     assert bool(torch.isnan(found.mean[1]).all())
-    well = restore(y, task, healthy, steps=8)
+    well = restore(y, task, healthy, **options)
     torch.testing.assert_close(found.samples[[0, 2]], well.samples[[0, 2]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["cadps-isotropic", "dpir"])
+def test_a_signal_without_a_range_diverges_with_a_status(solver: str) -> None:
+    """A denoiser that enlarges its argument: nothing is clipped, and states grow without bound."""
+    prior = NetworkPrior(lambda x, t: 30 * x, "x0", channels=None, value_range=None)
+    task = physics.from_callable(lambda x: x[..., ::2], (12,), noise_std=0.1)
+    y = torch.ones(2, 6)
+    y[1] = 0.0
+    found = restore(y, task, prior, solver=solver, steps=12, value_range=None)
+    assert not bool(found.ok[0].any())
+    assert found.status[0][0].step is not None
+    assert "diverged at step" in found.status[0][0].message
+    assert float(found.samples[0].abs().max()) < 1e6, "the last estimate that was finite"
 
 
 # 5. Loading a checkpoint never executes code
@@ -269,4 +370,4 @@ def test_what_cannot_fit_in_memory_is_refused_before_the_run(monkeypatch):
     monkeypatch.setattr("cmidiff.prior.memory.free_memory", lambda device: 2**24)
     physics = TASKS["denoise"]((3, 256, 256), noise_std=0.1)
     with pytest.raises(ValueError, match="not enough memory"):
-        restore(torch.rand(1, 3, 256, 256), physics, load_prior(), steps=1, tile=None)
+        restore(torch.rand(1, 3, 256, 256), physics, load_prior("natural-64"), steps=1, tile=None)

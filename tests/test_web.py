@@ -37,7 +37,7 @@ from cmidiff.images import Image as Picture
 from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
 from cmidiff.prior.base import Denoiser
-from cmidiff.solvers import make_solver
+from cmidiff.registry import SOLVERS
 from tests.web import LIMITS, Visitor, bomb, gaussian_prior, png, server
 
 # what a visitor gives
@@ -364,7 +364,7 @@ def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
             y,
             denoise((3, 32, 40), noise_std=0.01),
             gaussian_prior(),
-            solver=make_solver("pigdm"),
+            solver=SOLVERS.make("pigdm"),
             steps=4,
             seed=colour[0],
         )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cmidiff.app import options as o
-from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, say
+from cmidiff.app.errors import DIVERGED, FAILED, INTERRUPTED, UNWRITABLE, BadInput, CommandLine, bad_input, say
 from cmidiff.app.show import out, table
 from cmidiff.files import check_outputs
 
@@ -370,10 +370,10 @@ def evaluate_(
         tasks=e.words(tasks),
         solvers=e.words(solvers),
         cmi=None if cmi is None else tuple(e.words(cmi) or ()),
-        eta=e.numbers("--eta", eta, float),
-        steps=e.numbers("--steps", steps, int),
+        eta=e.numbers("--eta", eta, o.number(-1e6, 1e6)["parser"]),
+        steps=e.numbers("--steps", steps, o.whole(1, o.MOST)["parser"]),
         samples=samples,
-        seeds=e.numbers("--seed", seed, int),
+        seeds=e.numbers("--seed", seed, o.whole(0, 2**63 - 1)["parser"]),
         prior=prior,
         noise_std=noise_std,
         size=size,
@@ -440,15 +440,21 @@ def priors() -> None:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file as cmidiff/train/natural-64.toml.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    cool_down: Annotated[
+        int, typer.Option(min=0, help="Lower the rate to zero in this many steps from the last checkpoint, and export.")
+    ] = 0,
+    export: Annotated[bool, typer.Option("--export", help="Export the last checkpoint without training.")] = False,
 ) -> None:
-    """Train a prior, or go on training it."""
-    from cmidiff.train import TrainConfig, run
+    """Train a prior, resume a run, or export its last checkpoint."""
+    from cmidiff.train import TrainConfig, run, snapshot
 
     try:
         loaded = TrainConfig.load(config)
-    except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
-    run(loaded)
+        result = snapshot(loaded) if export else run(loaded, resume=resume, cool_down=cool_down)
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise bad_input(error) from error
+    print(result.folder)
 
 
 @app.command()

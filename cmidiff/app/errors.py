@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -32,6 +33,12 @@ def unknown(what: str, received: str, names: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {what} {received!r}: {hint}")
 
 
+def bad_input(error: Exception) -> BadInput:
+    """The error of a library as one of the command line."""
+    unread = isinstance(error, OSError) and error.filename is not None
+    return BadInput(f"cannot read {error.filename} ({error.strerror})" if unread else str(error))
+
+
 def say(message: object) -> None:
     """One line on standard error, whatever is in the message."""
     print(" ".join(str(message).split()), file=sys.stderr)
@@ -41,6 +48,9 @@ def report(error: Exception) -> int:
     """Say in one line what went wrong, and return the exit code for it."""
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ValueError):
+        say(f"cmidiff: {error}")
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno is None:  # one of ours, as FileNotFoundError("no weights at ...")
         say(f"cmidiff: {error}")
         return BAD_INPUT
     if isinstance(error, OSError):
@@ -72,7 +82,9 @@ class CommandLine(TyperGroup):
         **extra: Any,
     ) -> Any:
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *place: say(f"note: {message}")
+                code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except TyperException as error:
             say(f"cmidiff: {error.format_message()} (--help lists what there is)")
             code = BAD_INPUT

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer import BadParameter
 
 from cmidiff import load_prior
-from cmidiff.app.errors import BadInput, unknown
+from cmidiff.app.errors import BadInput, bad_input, unknown
 from cmidiff.app.options import check_prior, device_of, given
 from cmidiff.app.show import err, out
 from cmidiff.evaluate import estimate
@@ -46,17 +47,19 @@ def words(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers(name: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
-    """The numbers of a list with commas.
+def numbers(name: str, text: str | None, parse: Callable[[str], Any]) -> tuple[Any, ...] | None:
+    """The numbers of a list with commas, each as ``parse`` reads it.
 
     Raises:
         BadInput: something else.
     """
     parts = words(text)
+    if parts == []:
+        raise BadInput(f"{name} must be numbers with commas between them, received {text!r}")
     try:
-        return None if parts is None else tuple(kind(part) for part in parts)
-    except ValueError as error:
-        raise BadInput(f"{name} must be numbers with commas between them, received {text!r}") from error
+        return None if parts is None else tuple(parse(part) for part in parts)
+    except BadParameter as error:
+        raise BadInput(f"each of {name} {error.message}") from error
 
 
 def benchmark(config: str | None, curve: bool, **options: Any) -> Config:
@@ -78,6 +81,7 @@ def show_plan(config: Config, machine: Machine) -> None:
     Raises:
         BadInput: what a run would refuse.
     """
+    engine_of(machine)
     try:
         record = resolved(config)
         images = len(list_sources(config)) if config.images is not None else config.limit
@@ -176,7 +180,7 @@ def _prior(config: Config, device: str) -> Any:
     try:
         return load_prior(config.prior, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cmidiff import __version__, files, load_prior
 from cmidiff.app.compressed import repair
-from cmidiff.app.errors import BadInput, say
+from cmidiff.app.errors import BadInput, bad_input, say
 from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
 from cmidiff.app.masks import overlay
 from cmidiff.app.problem import JPEG, Problem
@@ -145,19 +145,15 @@ def resolved(
 
 
 def load_prior_named(name: str, device: str) -> Denoiser:
-    """A prior on its device; what there is to know about it is said.
+    """A prior on its device.
 
     Raises:
         BadInput: it cannot be loaded.
     """
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            prior = load_prior(name, device=device)
+        return load_prior(name, device=device)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
-    for warning in caught:
-        say(f"note: {warning.message}")
-    return prior
+        raise bad_input(error) from error
 
 
 def open_folder(

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cmidiff import __version__, load_prior
-from cmidiff.app.errors import BadInput
+from cmidiff.app.errors import BadInput, bad_input
 from cmidiff.app.show import err
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
@@ -48,7 +48,7 @@ def searched(
         )
         search.problems(held_out=False)
     except (ValueError, TypeError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise bad_input(error) from error
     return search, network
 
 

@@ -11,6 +11,7 @@ from cmidiff.covariance.isotropic import Isotropic as Isotropic
 from cmidiff.covariance.isotropic import checked_variance as checked_variance
 from cmidiff.covariance.isotropic import isotropic_variance as isotropic_variance
 from cmidiff.covariance.moments import SecondMoments as SecondMoments
+from cmidiff.covariance.moments import gaussian_draw as gaussian_draw
 from cmidiff.covariance.moments import moments_of as moments_of
 from cmidiff.covariance.moments import wiener_estimate as wiener_estimate
 from cmidiff.covariance.names import make_covariance as make_covariance

@@ -46,6 +46,10 @@ class Bound(ABC):
     def whiten(self, z: Tensor) -> Tensor:
         """``A^T S^-1/2 z``."""
 
+    def draw(self, e: Tensor) -> Tensor | None:
+        """A draw of ``x_0 - x_hat`` given ``x_t`` and ``y``, for ``e = y - A x_hat``; None where it cannot be drawn."""
+        return None
+
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         """``Sigma w`` with the Jacobian as ``Sigma``: the gradient of the likelihood times ``sigma_t^2 / alpha_t``.
 
@@ -56,12 +60,30 @@ class Bound(ABC):
         return self.step.covariance_gain * self.step.vjp(w, last=last)
 
 
+def isotropic_variance(step: Step, data_variance: float | None = None) -> float:
+    """``r_t^2 = sigma_t^2 v / (sigma_t^2 + alpha_t^2 v)``: the posterior variance if ``x_0 ~ N(0, v I)``.
+
+    Args:
+        step: the noise level.
+        data_variance: ``v``; None: that of the prior.
+    """
+    alpha_t, sigma_t = step.level_t
+    v = step.prior.variance if data_variance is None else data_variance
+    return sigma_t**2 * v / (sigma_t**2 + alpha_t**2 * v)
+
+
 class Covariance(ABC):
     """A choice of ``Sigma``, stated before the run."""
 
     @abstractmethod
     def at(self, step: Step) -> Bound:
         """Return the covariance at a step."""
+
+    @property
+    def start(self) -> float:
+        """The noise level ``sigma_t / alpha_t`` at which a run may begin with a draw of the Gaussian posterior of the
+        second moments; infinity: at pure noise."""
+        return math.inf
 
     def needs_graph(self, ratio: float) -> bool:
         """Whether `Bound.move` differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
@@ -91,8 +113,14 @@ class Iterated(Bound):
         return conjugate_gradient(self.product, v, iterations=self.iterations).x
 
     def solve(self, e: Tensor) -> Tensor:
+        measurement, r2 = self.step.measurement, isotropic_variance(self.step)
         found = conjugate_gradient(
-            self._s, e, iterations=self.iterations, tolerance=_tolerance(e), curvature=self.noise**2
+            self._s,
+            e,
+            iterations=self.iterations,
+            tolerance=_tolerance(e),
+            curvature=self.noise**2,
+            precondition=None if measurement.inverse(e, r2) is None else lambda r: measurement.inverse(r, r2),
         )
         self.step.record.residuals.append(found.residual)
         return self.step.measurement.At(found.x)

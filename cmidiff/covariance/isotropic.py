@@ -12,19 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmidiff.covariance.base import Bound, Covariance
+from cmidiff.covariance.base import isotropic_variance as isotropic_variance
 from cmidiff.step import Step
-
-
-def isotropic_variance(step: Step, data_variance: float | None = None) -> float:
-    """``r_t^2 = sigma_t^2 v / (sigma_t^2 + alpha_t^2 v)``: the posterior variance if ``x_0 ~ N(0, v I)``.
-
-    Args:
-        step: the noise level.
-        data_variance: ``v``; None: that of the prior.
-    """
-    alpha_t, sigma_t = step.level_t
-    v = step.prior.variance if data_variance is None else data_variance
-    return sigma_t**2 * v / (sigma_t**2 + alpha_t**2 * v)
 
 
 def checked_variance(owner: str, data_variance: float | None) -> None:

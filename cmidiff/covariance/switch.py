@@ -35,6 +35,10 @@ class Hybrid(Covariance):
     def at(self, step: Step) -> Bound:
         return self.choose(step.ratio).at(step)
 
+    @property
+    def start(self) -> float:
+        return self.high.start
+
     def needs_graph(self, ratio: float) -> bool:
         return self.choose(ratio).needs_graph(ratio)
 

@@ -146,13 +146,15 @@ class Config:
             values = getattr(self, name)
             wrong = len(set(values)) < len(values) or (not values and name != "eta")
             yield wrong, f"{name} needs values, each once, received {list(values)}"
-        yield any(n < 1 for n in self.steps), f"steps must be whole numbers >= 1, received {list(self.steps)}"
-        yield any(n < 0 for n in self.seeds), f"seeds must be whole numbers >= 0, received {list(self.seeds)}"
+        for name, values, least in (("steps", self.steps, 1), ("seeds", self.seeds, 0)):
+            wrong = any(not least <= n < 2**63 for n in values)
+            yield wrong, f"{name} must be whole numbers from {least} to 2^63 - 1, received {list(values)}"
         zero = "on" in self.cmi and any(eta == 0 or not math.isfinite(eta) for eta in self.eta)
         yield zero, f"eta must be finite and not 0 (that is cmi off), received {list(self.eta)}"
         for name, least in (("size", 1), ("limit", 1), ("samples", 1), ("offset", 0)):
             value = getattr(self, name)
-            yield value is not None and value < least, f"{name} must be a whole number >= {least}, received {value}"
+            wrong = value is not None and not least <= value < 2**63
+            yield wrong, f"{name} must be a whole number from {least} to 2^63 - 1, received {value}"
         good = math.isfinite(self.noise_std) and self.noise_std >= 0
         yield not good, f"noise_std must be a number >= 0, received {self.noise_std}"
         nets = ("alex", "vgg", "squeeze")

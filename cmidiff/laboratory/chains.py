@@ -50,9 +50,9 @@ EXACT = Exact(iterations=10)
 METHODS: dict[str, Method] = {
     "exact posterior": Method(lambda problems, _: ExactPosterior(problems), guided=False),
     "unconditional": Method(lambda *_: Unconditional(), guided=False),
-    "DPS": Method(lambda _, scale: DPS(scale), (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)),
+    "DPS": Method(lambda _, scale: DPS(scale), (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)),
     "PiGDM = CADPS isotropic": Method(lambda *_: PiGDM()),  # one formula, where coordinates have unit variance
-    "MCG": Method(lambda _, scale: MCG(scale), (0.03, 0.1, 0.3, 1.0, 3.0)),
+    "MCG": Method(lambda _, scale: MCG(scale), (0.003, 0.01, 0.03, 0.1, 0.3)),
     "DSG": Method(lambda _, rate: DSG(rate), (0.02, 0.05, 0.1, 0.2, 0.4)),
     "CADPS diagonal": Method(lambda *_: CADPS("diagonal")),
     "CADPS exact": Method(lambda *_: CADPS(EXACT)),

@@ -154,6 +154,12 @@ def value_range_of(card: Fields) -> tuple[float, float] | None:
     return values[0], values[1]
 
 
+def assumed_of(card: Fields, value_range: str = "[-1, 1]") -> list[str]:
+    """What a card of a network does not state and `schedule_of` and the range of its images then take for granted."""
+    assumed = [] if "schedule" in card else ["schedule = linear betas 1e-4 to 0.02, 1000 levels"]
+    return assumed if "value_range" in card.values else [*assumed, f"value_range = {value_range}"]
+
+
 def card_beside(weights: Path) -> Fields | None:
     """The card of a file of weights: ``model.pt.json``, ``model.json`` or ``card.json`` beside it, in this order."""
     for path in (weights.with_name(f"{weights.name}.json"), weights.with_suffix(".json"), weights.parent / "card.json"):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Prior, Range, digest
-from cmidiff.schedule import Limited, Schedule, level
+from cmidiff.schedule import Limited, Schedule, level, within
 
 TOLERANCE = 1e-9  # of ``at``: what a time and back may round
 
@@ -149,10 +149,9 @@ def _channels(low: Denoiser, high: Denoiser) -> int | None:
 
 
 def _schedule(low: Denoiser, high: Denoiser, at: float, gain: float) -> Schedule:
-    """The schedule of ``high``, from the noisiest level that ``high`` denoises to a level that ``low`` denoises."""
-    times = high.schedule.grid(2)
-    first, last = level(high.schedule, times[0]), level(high.schedule, times[-1])
-    if first <= high.max_ratio and low.min_ratio / gain <= last < at:
-        return high.schedule
-    lowest = level(low.schedule, low.schedule.grid(2)[-1]) / gain
-    return Limited(high.schedule, max(lowest, low.min_ratio / gain), min(first, high.max_ratio))
+    """The schedule of ``high``, from the noisiest level that ``high`` denoises to a level that ``low`` denoises: the
+    end of its own grid, or of that of ``low`` where the noise range of ``high`` ends before."""
+    first, last = (level(high.schedule, t) for t in high.schedule.grid(2))
+    if high.min_ratio == 0 and last < at:
+        return within(high.schedule, low.min_ratio / gain, high.max_ratio)
+    return Limited(high.schedule, level(low.schedule, low.schedule.grid(2)[-1]) / gain, min(first, high.max_ratio))

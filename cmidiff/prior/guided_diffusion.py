@@ -10,7 +10,6 @@ Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,11 @@ def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointi
         ValueError: tensors that are not those of the architecture, or a card that makes none.
     """
     flags = card.within("architecture") if isinstance(card.values.get("architecture"), Mapping) else card
-    shapes, assumed = shapes_of(tensors), []
-    if "num_channels" in flags:
-        config = stated_config(flags)
+    if "num_channels" in flags:  # all flags of the command: what is not among them has its default
+        config, assumed = stated_config(flags), []
     else:
-        config, assumed = _inferred_config(flags, shapes, path)
+        config, assumed = _inferred_config(flags, shapes_of(tensors))
+        assumed += _assumed(flags, card)
     _check_channels(config, card, path)
     with torch.device("meta"):
         network = ADMUNet(config, checkpointing=checkpointing)
@@ -105,8 +104,8 @@ def stated_config(flags: Fields) -> ADMConfig:
     )
 
 
-def _inferred_config(flags: Fields, shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[ADMConfig, list[str]]:
-    """The architecture that the file shows, and what had to be assumed."""
+def _inferred_config(flags: Fields, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ADMConfig, list[str]]:
+    """The architecture that the file shows, and what of it is assumed."""
     partial = [name for name in ARCHITECTURE if name in flags]
     if partial:
         raise ValueError(
@@ -119,12 +118,17 @@ def _inferred_config(flags: Fields, shapes: Mapping[str, tuple[int, ...]], path:
         heads = min(MOST_HEAD_CHANNELS, max(base // 2, 1))
         stated = {"head_channels": heads, "new_attention_order": False}
         assumed = [f"num_head_channels = {heads}", "use_new_attention_order = false"]
-        warnings.warn(
-            f"{path.name} does not say how its attention is laid out; assumed {' and '.join(assumed)}, as in the "
-            "papers' checkpoints: state both in a card if it was trained otherwise",
-            stacklevel=5,
-        )
     return ADMConfig.infer(shapes, **stated), assumed
+
+
+def _assumed(flags: Fields, card: Fields) -> list[str]:
+    """What leaves no trace in a file, besides its attention, and is not stated: as in the papers' checkpoints."""
+    unstated = [] if "schedule" in card or "noise_schedule" in flags else ["noise_schedule = linear"]
+    if "schedule" not in card and "diffusion_steps" not in flags:
+        unstated.append("diffusion_steps = 1000")
+    if "parametrisation" not in card and "predict_xstart" not in flags:
+        unstated.append("parametrisation = eps")
+    return unstated if "value_range" in card.values else [*unstated, "value_range = [-1, 1]"]
 
 
 def _heads(flags: Fields) -> dict[str, Any]:

@@ -61,18 +61,18 @@ class PriorInfo:
         return self.card.get("above") if self.package else None
 
     @property
-    def expected(self) -> Path | None:
-        """Where its weights are, or have to be put; None of weights in a package that is not installed."""
+    def expected(self) -> Path:
+        """Where its weights are, or have to be put."""
         card = self.card
         if "package" in card:
-            return package_file(card["package"], card["file"])
+            return package_file(card["package"], card["file"]) or self.folder / Path(card["file"]).name
         name = card.get("file")
         return cache_folder() / name if name else self.folder / "unet" / "diffusion_pytorch_model.safetensors"
 
     def where(self) -> Path | None:
         """The file of its weights, or None if it is not present."""
         path = self.expected
-        return path if path is not None and path.is_file() else None
+        return path if path.is_file() else None
 
     @property
     def remedy(self) -> str:
@@ -94,7 +94,7 @@ class PriorInfo:
             ValueError: it is another file than the card, or the first use, says.
         """
         card, path = self.card, self.expected
-        if path is None or not (path.is_file() or self.url):
+        if not (path.is_file() or self.url):
             raise FileNotFoundError(f"the prior {self.name} {self.remedy}")
         if not path.is_file():
             self._fetch(path, card)

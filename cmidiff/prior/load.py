@@ -88,13 +88,15 @@ def load_prior(
     return _load_network(source, stated, label, options)
 
 
-def load_network(name_or_path: str | Path, **options: Any) -> NetworkPrior:
-    """`load_prior` of a prior that is one network.
+def load_network(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+) -> NetworkPrior:
+    """`load_prior` of a prior that is one network, with the same options.
 
     Raises:
         ValueError: it is a composite of two.
     """
-    prior = load_prior(name_or_path, **options)
+    prior = load_prior(name_or_path, device, dtype, **options)
     if not isinstance(prior, NetworkPrior):
         raise ValueError(f"the prior {name_or_path} is made of two networks, one is needed: use one of its parts")
     return prior
@@ -125,8 +127,14 @@ def _load_network(source: str, card: Fields | None, label: int | None, options: 
 
 
 def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | None, options: _Options) -> NetworkPrior:
-    """What was loaded as a prior on a device."""
+    """What was loaded as a prior on a device; a warning names all that was assumed, which the card keeps."""
     assumed = {"assumed": list(loaded.assumed)} if loaded.assumed else {}
+    if assumed:
+        warnings.warn(
+            f"{name} does not state everything about its network; assumed {', '.join(loaded.assumed)}: state what "
+            "differs in a card (see docs/priors.md), because a wrong noise schedule costs several dB",
+            stacklevel=4,
+        )
     network = loaded.network.to(device=options.device, dtype=options.dtype)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -226,6 +234,7 @@ def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path:
         smooth=False,
         min_ratio=gain * low,
         max_ratio=gain * high,
+        assumed=() if "value_range" in card.values else ("value_range = [0, 1]",),
     )
 
 

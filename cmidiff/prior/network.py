@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
-from cmidiff.schedule import DDPM, Schedule
+from cmidiff.schedule import DDPM, Schedule, within
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
@@ -58,7 +58,8 @@ class NetworkPrior(Prior):
         clip: whether samplers clip ``x_hat`` to ``value_range``.
         size: side of the training images, or None if images of any size serve the network alike.
         smooth: whether second derivatives mean something; False for piecewise linear networks.
-        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises.
+        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
+            kept between them.
         second_moments: of its images, in the DCT domain.
 
     Raises:
@@ -97,7 +98,7 @@ class NetworkPrior(Prior):
             raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
-        self.schedule: Schedule = DDPM.linear() if schedule is None else schedule
+        self.schedule: Schedule = within(DDPM.linear() if schedule is None else schedule, min_ratio, max_ratio)
         self.learned_variance = learned_variance
         self.value_range = value_range
         self.channels = channels

@@ -1,33 +1,34 @@
 """Unconditional and class-conditional pipelines of diffusers: a folder, a hub name, or a bare ``UNet2DModel``.
 
-A folder holds ``unet/`` and ``scheduler/``, or the same files at its top, as the older pipelines of the hub do. Only
-JSON and safetensors are read.
+A folder holds ``unet/`` and ``scheduler/``, or the same files at its top, as the older pipelines of the hub do. JSON
+and safetensors are read, and the tensors of a pickle where there are no safetensors.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cmidiff.prior.card import Fields, grid_of_betas, schedule_of, value_range_of
+from cmidiff.prior.card import Fields, assumed_of, schedule_of, value_range_of
 from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
 from cmidiff.prior.network import Parametrisation
 from cmidiff.prior.patch import PatchUNet
+from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.prior.weights import fill, read_tensors
-from cmidiff.schedule import DDPM, Schedule
+from cmidiff.schedule import Schedule
 
 HUB = "hf:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PICKLED_FILE = "diffusion_pytorch_model.bin"  # what older pipelines have instead; only its tensors are read
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
-PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-# Schedulers whose levels are a discrete grid of betas; others know other times.
-FOREIGN_SCHEDULERS = re.compile("ScoreSde|Karras|EDM|FlowMatch|CMStochastic|TCD|LCM", re.IGNORECASE)
+# Names of attention weights in files that diffusers before version 0.17 wrote, and what they are called since.
+FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def is_folder(folder: Path) -> bool:
@@ -49,10 +50,10 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
         raise ValueError(
             f"{folder} is a latent pipeline: its network denoises codes, not pictures, which is no prior here"
         )
-    weights = config.with_name(WEIGHTS_FILE)
-    if not weights.is_file():
+    weights = weights_beside(config)
+    if weights is None:
         raise FileNotFoundError(
-            f"the weights of prior {folder.name!r} are missing: {weights} (only safetensors are read)"
+            f"the weights of prior {folder.name!r} are missing: {config.with_name(WEIGHTS_FILE)} (or {PICKLED_FILE})"
         )
     index, fields = folder / "model_index.json", Fields.read(config)
     patch = Fields.read(index).integer("patch_size", 1, low=1, high=64) if index.is_file() else 1
@@ -66,8 +67,9 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
             f"{folder / 'scheduler' / SCHEDULER_FILE} is missing: it states the noise schedule and what the network "
             "predicts"
         )
-    schedule, parametrisation = read_scheduler(Fields.read(scheduler))
-    return _loaded(network, fields, patch, parametrisation, schedule)
+    noise = read_scheduler(Fields.read(scheduler))
+    loaded = _loaded(network, fields, patch, noise.parametrisation, noise.schedule)
+    return replace(loaded, clip=noise.clip, assumed=noise.assumed)
 
 
 def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
@@ -84,7 +86,7 @@ def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, che
     network = build(config, tensors, path, patch, checkpointing=checkpointing)
     parametrisation = card.choice("parametrisation", PARAMETRISATIONS)
     loaded = _loaded(network, config, patch, parametrisation, schedule_of(card))
-    return Loaded(**{**vars(loaded), "value_range": value_range_of(card)})
+    return replace(loaded, value_range=value_range_of(card), assumed=tuple(assumed_of(card)))
 
 
 def build(
@@ -105,13 +107,21 @@ def build(
     except Exception as error:  # a configuration from anywhere meets code that trusts it
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{config.where} makes no UNet2DModel: {type(error).__name__}: {reason}") from error
-    fill(unet, tensors, path)
+    fill(unet, _renamed(tensors), path)
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # fused attention has no second derivative
     network = PatchUNet(unet, patch)
     network.checkpointing = checkpointing
     return network
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that diffusers gives them since version 0.17."""
+    old = re.compile(rf"(.*\.)?attentions\.\d+\.({'|'.join(FORMER_ATTENTION)})\.(weight|bias)")
+    found = {name: match for name in tensors if (match := old.fullmatch(name))}
+    new = {name: name.replace(f".{m[2]}.", f".{FORMER_ATTENTION[m[2]]}.") for name, m in found.items()}
+    return {new.get(name, name): value for name, value in tensors.items()}
 
 
 def _check_config(config: Fields) -> None:
@@ -157,37 +167,15 @@ def _side(config: Fields) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**16 else None
 
 
-def read_scheduler(config: Fields) -> tuple[DDPM, Parametrisation]:
-    """The grid and the parametrisation in a scheduler's configuration.
-
-    Raises:
-        ValueError: a scheduler without a discrete grid of betas, or with one that is not known here.
-    """
-    if FOREIGN_SCHEDULERS.search(str(config.values.get("_class_name", ""))):
-        raise config.wrong(
-            "_class_name", "a scheduler with betas (DDPM, DDIM, PNDM, ...): use cmidiff.prior.from_callable"
-        )
-    parametrisation = config.choice("prediction_type", PREDICTIONS, "epsilon")
-    if "trained_betas" in config:
-        return grid_of_betas(np.asarray(config.numbers("trained_betas")), config.where), parametrisation
-    levels = config.integer("num_train_timesteps", 1000, low=1, high=100_000)
-    first, last = config.number("beta_start", 1e-4), config.number("beta_end", 0.02)
-    if not 0 < first <= last < 1:
-        raise config.wrong("beta_start", f"between 0 and beta_end = {last}, which is below 1")
-    grids = {
-        "linear": lambda: DDPM.linear(levels, first, last),
-        "scaled_linear": lambda: grid_of_betas(np.linspace(first**0.5, last**0.5, levels) ** 2, config.where),
-        "squaredcos_cap_v2": lambda: DDPM.cosine(levels),
-    }
-    try:
-        return config.choice("beta_schedule", grids, "linear")(), parametrisation
-    except ValueError as error:
-        raise ValueError(f"{config.where}: {error}") from error
-
-
 def _part(folder: Path, name: str, file: str) -> Path | None:
     """A file of a part of the pipeline, in its own folder or at the top."""
     return next((path for path in (folder / name / file, folder / file) if path.is_file()), None)
+
+
+def weights_beside(config: Path) -> Path | None:
+    """The file of weights beside a network's configuration."""
+    files = (config.with_name(name) for name in (WEIGHTS_FILE, PICKLED_FILE))
+    return next((path for path in files if path.is_file()), None)
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:
@@ -214,8 +202,13 @@ def fetch_from_hub(name: str) -> Path:
     repository, revision = hub_repository(name)
     wanted = [f"{part}{file}" for part in ("", "unet/") for file in (CONFIG_FILE, WEIGHTS_FILE)]
     wanted += ["model_index.json", SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json"]
+    pickled = [f"{part}{PICKLED_FILE}" for part in ("", "unet/")]
     try:
-        found = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        config = _part(folder, "unet", CONFIG_FILE)
+        if config is not None and weights_beside(config) is None:
+            wanted += pickled
+            folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except ValueError as error:
         raise ValueError(f"{name!r} is not a name of the hub: {error}") from error
     except Exception as error:  # offline, unknown, gated: as many classes as the hub has versions
@@ -223,7 +216,6 @@ def fetch_from_hub(name: str) -> Path:
             f"the prior {name} is not on this machine and cannot be fetched from https://huggingface.co/{repository} "
             f"({type(error).__name__}): put its folder anywhere and pass the path"
         ) from error
-    folder = Path(found)
     if not is_folder(folder):
         raise FileNotFoundError(f"{name} has no UNet2DModel: only unconditional and class-conditional pipelines do")
     return folder

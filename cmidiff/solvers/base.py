@@ -79,6 +79,12 @@ class PosteriorMean(Solver):
         return step.advance(carry, self.estimate)
 
 
+def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]:
+    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
+    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(steps)]
+    return [problem.prior.schedule.time(ratio) for ratio in ratios]
+
+
 def noise(problem: Problem, t: float) -> Tensor:
     """``x_T ~ N(0, (alpha_T^2 + sigma_T^2) I)`` for variance-preserving priors, ``N(0, sigma_T^2 I)`` for others."""
     alpha, sigma = problem.prior.schedule(t)

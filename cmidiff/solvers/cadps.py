@@ -29,18 +29,22 @@ https://arxiv.org/abs/2412.20045
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.covariance import Bound, Covariance, isotropic_variance, make_covariance
+from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped, dot, per_sample
 from cmidiff.physics import measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive
-from cmidiff.step import Step
+from cmidiff.prior.base import IMAGE_VARIANCE
+from cmidiff.solvers.base import PosteriorMean, checked_positive, levels
+from cmidiff.step import Carry, Problem, Step
 
+LAST = 0.02  # noise level of the last step, for images in [-1, 1]
 DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 
 
@@ -54,6 +58,9 @@ class CADPS(PosteriorMean):
             ``moments``; ``diagonal-paper`` is the paper's literal rule.
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler.
         guard: shorten a move that overshoots, see above. The paper has no guard.
+        spread: draw from the Gaussian posterior of ``x_0`` instead of taking its mean, where the covariance can be
+            drawn from (second moments) and the sampler has noise. Samples of Gaussian data are then exact with any
+            number of steps; on photographs the mean of the samples loses 0.3 dB.
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
             posterior, at two contractions more a step. What it adds to ``x_hat`` has at most the norm
             ``3 r_t sqrt(m)``, ``m`` measured numbers.
@@ -66,6 +73,7 @@ class CADPS(PosteriorMean):
     covariance: Covariance | str = "hybrid"
     scale: float = 1.0
     guard: bool = True
+    spread: bool = False
     complete: bool = False
     contraction: Contraction = "second-difference"
 
@@ -91,12 +99,35 @@ class CADPS(PosteriorMean):
         assert isinstance(self.covariance, Covariance)
         return self.covariance
 
+    def times(self, problem: Problem, steps: int) -> Sequence[float]:
+        """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
+        grid of the schedule."""
+        high = self._sigma.start * self._unit(problem)
+        if math.isinf(high) or high >= _noisiest(problem):
+            return super().times(problem, steps)
+        return levels(problem, steps, high, LAST * self._unit(problem))
+
+    def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
+        alpha_t, sigma_t = problem.prior.schedule(t)
+        if math.isinf(self._sigma.start) or sigma_t / alpha_t > 1.01 * self._sigma.start * self._unit(problem):
+            return super().start(problem, t)
+        return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
+
+    @staticmethod
+    def _unit(problem: Problem) -> float:
+        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
+        return math.sqrt(problem.prior.variance / IMAGE_VARIANCE)
+
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""
         x_hat = step.x_hat.detach()
         if self.scale == 0:
             return x_hat
         bound, residual = self._sigma.at(step), step.measurement.residual(x_hat)
+        if self.spread and self.scale == 1 and not step.sampler.silent and not step.last:
+            drawn = bound.draw(residual)
+            if drawn is not None:
+                return x_hat + drawn
         w = bound.solve(residual)
         move = bound.move(w, last=not self.complete)
         if self.guard:
@@ -112,6 +143,11 @@ class CADPS(PosteriorMean):
         move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=self.contraction))
         m = measured_count(step.measurement.physics, step.measurement.y).to(move)
         return capped(move, DEVIATIONS * (isotropic_variance(step) * m).sqrt())
+
+
+def _noisiest(problem: Problem) -> float:
+    alpha, sigma = problem.prior.schedule(problem.prior.schedule.grid(1)[0])
+    return sigma / alpha
 
 
 def diagonal() -> CADPS:

@@ -26,7 +26,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.covariance import wiener_estimate
-from cmidiff.solvers.base import Solver
+from cmidiff.solvers.base import Solver, levels
 from cmidiff.step import Carry, Problem, Step
 
 LEAST_NOISE = 1 / 255  # of the range: measurement noise below this is treated as this
@@ -63,8 +63,7 @@ class DPIR(Solver):
         unit = _half_range(problem)
         high = unit * (self.start_level if problem.initial is None else self.polish_level)
         low = min(max(problem.measurement.noise_std, 2 * unit * LEAST_NOISE, problem.prior.min_ratio), high / 2)
-        ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(steps)]
-        return [problem.prior.schedule.time(ratio) for ratio in ratios]
+        return levels(problem, steps, high, low)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         x = wiener_estimate(problem.prior, problem.measurement) if problem.initial is None else problem.initial

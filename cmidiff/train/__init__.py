@@ -1,4 +1,4 @@
-"""How the embedded prior is made: a denoising network trained on images, on one machine, for a stated time.
+"""How the embedded prior is made: a denoising network trained on images, on one machine.
 
 The objective is the denoiser itself. With ``x_t = alpha_t x_0 + sigma_t eps`` on the DDPM grid, ``t`` real, and the
 target ``v = alpha_t eps - sigma_t x_0`` (Salimans, Ho 2022, https://arxiv.org/abs/2202.00512), the network minimises
@@ -6,18 +6,22 @@ target ``v = alpha_t eps - sigma_t x_0`` (Salimans, Ho 2022, https://arxiv.org/a
 every noise level.
 
     config.py   TrainConfig, read from TOML
-    data.py     archives of images -> one cached uint8 array; the batch of step n
-    noise.py    the times of a batch, alpha_t and sigma_t at real t
-    network.py  the U-Net, behind a pixel-unshuffle
-    loop.py     optimiser, average, checkpoint, resume
-    validate.py denoising error by noise level, samples
-    export.py   diffusers' folder and its card
+    data.py        archives of images -> cached uint8 arrays; the batch of step n
+    noise.py       the times of a batch, alpha_t and sigma_t at real t
+    network.py     the U-Net, behind a pixel-unshuffle
+    optimiser.py   Muon and AdamW
+    teacher.py     FFDNet's output as the target at low noise
+    loop.py        the steps, their average, resume, cool-down
+    checkpoint.py  the state of a run, in one file
+    validate.py    denoising error by noise level, samples
+    figures.py     the loss curve and examples
+    export.py      diffusers' folder and its card
 """
 
 from __future__ import annotations
 
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.export import export
-from cmidiff.train.loop import run
+from cmidiff.train.loop import run, snapshot
 
-__all__ = ["TrainConfig", "export", "run"]
+__all__ = ["TrainConfig", "export", "run", "snapshot"]

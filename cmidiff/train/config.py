@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+OPTIMISERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -18,25 +20,30 @@ class TrainConfig:
         export_to: folder of the exported prior, in diffusers' format.
         cache: folder for the decoded images.
         images: tar archives of images of at least ``size`` pixels a side, each image cropped at its centre if larger.
-        photographs: tar archives of large photographs, cut into crops at several scales.
+        photographs: tar archives of photographs; random crops of them at random scales are used.
         validation: tar archive of images never trained on.
         licence: terms on which the images, and so the weights, may be used (goes on the card).
         data: one line that names the training images (goes on the card).
         machine: kind of machine (goes on the card).
+        initial: folder of an exported prior whose weights the run starts from; None starts from random weights.
+        teacher: file of FFDNet's weights for colour images; its output replaces the clean image as the target between
+            6/255 and 75/255. None trains on the clean images alone.
         size: side of the training images in pixels.
-        crops_per_photograph: crops taken from each photograph.
-        crop_share: fraction of each batch that is such crops.
+        sides: sides of the squares that the steps are trained on, one of them drawn for each step; repeat a side to
+            draw it more often. By default ``size`` alone. Sides above ``size`` take photographs only.
+        crop_share: fraction of the squares that are crops of photographs, for sides up to ``size``.
         patch_size: side of the pixel-unshuffle before the network.
         channels: of the network's levels, from fine to coarse; attention at the coarsest only.
         layers: residual blocks per level.
         groups: of the group normalisation.
-        batch: images per step.
-        steps: steps of the whole run; the learning rate ends there. 0 means that ``seconds`` decides.
-        seconds: wall time of the whole run, over all resumed parts; the learning rate ends there. 0 means that
-            ``steps`` decides.
-        learning_rate: its largest value, after ``warmup`` steps; a half cosine to zero follows.
+        batch: images per step at side ``size``; the number of pixels per step is the same for every side.
+        steps: steps of the whole run. 0 sets no limit.
+        seconds: wall time of the whole run, over all resumed parts. 0 sets no limit.
+        learning_rate: its constant value between the warm-up and the cool-down.
         warmup: steps of linear warm-up.
-        weight_decay: of AdamW.
+        cooldown: last fraction of the run in which the learning rate falls linearly to zero.
+        optimiser: ``adamw``, or ``muon`` (with AdamW for vectors and for the first and the last layer).
+        weight_decay: of the optimiser.
         clip: largest norm of a gradient.
         ema: largest decay of the exponential moving average of the weights.
         uniform_share: fraction of each batch with ``t`` uniform; the others have ``log(sigma_t/alpha_t)`` normal.
@@ -66,7 +73,9 @@ class TrainConfig:
     data: str = "unstated"
     machine: str = "unstated"
     size: int = 64
-    crops_per_photograph: int = 64
+    initial: Path | None = None
+    teacher: Path | None = None
+    sides: tuple[int, ...] = ()
     crop_share: float = 0.15
     patch_size: int = 2
     channels: tuple[int, ...] = (64, 128, 192)
@@ -77,6 +86,8 @@ class TrainConfig:
     seconds: float = 0.0
     learning_rate: float = 5e-4
     warmup: int = 300
+    cooldown: float = 1.0
+    optimiser: str = "adamw"
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
@@ -101,15 +112,23 @@ class TrainConfig:
     def _complaints(self) -> list[tuple[bool, str]]:
         multiple = self.multiple
         return [
-            (not self.images, "images names no archive; list at least one tar file"),
-            (
-                self.steps <= 0 and self.seconds <= 0,
-                f"steps is {self.steps} and seconds is {self.seconds}; give one a positive value",
-            ),
+            (not self.images and not self.photographs, "images names no archive; list at least one tar file"),
+            (self.steps < 0, f"steps must be at least 0, received {self.steps}"),
+            (self.seconds < 0, f"seconds must be at least 0, received {self.seconds}"),
             (self.batch < 1, f"batch must be at least 1, received {self.batch}"),
             (not self.channels, "channels is empty; give one width per level"),
             (self.layers < 1, f"layers must be at least 1, received {self.layers}"),
             (self.size % multiple != 0, f"size must be divisible by {multiple}, received {self.size}"),
+            (
+                any(side < 1 or side % multiple for side in self.sides),
+                f"every entry of sides must be divisible by {multiple}, received {list(self.sides)}",
+            ),
+            (
+                any(side > self.size for side in self.sides) and not self.photographs,
+                f"sides {list(self.sides)} has an entry above size {self.size}, but photographs names no archive",
+            ),
+            (self.optimiser not in OPTIMISERS, f"optimiser must be one of {OPTIMISERS}, received {self.optimiser!r}"),
+            (not 0 <= self.cooldown <= 1, f"cooldown must be in [0, 1], received {self.cooldown}"),
             (
                 any(c % self.groups for c in self.channels),
                 f"every entry of channels must be divisible by groups = {self.groups}, received {list(self.channels)}",

@@ -90,8 +90,8 @@ def card(
     """What a user must know about the weights, as a JSON-ready table."""
     return {
         "name": config.name,
-        "source": "trained by `cmidiff train` from cmidiff/train/natural-64.toml"
-        if config.name == "natural-64"
+        "source": f"trained by `cmidiff train` from cmidiff/train/{config.name}.toml"
+        if (Path(__file__).parent / f"{config.name}.toml").is_file()
         else "trained by `cmidiff train`",
         "data": config.data,
         "licence": config.licence,
@@ -102,21 +102,32 @@ def card(
         "multiple": config.multiple,
         "patch_size": network.patch_size,
         "parameters": sum(p.numel() for p in network.parameters()),
+        **_origin(config),
         "steps": steps,
         "batch": config.batch,
         "images_seen": steps * config.batch,
         "wall_time_seconds": round(seconds),
         "machine": config.machine,
-        "average": f"exponential moving average of the weights, decay {config.ema}",
+        "average": f"exponential moving average of the weights, over a tenth of the steps, decay at most {config.ema}",
         "validation_images": config.validation_images if levels else 0,
         "validation": [{k: float(f"{v:.5g}") for k, v in level._asdict().items()} for level in levels],
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "configuration": {
             k: v
             for k, v in config.source.items()
-            if k not in ("out", "export_to", "cache", "images", "photographs", "validation")
+            if k not in ("out", "export_to", "cache", "initial", "teacher", "images", "photographs", "validation")
         },
     }
+
+
+def _origin(config: TrainConfig) -> dict[str, Any]:
+    """The prior whose weights the run started from, if any."""
+    if config.initial is None:
+        return {}
+    path = config.initial / "card.json"
+    origin = json.loads(path.read_text()) if path.is_file() else {"name": config.initial.name}
+    kept = ("name", "steps", "batch", "images_seen", "wall_time_seconds", "sha256")
+    return {"started_from": {key: origin[key] for key in kept if key in origin}}
 
 
 def readme(facts: dict[str, Any]) -> str:
@@ -126,6 +137,13 @@ def readme(facts: dict[str, Any]) -> str:
         f"| {v['ratio']:g} | {v['noisy_psnr']:.2f} | {v['psnr']:.2f} | {v['mse']:.3g} | {v['v_loss']:.3g} |"
         for v in facts["validation"]
     )
+    origin = facts.get("started_from", {})
+    start = (
+        f"\n  The run started from the weights of {origin['name']} with sha256 `{origin.get('sha256', 'unknown')}`"
+        f" ({origin.get('images_seen', 'an unknown number of')} images seen)."
+        if origin
+        else ""
+    )
     return f"""# {facts["name"]}
 
 An unconditional diffusion prior, {facts["parameters"] / 1e6:.1f} million parameters, {facts["source"]}.
@@ -133,7 +151,7 @@ An unconditional diffusion prior, {facts["parameters"] / 1e6:.1f} million parame
 - **Data**: {facts["data"]}.
 - **Licence**: {facts["licence"]}
 - **Training**: {facts["steps"]} steps of {facts["batch"]} images ({facts["images_seen"]} images seen),
-  {facts["wall_time_seconds"] / 60:.0f} minutes on {facts["machine"]}; {facts["average"]}.
+  {facts["wall_time_seconds"] / 60:.0f} minutes on {facts["machine"]}; {facts["average"]}.{start}
 - **Format**: diffusers' `UNet2DModel` in half precision, v-prediction on {facts["schedule"]}; images in [-1, 1].
   The network sees {facts["patch_size"]} x {facts["patch_size"]} blocks as {wide} channels:
   `v = pixel_shuffle(unet(pixel_unshuffle(x_t, {facts["patch_size"]}), t), {facts["patch_size"]})` and

@@ -1,14 +1,17 @@
-"""The training loop: AdamW on the v loss, an exponential moving average, checkpoints, exact resume.
+"""The training loop: the v loss, an exponential moving average, checkpoints, exact resume, and a cool-down.
 
 The batch, the times and the noise of step n depend on (seed, n) alone; weights, average, optimiser and elapsed time
 are in the checkpoint. A run bounded by ``steps`` therefore resumes bit for bit; one bounded by ``seconds`` resumes with
 the same data and the clock where it stood.
+
+The learning rate is constant after a warm-up, so a run needs no known end. A cool-down branches off: it starts from the
+checkpoint of the run, lowers the rate to zero within a given number of steps, exports, and leaves that checkpoint as it
+is, so that the run itself can go on at the constant rate.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import math
 import signal
@@ -19,41 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim import AdamW
 
-from cmidiff.prior.patch import PatchUNet
+from cmidiff.train.checkpoint import State, load, new_state, save
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.data import Dataset, images, to_tensor
 from cmidiff.train.export import export
-from cmidiff.train.network import build
-from cmidiff.train.noise import draw_times, kernel, time_of
-from cmidiff.train.validate import LevelLoss, clean, denoising, draw
+from cmidiff.train.figures import draw_curve, draw_examples
+from cmidiff.train.noise import draw_times, kernel
+from cmidiff.train.teacher import Teacher, load_teacher, teach
+from cmidiff.train.validate import LevelLoss, denoising
 
 CHECKPOINT = "checkpoint.pt"
+COOL_DOWN = "cool-down"
 Network = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass
-class State:
-    """All that a checkpoint holds.
-
-    Attributes:
-        network: the weights being trained.
-        average: their exponential moving average, the result.
-        optimiser: AdamW.
-        step: steps done; the data position follows from it.
-        elapsed: seconds trained, over all parts.
-    """
-
-    network: PatchUNet
-    average: PatchUNet
-    optimiser: AdamW
-    step: int = 0
-    elapsed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,96 +61,100 @@ class TrainResult:
     finished: bool
 
 
-def run(config: TrainConfig, *, resume: bool = False) -> TrainResult:
-    """Trains a prior and exports it; Ctrl-C saves a checkpoint, exports, and returns.
+def run(config: TrainConfig, *, resume: bool = False, cool_down: int = 0) -> TrainResult:
+    """Train a prior and export it; Ctrl-C and SIGTERM save a checkpoint, export, and return.
 
     Args:
         config: what to train.
         resume: continue from the checkpoint in ``config.out``.
+        cool_down: steps in which the learning rate falls from its present value to zero. They start from the
+            checkpoint of the run, or continue an interrupted cool-down, and write to ``config.out/cool-down``.
 
     Raises:
-        FileNotFoundError: an archive is missing, or there is no checkpoint to resume from.
-        FileExistsError: ``config.out`` already holds a checkpoint and ``resume`` is False.
-        ValueError: the checkpoint is of another network.
-        FloatingPointError: the loss is not finite.
+        FileNotFoundError: if an archive is missing, or there is no checkpoint to resume from.
+        FileExistsError: if ``config.out`` already holds a checkpoint and ``resume`` is False.
+        ValueError: if the checkpoint is damaged or of another network.
+        FloatingPointError: if the loss is not finite.
+        OSError: if the disk is full.
     """
     path = config.out / CHECKPOINT
-    if resume and not path.is_file():
-        raise FileNotFoundError(f"no checkpoint to resume from at {path}; start without resume")
-    if not resume and path.is_file():
-        raise FileExistsError(f"{path} exists; resume that run, or choose another out folder")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    config.out.mkdir(parents=True, exist_ok=True)
+    _check(path, resume or cool_down > 0)
+    _set_threads(config)
     data, held_out = Dataset(config), _held_out(config)
-    state = new_state(config)
-    if resume:
+    config.out.mkdir(parents=True, exist_ok=True)
+    continued = resume or cool_down > 0
+    state = new_state(config, initial=not continued)
+    if continued:
         load(state, path)
-    return _Trainer(config, data, held_out, state).train()
+    if cool_down:
+        path = _begin_cool_down(state, config.out, cool_down)
+    return _Trainer(config, data, held_out, state, path).train()
 
 
-def new_state(config: TrainConfig) -> State:
-    """Fresh weights, average and optimiser."""
-    network = build(config).to(config.device)
-    optimiser = AdamW(
-        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
-    return State(network, copy.deepcopy(network).requires_grad_(False), optimiser)
-
-
-def save(state: State, path: Path) -> None:
-    """Writes a checkpoint; the old one stays until the new one is whole."""
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "network": state.network.state_dict(),
-            "average": state.average.state_dict(),
-            "optimiser": state.optimiser.state_dict(),
-            "step": state.step,
-            "elapsed": state.elapsed,
-        },
-        partial,
-    )
-    partial.replace(path)
-
-
-def load(state: State, path: Path) -> None:
-    """Fills ``state`` from a checkpoint; only tensors and numbers are read, no code is run.
+def snapshot(config: TrainConfig) -> TrainResult:
+    """Validate and export the average of the last checkpoint, without training.
 
     Raises:
-        ValueError: the checkpoint is of another network.
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the checkpoint is damaged or of another network.
     """
-    saved = torch.load(path, weights_only=True, map_location=next(state.network.parameters()).device)
-    try:
-        state.network.load_state_dict(saved["network"])
-        state.average.load_state_dict(saved["average"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} holds another network than the configuration describes; use the configuration it was made with"
-        ) from error
-    state.optimiser.load_state_dict(saved["optimiser"])
-    state.step, state.elapsed = saved["step"], saved["elapsed"]
+    path = config.out / CHECKPOINT
+    _check(path, True)
+    _set_threads(config)
+    state = new_state(config, initial=False)
+    load(state, path)
+    return _Trainer(config, None, _held_out(config), state, path).export()
 
 
-def learning_rate(config: TrainConfig, step: int, elapsed: float) -> float:
-    """Linear warm-up, then half a cosine to zero at the end of the budget."""
-    return (
-        config.learning_rate
-        * min(1.0, (step + 1) / max(config.warmup, 1))
-        * 0.5
-        * (1 + math.cos(math.pi * progress(config, step, elapsed)))
-    )
+def _check(path: Path, continued: bool) -> None:
+    if continued and not path.is_file():
+        raise FileNotFoundError(f"no checkpoint to resume from at {path}; start without resume")
+    if not continued and path.is_file():
+        raise FileExistsError(f"{path} exists; resume that run, or choose another out folder")
 
 
-def progress(config: TrainConfig, step: int, elapsed: float) -> float:
-    """Fraction of the budget used, in [0, 1]: of steps or of seconds, whichever is further."""
-    by_steps = step / config.steps if config.steps else 0.0
-    by_time = elapsed / config.seconds if config.seconds else 0.0
+def _set_threads(config: TrainConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+def _begin_cool_down(state: State, out: Path, steps: int) -> Path:
+    """Continue an unfinished cool-down, or begin one at the present step."""
+    path = out / COOL_DOWN / CHECKPOINT
+    path.parent.mkdir(exist_ok=True)
+    if path.is_file():
+        step = state.step
+        load(state, path)
+        if state.step < state.cool_to and state.cool_from == step:
+            return path
+        load(state, out / CHECKPOINT)
+    state.cool_from, state.cool_to = state.step, state.step + steps
+    return path
+
+
+def learning_rate(config: TrainConfig, state: State) -> float:
+    """Return a linear warm-up, a constant rate, and a linear fall to zero at the end of the budget or cool-down."""
+    rise = min(1.0, (state.step + 1) / max(config.warmup, 1))
+    if state.cool_to:
+        fall = (state.cool_to - state.step) / (state.cool_to - state.cool_from)
+    else:
+        fall = min(1.0, (1 - progress(config, state)) / max(config.cooldown, 1e-12))
+    return config.learning_rate * rise * fall
+
+
+def progress(config: TrainConfig, state: State) -> float:
+    """Return the fraction of the budget used, in [0, 1]: of steps or of seconds, whichever is further."""
+    if state.cool_to:
+        return (state.step - state.cool_from) / (state.cool_to - state.cool_from)
+    by_steps = state.step / config.steps if config.steps else 0.0
+    by_time = state.elapsed / config.seconds if config.seconds else 0.0
     return min(1.0, max(by_steps, by_time))
 
 
-def v_loss(network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool) -> Tensor:
-    """``|v_theta(x_t, t) - v|^2`` averaged over the batch: a scalar.
+def v_loss(
+    network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool, teacher: Teacher | None = None
+) -> Tensor:
+    """Return ``|v_theta(x_t, t) - v|^2`` averaged over the batch: a scalar.
 
     Args:
         network: ``(x_t, t) -> v``.
@@ -174,32 +162,46 @@ def v_loss(network: Network, x_0: Tensor, t: Tensor, eps: Tensor, bfloat16: bool
         t: real times (B,), on the CPU.
         eps: standard normal noise, the shape of ``x_0``.
         bfloat16: run the network in bfloat16 autocast.
+        teacher: its output replaces ``x_0`` in the target where it is the better one.
     """
     alpha_t, sigma_t = (k.float()[:, None, None, None].to(x_0.device) for k in kernel(t))
+    x_t = alpha_t * x_0 + sigma_t * eps
+    target = x_0 if teacher is None else teach(teacher, x_0, x_t / alpha_t, (sigma_t / alpha_t).flatten())
     with torch.autocast(x_0.device.type, torch.bfloat16, enabled=bfloat16):
-        v = network(alpha_t * x_0 + sigma_t * eps, t.float().to(x_0.device))
-    return (v.float() - (alpha_t * eps - sigma_t * x_0)).square().mean()
+        v = network(x_t, t.float().to(x_0.device))
+    return (v.float() - (alpha_t * x_t - target) / sigma_t).square().mean()
 
 
 class _Trainer:
     """One part of a run, from a state to the end of the budget or an interruption."""
 
-    def __init__(self, config: TrainConfig, data: Dataset, held_out: Tensor | None, state: State) -> None:
-        self.config, self.data, self.held_out, self.state = config, data, held_out, state
-        self.compiled: Network = torch.compile(state.network) if config.compile else state.network
+    def __init__(
+        self, config: TrainConfig, data: Dataset | None, held_out: Tensor | None, state: State, path: Path
+    ) -> None:
+        self.config, self.data, self.held_out, self.state, self.path = config, data, held_out, state, path
+        self.compiled: Network = torch.compile(state.network, dynamic=False) if config.compile else state.network
+        self.folder = path.parent
+        self.teacher = load_teacher(config.teacher).to(config.device) if config.teacher else None
         self.levels: list[LevelLoss] = []
         self.loss = math.nan
         self.stopped = False
         self.console = Console()
 
     def train(self) -> TrainResult:
+        _drop_rows(self.folder / "loss.csv", self.state.step)
+        _drop_rows(self.folder / "validation.csv", self.state.step)
         with self._between_steps():
             self._loop()
-        finished = progress(self.config, self.state.step, self.state.elapsed) >= 1
-        save(self.state, self.config.out / CHECKPOINT)
+        save(self.state, self.path)
+        return self.export()
+
+    def export(self) -> TrainResult:
+        """Validate and export the average."""
+        config, state = self.config, self.state
         self._look()
-        export(self.state.average, self.config, self.state.step, self.state.elapsed, self.levels)
-        return TrainResult(self.config.export_to, self.state.step, self.state.elapsed, self.loss, self.levels, finished)
+        export(state.average, config, state.step, state.elapsed, self.levels)
+        finished = bool(progress(config, state) >= 1)
+        return TrainResult(config.export_to, state.step, state.elapsed, self.loss, self.levels, finished)
 
     def _loop(self) -> None:
         state, config = self.state, self.config
@@ -207,7 +209,7 @@ class _Trainer:
         saved = looked = state.elapsed
         losses: list[float] = []
         with self._bar() as advance:
-            while progress(config, state.step, state.elapsed) < 1 and not self.stopped:
+            while progress(config, state) < 1 and not self.stopped:
                 losses.append(self._step())
                 state.elapsed = time.monotonic() - start
                 if len(losses) == 50:
@@ -215,7 +217,7 @@ class _Trainer:
                     losses.clear()
                     advance(self.loss)
                 if state.elapsed - saved > config.checkpoint_seconds:
-                    save(state, config.out / CHECKPOINT)
+                    save(state, self.path)
                     saved = state.elapsed
                 if state.elapsed - looked > config.validation_seconds:
                     self._look()
@@ -225,81 +227,89 @@ class _Trainer:
 
     @contextlib.contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """Ctrl-C ends the run after the current step, never within one, so that weights and optimiser agree."""
+        """End the run at a signal after the current step, never within one, so that weights and optimiser agree."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        usual = signal.getsignal(signal.SIGINT)
+        usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
 
         def stop(*_: object) -> None:
             self.stopped = True
-            signal.signal(signal.SIGINT, usual)
+            restore()
 
-        signal.signal(signal.SIGINT, stop)
+        for number in usual:
+            signal.signal(number, stop)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, usual)
+            restore()
 
     def _step(self) -> float:
         state, config = self.state, self.config
+        assert self.data is not None
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-        t = draw_times(config.batch, config.uniform_share, config.log_sigma_mean, config.log_sigma_std, generator)
         x_0 = self.data.batch(state.step).to(config.device)
+        t = draw_times(len(x_0), config.uniform_share, config.log_sigma_mean, config.log_sigma_std, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(config.device)
         for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(config, state.step, state.elapsed)
-        loss = v_loss(self.compiled, x_0, t, eps, config.bfloat16)
+            group["lr"] = learning_rate(config, state)
+        loss = v_loss(self.compiled, x_0, t, eps, config.bfloat16, self.teacher)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
-        state.optimiser.step()
-        self._average()
-        state.step += 1
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(
                 f"the loss is {value} at step {state.step}; lower learning_rate and resume from the last checkpoint"
             )
+        state.optimiser.step()
+        state.step += 1
+        self._average()
         return value
 
     @torch.no_grad()
     def _average(self) -> None:
-        # An early average forgets faster, or it would remember the initial weights.
-        decay = min(self.config.ema, (1 + self.state.step) / (10 + self.state.step))
+        # An early average forgets faster, or it would remember the weights at the start of the run or the cool-down.
+        count = self.state.step - self.state.cool_from
+        decay = min(self.config.ema, (1 + count) / (10 + count))
         for average, weight in zip(self.state.average.parameters(), self.state.network.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
 
     def _record(self, losses: list[float]) -> None:
         self.loss = sum(losses) / len(losses)
-        path, state = self.config.out / "loss.csv", self.state
-        rate = learning_rate(self.config, state.step, state.elapsed)
+        path, state = self.folder / "loss.csv", self.state
+        rate = learning_rate(self.config, state)
         row = [state.step, round(state.elapsed, 1), state.step * self.config.batch, self.loss, rate]
         _append(path, ["step", "seconds", "images", "loss", "learning_rate"], row)
 
     def _look(self) -> None:
-        """Validates the average and draws the curve and the pictures."""
-        curve(self.config.out)
+        """Validate the average and draw the curve and the examples."""
+        draw_curve(self.folder)
         if self.held_out is None:
             return
         self.levels = denoising(self.state.average, self.held_out)
         for level in self.levels:
             row = [self.state.step, round(self.state.elapsed, 1), *level]
-            _append(self.config.out / "validation.csv", ["step", "seconds", *LevelLoss._fields], row)
+            _append(self.folder / "validation.csv", ["step", "seconds", *LevelLoss._fields], row)
         figures = ", ".join(f"{level.ratio:g}: {level.psnr:.2f}" for level in self.levels)
         self.console.print(
             f"step {self.state.step}, {self.state.elapsed:.0f} s; PSNR of x_hat by sigma/alpha: {figures}"
         )
-        pictures(self.state.average, self.held_out, self.config)
+        draw_examples(self.state.average, self.held_out, self.folder)
 
     @contextlib.contextmanager
     def _bar(self) -> Iterator[Callable[[float], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task("training", total=1.0)
+            limited = self.config.steps or self.config.seconds or self.state.cool_to
+            task = bar.add_task("training", total=1.0 if limited else None)
 
             def advance(loss: float) -> None:
                 text = f"step {self.state.step}  loss {loss:.4f}"
-                bar.update(task, completed=progress(self.config, self.state.step, self.state.elapsed), description=text)
+                bar.update(task, completed=progress(self.config, self.state), description=text)
 
             yield advance
 
@@ -319,40 +329,11 @@ def _append(path: Path, header: list[str], row: list[object]) -> None:
         writer.writerow(row)
 
 
-def curve(folder: Path) -> None:
-    """Draws ``loss.png`` from ``loss.csv`` of a run's folder."""
-    from matplotlib.figure import Figure
-
-    if not (path := folder / "loss.csv").is_file():
+def _drop_rows(path: Path, step: int) -> None:
+    """Remove the rows of steps that a killed run had done after its last checkpoint."""
+    if not path.is_file():
         return
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
-    axes.set(xlabel="step", ylabel="training loss (v, mean square)", yscale="log", title="Training")
-    figure.savefig(folder / "loss.png", dpi=120)
-
-
-def pictures(network: PatchUNet, held_out: Tensor, config: TrainConfig) -> None:
-    """Writes ``denoised.png`` (truth, then noisy and denoised by level) and ``samples.png`` of the current average."""
-    truth = held_out[:8]
-    rows = [truth]
-    for ratio in (0.2, 1.0, 5.0):
-        rows.extend(_example(network, truth, ratio))
-    _tile(torch.stack(rows), config.out / "denoised.png")
-    _tile(draw(network, 16, config.size, steps=100).unflatten(0, (2, 8)), config.out / "samples.png")
-
-
-@torch.no_grad()
-def _example(network: PatchUNet, x_0: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    t = time_of(torch.full((len(x_0),), ratio))
-    alpha_t, sigma_t = (k.float()[:, None, None, None] for k in kernel(t))
-    x_t = alpha_t * x_0 + sigma_t * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
-    return x_t / alpha_t, clean(network, x_t, t)
-
-
-def _tile(rows: Tensor, path: Path) -> None:
-    pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte()
-    image = Image.fromarray(pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
-    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(path)
+        header, *rows = list(csv.reader(file)) or [[]]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= step)])

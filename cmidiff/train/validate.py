@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cmidiff.train.noise import kernel, time_of
 
-RATIOS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+RATIOS = (0.02, 0.04, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 
 
 class LevelLoss(NamedTuple):

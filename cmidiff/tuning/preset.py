@@ -80,8 +80,10 @@ def load_preset(path: str | Path) -> Preset:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the preset {path} ({error}): make one with cmidiff tune") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the preset {path} ({error.strerror}): make one with cmidiff tune") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the preset {path} is not a text file: make one with cmidiff tune") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the preset {path} is not valid TOML: {error}") from error
     try:
@@ -171,7 +173,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _storable(hint: Any) -> bool:
-    return any(_description(one) for one in _alternatives(hint))
+    return any(one is Covariance or _description(one) for one in _alternatives(hint))
 
 
 def _description(hint: Any) -> str:
@@ -206,6 +208,8 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     if takes_ramp and isinstance(value, dict):
         return _filled(Ramp, value, f"{where}: a ramp")
     words = [_description(one) for one in alternatives if _description(one)]
+    if Covariance in alternatives:
+        words = [f"a covariance, by name ({', '.join(COVARIANCES)}) or as a table {{ name = ... }}"]
     words += ["a ramp { start = ..., end = ... }"] if takes_ramp else []
     raise ValueError(f"{where} must be {' or '.join(words)}, received {value!r}")
 

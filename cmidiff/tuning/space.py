@@ -75,25 +75,16 @@ class Space:
         if not 0 < self.most < math.inf:
             raise ValueError(f"the largest |eta| must be a number > 0, received {self.most!r}")
 
-    def first(self, steps: int = 100) -> list[dict[str, Any]]:
-        """The parameters that are tried before any search, so that it cannot end below them: the solver alone, the
-        solver with the default CMI, and a step size whose sum over the steps is that of 100."""
-        axes = self._strengths()[0]
-        guidance = {name: start for name, start, *_ in axes}
-        summed = [
-            guidance | {"cmi": False, name: start * 100 / steps}
-            for name, start, low, high, _ in axes
-            if name == "scale"
-            and isinstance(self.base, DPS | MCG)
-            and steps != 100
-            and low < start * 100 / steps < high
-        ]
+    def first(self) -> list[dict[str, Any]]:
+        """The parameters that are tried before any search, so that it cannot end below them: the solver alone, and the
+        solver with the default CMI."""
+        guidance = {name: start for name, start, *_ in self._strengths()[0]}
         default = CMI()
         u = math.copysign(math.sqrt(min(abs(default.eta) / self.most, 1.0)), default.eta)
         weight = default.weight if default.weight in WEIGHTS else WEIGHTS[0]
         high = min(max(default.window[1], WINDOW_ENDS[0]), WINDOW_ENDS[1])
         with_cmi = guidance | {"cmi": True, "u": u, "weight": weight, "window": high}
-        return [guidance | {"cmi": False}, with_cmi, *summed]
+        return [guidance | {"cmi": False}, with_cmi]
 
     def propose(self, trial: Trial) -> Setting:
         """The setting of a trial."""
@@ -120,7 +111,14 @@ class Space:
             case PiGDM() if base.covariance is None:
                 variance = VARIANCE if base.data_variance is None else base.data_variance
                 axes = [_around("scale", base.scale, 3.0), _around("data_variance", variance, 10.0)]
-                return axes, lambda v: replace(base, scale=v["scale"], data_variance=v["data_variance"])
+
+                def make(v: dict[str, float]) -> Solver:
+                    found = v["data_variance"]
+                    return replace(
+                        base, scale=v["scale"], data_variance=base.data_variance if found == variance else found
+                    )
+
+                return axes, make
             case PiGDM() | CADPS():
                 return [_around("scale", base.scale, 3.0)], lambda v: replace(base, scale=v["scale"])
             case CADPSReleased():

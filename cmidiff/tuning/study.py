@@ -274,7 +274,7 @@ def _run_trial(
     from optuna.trial import TrialState
 
     sampler = TPESampler(seed=int(hashlib.sha256(f"{search.seed} {before}".encode()).hexdigest()[:8], 16))
-    first = search.space.first(search.steps)
+    first = search.space.first()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = PartialFixedSampler(first[before], sampler) if before < len(first) else sampler

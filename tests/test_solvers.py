@@ -10,13 +10,33 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff import CMI, DDIM, Ancestral, ProbabilityFlow, Restoration, measure, restore
-from cmidiff.guidance import CADPS, DPS, DSG, MCG, Guidance, PiGDM, Unconditional, misfit_gradient
+from cmidiff import CMI, DDIM, Ancestral, ProbabilityFlow, Restoration, measure, registry, restore
+from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic
+from cmidiff.covariance import SecondMoments as Moments
+from cmidiff.covariance.moments import wiener_estimate
+from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import GaussianMixture
 from cmidiff.schedule import VE, VP, RectifiedFlow, Schedule
-from cmidiff.step import Step
+from cmidiff.solvers import (
+    CADPS,
+    DPIR,
+    DPS,
+    DSG,
+    MCG,
+    CADPSReleased,
+    PiGDM,
+    PosteriorMean,
+    Ramp,
+    Solver,
+    Unconditional,
+    misfit_gradient,
+)
+from cmidiff.solvers.cadps import shortened
+from cmidiff.step import Carry, Step
 from tests.cases import (
+    COVARIANCES,
     F64,
     PHYSICS,
     SOLVERS,
@@ -29,11 +49,14 @@ from tests.cases import (
     measured,
     mixture,
     pictures,
+    problem_of,
     randn,
     rows,
     step_at,
+    with_measurement,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::cmidiff.result.RestorationWarning")  # runs of few steps
 D, M, NOISE, B = 12, 5, 0.3, 3
 MATRIX = randn(M, D, seed=61)
 Y = randn(B, M, seed=62)
@@ -51,6 +74,11 @@ def a_step(
 ) -> Step:
     prior = mixture(schedule=schedule) if prior is None else prior
     return step_at(prior, measured(MATRIX, Y, noise_std), randn(B, D, seed=63), t, s, **kw)
+
+
+def taken(solver: Solver, step: Step) -> Tensor:
+    """``x_s``."""
+    return solver.step(step, None)[0]
 
 
 def last_step(**kw) -> Step:
@@ -100,8 +128,8 @@ def test_every_exported_solver_is_in_the_table():
     assert exported_solvers() == {type(solver) for solver in SOLVERS.values()}
 
 
-def test_every_entry_is_a_guidance():
-    assert all(isinstance(solver, Guidance) for solver in SOLVERS.values())
+def test_every_registered_solver_is_in_the_table():
+    assert {type(registry.SOLVERS.make(name)) for name in registry.SOLVERS} == {type(s) for s in SOLVERS.values()}
 
 
 # one step, one formula
@@ -110,13 +138,13 @@ def test_every_entry_is_a_guidance():
 @each_level
 def test_unconditional(schedule, t, s):
     step = a_step(schedule, t, s)
-    same(Unconditional()(step), posterior_kernel(step, denoised(step)[0]))
+    same(taken(Unconditional(), step), posterior_kernel(step, denoised(step)[0]))
 
 
 @each_level
 def test_dps(schedule, t, s):
     step = a_step(schedule, t, s)
-    same(DPS(0.7)(step), posterior_kernel(step, denoised(step)[0]) - 0.7 * norm_gradient(step))
+    same(taken(DPS(0.7), step), posterior_kernel(step, denoised(step)[0]) - 0.7 * norm_gradient(step))
 
 
 def test_dps_gradient_is_that_of_each_images_own_norm():
@@ -134,13 +162,13 @@ def test_dps_gradient_through_the_clip_stops_at_clipped_pixels():
     assert bool((x_hat.abs() == 0.5).any())
     theirs = torch.autograd.grad(torch.linalg.vector_norm(Y - x_hat @ MATRIX.mT, dim=1).sum(), x)[0]
     torch.testing.assert_close(misfit_gradient(step, through_clip=True), theirs, rtol=1e-10, atol=1e-12)
-    same(DPS(0.7)(step), posterior_kernel(step, denoised(step)[0].clamp(-0.5, 0.5)) - 0.7 * norm_gradient(step))
+    same(taken(DPS(0.7), step), posterior_kernel(step, denoised(step)[0].clamp(-0.5, 0.5)) - 0.7 * norm_gradient(step))
 
 
 def test_dps_at_a_perfect_fit_does_not_divide_by_zero():
     step = a_step()
-    fitted = replace(step, measurement=replace(step.measurement, y=step.measurement.A(step.x_hat.detach())))
-    same(DPS(0.7)(fitted), Unconditional()(step))
+    fitted = with_measurement(step, replace(step.measurement, y=step.measurement.A(step.x_hat.detach())))
+    same(taken(DPS(0.7), fitted), taken(Unconditional(), step))
 
 
 class Squares(Physics):
@@ -157,10 +185,10 @@ def test_dps_with_a_physics_that_is_not_linear():
     norms = torch.linalg.vector_norm(Y - step.prior(x, step.t).mean ** 2 @ MATRIX.mT, dim=1)
     theirs = torch.autograd.grad(norms.sum(), x)[0]
     with torch.no_grad():
-        torch.testing.assert_close(misfit_gradient(replace(step, measurement=given)), theirs, rtol=1e-9, atol=1e-11)
-    for solver in (PiGDM(), MCG(), CADPS()):
+        torch.testing.assert_close(misfit_gradient(with_measurement(step, given)), theirs, rtol=1e-9, atol=1e-11)
+    for solver in (PiGDM(), MCG(), CADPS(), DPIR()):
         with pytest.raises(TypeError, match="needs a linear physics"):
-            solver(replace(step, measurement=given))
+            taken(solver, with_measurement(step, given))
 
 
 def r2(step: Step, v: float = 1.0) -> float:
@@ -179,10 +207,10 @@ def test_pigdm(schedule, t, s, noise_std):
         g = pull(step, variance * torch.eye(D, dtype=F64))
         weights = {"likelihood": sigma**2 / alpha, "adaptive": variance * sigma**2 / alpha, "flow": alpha * variance}
         for weight, w in weights.items():
-            ours = PiGDM(0.8, weight, v)(step)  # pyright: ignore[reportArgumentType]
+            ours = taken(PiGDM(0.8, weight, v), step)  # pyright: ignore[reportArgumentType]
             same(ours, posterior_kernel(step, x_hat + 0.8 * w * g))
         additive = posterior_kernel(step, x_hat) + 0.8 * alpha * alpha_s * variance * g
-        same(PiGDM(0.8, "additive", v)(step), additive)
+        same(taken(PiGDM(0.8, "additive", v), step), additive)
 
 
 @each_level
@@ -196,10 +224,10 @@ def test_pigdm_is_the_posterior_mean_for_a_white_prior(schedule, t, s):
 
 @each_level
 def test_pigdm_adds_the_likelihood_score_to_the_priors(schedule, t, s):
-    """``x_hat'`` and the score move agree: ``score_weight grad log p(y | x_t)`` on the kernel's mean."""
+    """``x_hat'`` and the score move agree: ``score_weight grad log p(y | x_t)`` on the sampler's mean."""
     step = a_step(schedule, t, s)
     g = pull(step, r2(step) * torch.eye(D, dtype=F64))
-    same(PiGDM()(step) - Unconditional()(step), step.score_weight * g)
+    same(taken(PiGDM(), step) - taken(Unconditional(), step), step.score_weight * g)
 
 
 def posterior_means(step: Step) -> Tensor:
@@ -218,7 +246,7 @@ def posterior_means(step: Step) -> Tensor:
 @pytest.mark.parametrize("noise_std", [0.05, 1.0])
 def test_cadps_exact_is_the_posterior_mean_for_a_gaussian_prior(schedule, t, s, noise_std):
     step = a_step(t=t, s=s, prior=gaussian(D, schedule=schedule), noise_std=noise_std)
-    same(CADPS("exact", iterations=20).estimate(step), posterior_means(step), 1e-6)
+    same(CADPS(Exact(20)).estimate(step), posterior_means(step), 1e-6)
 
 
 @each_level
@@ -227,10 +255,68 @@ def test_cadps(schedule, t, s):
     assert isinstance(step.prior, GaussianMixture)
     gain, x_hat = step.level_t[1] ** 2 / step.level_t[0], denoised(step)[0]
     sigma = step.prior.covariance(step.x_t.detach(), t)
-    same(CADPS("exact", 0.9, iterations=20)(step), posterior_kernel(step, x_hat + 0.9 * gain * pull(step, sigma)), 1e-6)
+    exact = posterior_kernel(step, x_hat + 0.9 * gain * pull(step, sigma))
     white = posterior_kernel(step, x_hat + gain * pull(step, r2(step, 0.7) * torch.eye(D, dtype=F64)))
-    same(CADPS("isotropic", data_variance=0.7)(step), white)
-    same(CADPS("exact", switch=0.5 * step.ratio, data_variance=0.7)(step), white)
+    for guard in (True, False):  # the covariance is the same inside S and outside
+        same(taken(CADPS(Exact(20), 0.9, guard=guard), step), exact, 1e-6)
+    same(taken(CADPS(Isotropic(0.7), guard=False), step), white)
+    for switch, theirs in ((0.5, white), (2.0, posterior_kernel(step, x_hat + gain * pull(step, sigma)))):
+        hybrid = Hybrid(high=Isotropic(0.7), low=Exact(20), switch=switch * step.ratio)
+        same(taken(CADPS(hybrid, guard=False), step), theirs, 1e-6)
+
+
+@each_level
+@pytest.mark.parametrize("name", COVARIANCES)
+def test_pigdm_with_a_covariance_is_cadps_without_its_guard(schedule, t, s, name):
+    step = a_step(schedule, t, s)
+    covariance = COVARIANCES[name]
+    same(taken(PiGDM(0.9, covariance=covariance), step), taken(CADPS(covariance, 0.9, guard=False), step))
+
+
+# the length of the move
+
+
+def lengths(step: Step, bound: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``l`` for each row, by minimising the quadratic over a grid and by `shortened`; and the move."""
+    residual = step.measurement.residual(step.x_hat.detach())
+    w = bound.solve(residual)
+    move = bound.move(w)
+    a_move, noise = move @ MATRIX.mT, step.measurement.noise_std
+    grid = torch.linspace(0, 1, 20001, dtype=F64)[:, None]
+    fit = ((residual[None] - grid[..., None] * a_move) ** 2).sum(-1) / noise**2 + grid**2 * (move * w).sum(-1)
+    ours = (shortened(step, move, w, residual) * move).sum(1) / (move * move).sum(1)
+    return grid[fit.argmin(0), 0], ours, move
+
+
+@each_level
+def test_the_guard_minimises_the_negative_log_posterior_along_the_move(schedule, t, s):
+    step = a_step(schedule, t, s)
+    least, ours, _ = lengths(step, Isotropic(0.02).at(step))
+    assert float(least.min()) < 0.99
+    torch.testing.assert_close(ours, least, rtol=0, atol=1e-4)
+
+
+@each_level
+def test_the_guard_leaves_a_consistent_covariance_alone(schedule, t, s):
+    """The Jacobian of a white Gaussian is the isotropic covariance, up to its gain."""
+    white = GaussianMixture(
+        torch.ones(1, dtype=F64), torch.zeros(1, D, dtype=F64), torch.full((1, D), 0.6, dtype=F64), schedule
+    )
+    step = a_step(t=t, s=s, prior=white)
+    _, ours, _ = lengths(step, Isotropic(0.6).at(step))
+    torch.testing.assert_close(ours, torch.ones(B, dtype=F64), rtol=1e-9, atol=0)
+    same(CADPS(Isotropic(0.6)).estimate(step), posterior_means(step))
+
+
+@each_level
+@pytest.mark.parametrize("name", COVARIANCES)
+def test_the_guard_never_raises_the_misfit(schedule, t, s, name):
+    for noise_std in (0.0, 1e-3, NOISE):
+        step = a_step(schedule, t, s, noise_std=noise_std)
+        x_hat = step.x_hat.detach()
+        moved = CADPS(COVARIANCES[name]).estimate(step)
+        before, after = (step.measurement.residual(x).norm(dim=1) for x in (x_hat, moved))
+        assert bool((after <= before * (1 + 1e-9)).all())
 
 
 def test_cadps_complete_is_the_whole_gradient_of_the_gaussian_likelihood():
@@ -251,16 +337,16 @@ def test_cadps_complete_is_the_whole_gradient_of_the_gaussian_likelihood():
 
 def test_what_complete_adds_is_bounded_where_the_residual_is_many_deviations():
     step = step_at(mixture(D), measured(MATRIX, 1e3 * randn(2, len(MATRIX), seed=8), 0.2), randn(2, D), 400.0, 390.0)
-    whole = CADPS("exact", complete=True, iterations=8, data_variance=0.7).estimate(step)
-    added = whole - CADPS("exact", iterations=8, data_variance=0.7).estimate(step)
-    most = 3 * math.sqrt(r2(step, 0.7) * len(MATRIX))
+    whole, part = (CADPS(Exact(8), complete=complete).estimate(step) for complete in (True, False))
+    added = whole - part
+    most = 3 * math.sqrt(r2(step, step.prior.variance) * len(MATRIX))
     torch.testing.assert_close(added.norm(dim=1), torch.full((2,), most, dtype=F64), rtol=1e-9, atol=0)
 
 
 def test_cadps_diagonal_is_the_posterior_mean_for_a_diagonal_prior():
     thin = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D), torch.linspace(0.1, 0.9, D, dtype=F64)[None])
     step = a_step(prior=thin)
-    same(CADPS().estimate(step), posterior_means(step), 1e-6)
+    same(CADPS("diagonal").estimate(step), posterior_means(step), 1e-6)
 
 
 def test_cadps_released_weighs_the_gradient_with_the_change_of_noise():
@@ -272,7 +358,7 @@ def test_cadps_released_weighs_the_gradient_with_the_change_of_noise():
             assert isinstance(step.prior, GaussianMixture)
             factor = factor - (x_t - alpha_s * dense_denoiser(step.prior, x_t, step.s)[0]) / sigma_s
         theirs = posterior_kernel(step, denoised(step)[0]) - 0.6 * norm_gradient(step) * factor
-        same(CADPS("released", 0.6)(step), theirs)
+        same(taken(CADPSReleased(0.6), step), theirs)
 
 
 @each_level
@@ -281,7 +367,7 @@ def test_mcg_projects_exactly_without_noise(schedule, t, s):
     alpha_s, sigma_s = step.level_s
     n = step.draws.normal("guidance", step.index, step.x_t.detach())
     for scale in (0.0, 0.8):
-        x_s = MCG(scale)(step)
+        x_s = taken(MCG(scale), step)
         torch.testing.assert_close(x_s @ MATRIX.mT, alpha_s * Y + sigma_s * n @ MATRIX.mT, rtol=1e-9, atol=1e-10)
         before = posterior_kernel(step, denoised(step)[0]) - (scale * norm_gradient(step) if scale else 0)
         moved = x_s - before  # only along the rows of A
@@ -291,9 +377,9 @@ def test_mcg_projects_exactly_without_noise(schedule, t, s):
 
 def test_mcg_ends_on_the_measurement_without_noise_and_leaves_the_end_alone_with_it():
     step = last_step(noise_std=0.0)
-    torch.testing.assert_close(MCG(0.5)(step) @ MATRIX.mT, Y, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(taken(MCG(0.5), step) @ MATRIX.mT, Y, rtol=1e-9, atol=1e-10)
     step = last_step()
-    same(MCG(0.5)(step), denoised(step)[0] - 0.5 * norm_gradient(step))
+    same(taken(MCG(0.5), step), denoised(step)[0] - 0.5 * norm_gradient(step))
 
 
 @each_level
@@ -304,18 +390,18 @@ def test_mcg_with_noise_weighs_the_measurement_against_the_state(schedule, t, s)
     target = alpha_s * Y + sigma_s * step.draws.normal("guidance", step.index, before) @ MATRIX.mT
     system = MATRIX @ MATRIX.mT + (alpha_s * NOISE / sigma_s) ** 2 * torch.eye(M, dtype=F64)
     theirs = before + torch.linalg.solve(system, (target - before @ MATRIX.mT).mT).mT @ MATRIX
-    same(MCG(0.8)(step), theirs)
+    same(taken(MCG(0.8), step), theirs)
 
 
 def test_mcg_takes_another_projection():
     step = a_step()
-    same(MCG(0.0, lambda step, x: 2 * x)(step), 2 * posterior_kernel(step, denoised(step)[0]))
+    same(taken(MCG(0.0, lambda step, x: 2 * x), step), 2 * posterior_kernel(step, denoised(step)[0]))
 
 
 @each_level
-@pytest.mark.parametrize("kernel", [Ancestral(), Ancestral("large"), DDIM(1.0)])
-def test_dsg(schedule, t, s, kernel):
-    step = a_step(schedule, t, s, kernel=kernel)
+@pytest.mark.parametrize("sampler", [Ancestral(), Ancestral("large"), DDIM(1.0)])
+def test_dsg(schedule, t, s, sampler):
+    step = a_step(schedule, t, s, sampler=sampler, steps=100)
     std, x_hat = float(step.std), denoised(step)[0]
     noise = std * step.draws.normal("kernel", step.index, step.x_t.detach())
     mean = posterior_kernel(step, x_hat) - r_std(step) * step.draws.normal("kernel", step.index, x_hat)
@@ -323,7 +409,7 @@ def test_dsg(schedule, t, s, kernel):
     radius = std * math.sqrt(D)
     for w in (0.1, 1.0):
         direction = (1 - w) * noise - w * radius * g / g.norm(dim=1, keepdim=True)
-        x_s = DSG(w)(step)
+        x_s = taken(DSG(w), step)
         torch.testing.assert_close((x_s - mean).norm(dim=1), torch.full((B,), radius, dtype=F64), rtol=1e-6, atol=0)
         same(x_s, mean + radius * direction / direction.norm(dim=1, keepdim=True), 1e-6)
 
@@ -339,33 +425,124 @@ def test_dsg_guides_each_interval_counted_from_the_end_and_ends_on_the_mean():
     step = a_step()
     for index in range(10):
         at = replace(step, index=index, steps=10)
-        guided = not torch.equal(DSG(0.5, interval=4)(at), Unconditional()(at))
+        guided = not torch.equal(taken(DSG(0.5, interval=4), at), taken(Unconditional(), at))
         assert guided == (index in (9, 5, 1))
     step = last_step()
-    same(DSG(0.5)(step), denoised(step)[0])
+    same(taken(DSG(0.5), step), denoised(step)[0])
 
 
-@pytest.mark.parametrize("kernel", [DDIM(), ProbabilityFlow()])
-def test_dsg_refuses_a_kernel_without_noise(kernel):
-    with pytest.raises(ValueError, match=r"DSG turns the kernel's noise"):
-        DSG()(a_step(kernel=kernel))
+@pytest.mark.parametrize("sampler", ["ddim", "probability-flow", "dpm-solver"])
+def test_dsg_refuses_a_sampler_without_noise(sampler):
+    prior, physics, y = problem("denoise")
+    options: dict[str, Any] = {"value_range": None, "steps": 2, "sampler": sampler}
+    with pytest.raises(ValueError, match="DSG uses the noise of the sampler"):
+        restore(y, physics, prior, solver=DSG(), **options)
+    restore(y, physics, prior, solver=DSG(0.0), **options)  # the sampler alone
 
 
-@pytest.mark.parametrize("make", [DPS, PiGDM, MCG, CADPS, lambda scale: CADPS("released", scale)])
+@pytest.mark.parametrize("make", [DPS, PiGDM, MCG, CADPS, CADPSReleased])
 def test_scale_zero_is_the_sampler_alone(make):
     step = a_step(graph=False)
-    solver = make(scale=0.0) if isinstance(make, type) else make(0.0)
+    solver = make(scale=0.0)
     assert not solver.needs_graph
     if isinstance(solver, MCG):
         solver = replace(solver, project=lambda step, x: x)
-    assert torch.equal(solver(step), Unconditional()(step))
+    assert torch.equal(taken(solver, step), taken(Unconditional(), step))
+
+
+# the number of steps
+
+
+def moved(solver: Solver, steps: int) -> Tensor:
+    step = a_step(steps=steps)
+    return taken(solver, step) - taken(Unconditional(), step)
+
+
+@pytest.mark.parametrize(
+    "solver", [DPS(0.3), DPS(Ramp(2.0, 0.5)), MCG(0.3, lambda step, x: x), CADPSReleased(0.3)], ids=str
+)
+def test_a_step_size_is_that_of_a_run_of_1000_steps(solver):
+    same(moved(solver, 40), 25 * moved(solver, 1000))
+
+
+def test_the_rate_of_dsg_is_that_of_a_run_of_100_steps_and_shrinks_like_the_radius():
+    for steps, rate in ((100, 0.2), (400, 0.1), (25, 0.4), (1, 1.0)):
+        assert DSG(0.2).rate_at(a_step(steps=steps)) == pytest.approx(rate)
+    same(moved(DSG(0.4), 400), moved(DSG(0.2), 100))
+
+
+# half-quadratic splitting
+
+
+@each_level
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_dpir_denoises_and_then_fits_the_measurement_at_the_next_level(schedule, t, s, strength):
+    step = a_step(schedule, t, s)
+    z, (alpha_s, sigma_s) = denoised(step)[0], step.level_s
+    penalty = strength * (alpha_s / sigma_s) ** 2
+    system = MATRIX.mT @ MATRIX / NOISE**2 + penalty * torch.eye(D, dtype=F64)
+    x = torch.linalg.solve(system, (Y @ MATRIX / NOISE**2 + penalty * z).mT).mT
+    same(taken(DPIR(strength), step), alpha_s * x)
+    step = last_step()
+    same(taken(DPIR(strength), step), denoised(step)[0])
+
+
+def in_the_dct_domain(schedule: Schedule | None = None) -> tuple[GaussianMixture, Tensor]:
+    """A Gaussian whose covariance is diagonal in the DCT domain, with its second moments; and its covariance."""
+    k, i = torch.arange(D, dtype=F64)[:, None], torch.arange(D, dtype=F64)
+    q = torch.cos(math.pi / D * (i + 0.5) * k) * math.sqrt(2 / D)
+    q[0] /= math.sqrt(2)
+    variances = torch.linspace(1.5, 0.05, D, dtype=F64)
+    cov = q.mT @ (variances[:, None] * q)
+    prior: Any = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D, seed=5), cov[None], schedule)
+    prior.second_moments = SecondMoments(prior.means[0], variances)
+    return prior, cov
+
+
+def test_dpir_of_one_level_is_the_wiener_estimate_fitted_and_denoised_once():
+    """A Gaussian, for which each of the three is a linear map that is written out here."""
+    prior, cov = in_the_dct_domain()
+    measurement = measured(MATRIX, Y, NOISE)
+    eye, mean = torch.eye(D, dtype=F64), prior.means[0]
+    wiener = torch.stack([gaussian_posterior(mean, cov, MATRIX, y, NOISE)[0] for y in Y])
+    torch.testing.assert_close(wiener_estimate(prior, measurement), wiener, rtol=0, atol=0.02)
+    problem = problem_of(prior, measurement, initial=wiener)
+    solver = DPIR(strength=1.0)
+    (t,) = solver.times(problem, 1)
+    (trace,) = sample(problem, solver, [t])
+    alpha, sigma = prior.schedule(t)
+    assert sigma / alpha == pytest.approx(0.4 * prior.variance**0.5, rel=1e-6)
+    level = (sigma / alpha) ** 2 * eye
+    fitted = torch.stack([gaussian_posterior(x, level, MATRIX, y, NOISE)[0] for x, y in zip(wiener, Y, strict=True)])
+    theirs = torch.stack([gaussian_posterior(mean, cov, eye, x, sigma / alpha)[0] for x in fitted])
+    same(trace.x_s, theirs)
+
+
+def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measurement():
+    problem = problem_of(mixture(schedule=VE()), measured(MATRIX, Y, NOISE))
+    times = torch.tensor(DPIR(start_level=4.0).times(problem, 5), dtype=F64)
+    torch.testing.assert_close(times.log2(), torch.linspace(2.0, math.log2(NOISE), 5, dtype=F64))
+    polished = DPIR(polish_level=2.0).times(replace(problem, initial=randn(B, D)), 5)
+    assert (polished[0], polished[-1]) == pytest.approx((2.0, NOISE))
+
+
+@each_level
+def test_every_step_with_second_moments_has_the_exact_posterior_mean_of_a_gaussian(schedule, t, s):
+    prior, _ = in_the_dct_domain(schedule)
+    for noise_std in (0.05, NOISE, 1.0):
+        step = a_step(t=t, s=s, prior=prior, noise_std=noise_std, graph=False)
+        for guard in (True, False):
+            ours = CADPS(Moments(tolerance=1e-9), guard=guard).estimate(step)
+            same(ours, posterior_means(step), 1e-6)
 
 
 def test_a_row_does_not_see_its_neighbours():
     for name, solver in SOLVERS.items():
-        together = solver(a_step())
+        together = taken(solver, a_step())
         one = step_at(mixture(), measured(MATRIX, Y[:1], NOISE), randn(B, D, seed=63)[:1], 400.0, 350.0)
-        torch.testing.assert_close(solver(one)[0], together[0], rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            taken(solver, one)[0], together[0], rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_what_cannot_be_meant_is_refused():
@@ -378,10 +555,21 @@ def test_what_cannot_be_meant_is_refused():
         (PiGDM, {"weight": "paper"}, "weight must be one of"),
         (PiGDM, {"data_variance": -1.0}, "data_variance"),
         (PiGDM, {"data_variance": 0.0}, "data_variance"),
-        (CADPS, {"covariance": "full"}, "covariance must be one of"),
-        (CADPS, {"data_variance": 0.0}, "data_variance"),
-        (CADPS, {"iterations": 0}, "iterations >= 1"),
-        (CADPS, {"switch": 0.0}, "switch > 0"),
+        (PiGDM, {"covariance": "exact", "weight": "flow"}, "covariance replaces"),
+        (PiGDM, {"covariance": "exact", "data_variance": 0.5}, "covariance replaces"),
+        (PiGDM, {"covariance": "exact", "through_clip": True}, "covariance replaces"),
+        (CADPS, {"covariance": "exat"}, "unknown covariance 'exat': did you mean exact"),
+        (Isotropic, {"data_variance": 0.0}, "data_variance"),
+        (Exact, {"iterations": 0}, "iterations must be at least 1"),
+        (Hybrid, {"switch": 0.0}, "switch must be a noise level > 0"),
+        (Hybrid, {"switch": math.nan}, "switch must be a noise level > 0"),
+        (Diagonal, {"probes": 0}, "probes >= 1"),
+        (Diagonal, {"window": 4}, "odd window"),
+        (Diagonal, {"floor": 0.0}, "floor in"),
+        (CADPSReleased, {"scale": -1.0}, "scale"),
+        (DPIR, {"strength": 0.0}, "strength must be a number > 0"),
+        (DPIR, {"start_level": math.inf}, "start_level must be a number > 0"),
+        (DPIR, {"polish_level": -1.0}, "polish_level must be a number > 0"),
         (DSG, {"rate": 1.5}, "rate in"),
         (DSG, {"rate": math.nan}, "rate in"),
         (DSG, {"interval": 0}, "interval >= 1"),
@@ -389,30 +577,39 @@ def test_what_cannot_be_meant_is_refused():
     for solver, options, match in wrong:
         with pytest.raises(ValueError, match=match):
             solver(**options)
+    for wrong_kind in (3, None, torch.eye(2)):
+        with pytest.raises(TypeError, match="covariance must be a name or an object"):
+            CADPS(wrong_kind)  # pyright: ignore[reportArgumentType]
 
 
 # a user's own solver
 
 
 @dataclass(frozen=True)
-class Landweber:
-    """A user's guidance in one file: gradient steps on the denoised image."""
+class Landweber(PosteriorMean):
+    """A user's solver in one file: a gradient step on the denoised image."""
 
-    needs_graph: bool = False
-
-    def __call__(self, step: Step) -> Tensor:
+    def estimate(self, step: Step) -> Tensor:
         m, x = step.measurement, step.x_hat.detach()
-        return step.advance(lambda step: x + 0.1 * m.At(m.residual(x)))
+        return x + 0.1 * m.At(m.residual(x))
 
 
-def test_a_users_own_guidance_composes_with_cmi():
+@dataclass(frozen=True)
+class White(Covariance):
+    """A user's covariance: ``0.2 I``, as a matrix that is not declared."""
+
+    def at(self, step: Step) -> Any:
+        return replace(Isotropic(1.0).at(step), r2=0.2)
+
+
+def test_a_users_own_solver_composes_with_cmi():
     step = a_step()
     x_hat = denoised(step)[0]
     theirs = posterior_kernel(step, x_hat + 0.1 * (Y - x_hat @ MATRIX.mT) @ MATRIX)
-    same(Landweber()(step), theirs)
-    moved = CMI(0.05)(step)
-    assert moved.shift is not None
-    same(Landweber()(moved), theirs + moved.shift)
+    same(taken(Landweber(), step), theirs)
+    corrected = CMI(0.05)(step)
+    assert corrected.correction is not None
+    same(taken(Landweber(), corrected), theirs + step.coefficients[1] * corrected.correction)
     case = PHYSICS["inpaint-random"]
     prior, physics = pictures(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
@@ -423,10 +620,61 @@ def test_a_users_own_guidance_composes_with_cmi():
     assert float(with_cmi.stats["cmi"].max()) > 0
 
 
+def test_a_users_own_covariance_serves_every_solver_that_takes_one():
+    step = a_step()
+    x_hat = denoised(step)[0]
+    gain = step.level_t[1] ** 2 / step.level_t[0]
+    theirs = posterior_kernel(step, x_hat + gain * pull(step, 0.2 * torch.eye(D, dtype=F64)))
+    for solver in (CADPS(White(), guard=False), PiGDM(covariance=White())):
+        same(taken(solver, step), theirs)
+
+
+class Deaf(Solver):
+    """A solver that moves the state and does not use the corrected image."""
+
+    def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        a, b = step.coefficients
+        return a * step.x_t.detach() + b * step.x_hat.detach(), carry
+
+
+class Excused(Deaf):
+    """The same, and it says so."""
+
+    refuses_cmi = "it takes no denoised image"
+
+
+def test_cmi_is_used_or_refused_and_never_dropped():
+    prior, physics, y = problem("inpaint-random")
+    options: dict[str, Any] = {"value_range": None, "steps": 4, "cmi": CMI(0.1)}
+    with pytest.raises(ValueError, match="Deaf does not use the correction of CMI"):
+        restore(y, physics, prior, solver=Deaf(), **options)
+    with pytest.raises(ValueError, match="CMI does not act on Excused: it takes no denoised image"):
+        restore(y, physics, prior, solver=Excused(), **options)
+    restore(y, physics, prior, solver=Excused(), **(options | {"cmi": CMI(0.0)}))
+    with pytest.raises(ValueError, match="cmi corrects samples, and none is drawn"):
+        restore(y, physics, prior, **options)
+
+
+@pytest.mark.parametrize("name", registry.SOLVERS)
+def test_cmi_is_used_or_refused_by_every_registered_solver(name):
+    prior, physics, y = problem("inpaint-random")
+    solver = registry.SOLVERS.make(name)
+    options: dict[str, Any] = {"solver": solver, "value_range": None, "steps": 6}
+    if solver.refuses_cmi:
+        with pytest.raises(ValueError, match="CMI does not act on"):
+            restore(y, physics, prior, cmi=CMI(0.1), **options)
+        return
+    base, with_cmi = (restore(y, physics, prior, cmi=cmi, **options) for cmi in (None, CMI(0.1)))
+    assert float(with_cmi.stats["cmi"].max()) > 0
+    assert not torch.equal(base.estimate, with_cmi.estimate)
+
+
 # every solver x every physics
 
 
-EXPLAINS = ("pigdm", "cadps", "cadps-isotropic", "cadps-exact", "cadps-switch")
+EXPLAINS = (
+    *("pigdm", "pigdm-row-sum", "cadps", "cadps-diagonal", "cadps-isotropic", "cadps-exact", "cadps-switch", "dpir"),
+)
 
 
 @functools.cache
@@ -440,9 +688,10 @@ def problem(name: str) -> tuple[GaussianMixture, LinearPhysics, Tensor]:
 def restored(name: str, solver: str) -> tuple[Restoration, Tensor]:
     """The restoration, and the misfit of its samples."""
     prior, physics, y = problem(name)
-    result = restore(y, physics, prior, solver=SOLVERS[solver], steps=25, samples=4, value_range=None)
-    shape = PHYSICS[name].shape
-    given = Measurement(y.expand(4, *y.shape[1:]), physics, 0.05, shape, shape)
+    used, shape = SOLVERS[solver], PHYSICS[name].shape
+    count, steps = (1, 8) if used.point else (4, 25)
+    result = restore(y, physics, prior, solver=used, steps=steps, samples=count, value_range=None)
+    given = Measurement(y.expand(count, *y.shape[1:]), physics, 0.05, shape, shape)
     return result, given.misfit(result.samples[0])
 
 
@@ -453,7 +702,7 @@ def test_every_solver_with_every_physics(solver, name):
     result, misfit = restored(name, solver)
     assert bool(result.ok.all())
     assert bool(result.samples.isfinite().all())
-    assert result.samples.shape == (1, 4, *PHYSICS[name].shape)
+    assert result.samples.shape == (1, len(misfit), *PHYSICS[name].shape)
     if solver != "unconditional":
         assert float(misfit.square().mean()) < float(restored(name, "unconditional")[1].square().mean())
     if solver in EXPLAINS:
@@ -461,7 +710,7 @@ def test_every_solver_with_every_physics(solver, name):
 
 
 @pytest.mark.parametrize("name", PHYSICS)
-@pytest.mark.parametrize("solver", ["dps", "pigdm", "mcg", "dsg", "cadps-exact"])
+@pytest.mark.parametrize("solver", ["dps", "pigdm", "mcg", "dsg", "cadps", "cadps-exact"])
 def test_every_kind_of_solver_composes_with_cmi_on_every_physics(solver, name):
     prior, physics, y = problem(name)
     options: dict[str, Any] = {"solver": SOLVERS[solver], "steps": 6, "value_range": None}
@@ -481,8 +730,9 @@ def test_the_exact_covariance_finds_the_exact_posterior(name):
     physics = case.build(0.05)
     x = prior.means[:1].reshape(1, *case.shape) + 0.1 * randn(1, *case.shape)
     y = measure(x, physics, seed=1)
-    solver = CADPS("exact", iterations=20)
-    result = restore(y, physics, prior, solver=solver, kernel=ProbabilityFlow(), steps=25, samples=24, value_range=None)
+    result = restore(
+        y, physics, prior, solver=CADPS(Exact(20)), sampler=ProbabilityFlow(), steps=25, samples=24, value_range=None
+    )
     matrix = dense_matrix(physics, case.shape)
     mean, cov = gaussian_posterior(prior.means[0], 0.01 * torch.eye(prior.d, dtype=F64), matrix, y.flatten(), 0.05)
     samples = result.samples[0].flatten(1)
@@ -495,7 +745,7 @@ def test_rows_of_the_table_depend_on_their_seed_alone():
     case = PHYSICS["inpaint-random"]
     prior, physics = pictures(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
-    options: dict[str, Any] = {"solver": MCG(0.3), "cmi": CMI(0.1), "steps": 10, "value_range": None, "seed": 7}
+    options: dict[str, Any] = {"solver": MCG(0.003), "cmi": CMI(0.1), "steps": 10, "value_range": None, "seed": 7}
     together = restore(y, physics, prior, samples=3, **options).samples
     alone = restore(y, physics, prior, samples=1, first_sample=2, **options).samples
     torch.testing.assert_close(alone[0, 0], together[0, 2], rtol=1e-10, atol=1e-11)

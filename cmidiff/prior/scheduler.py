@@ -1,0 +1,121 @@
+"""The noise schedule of a pipeline of diffusers, from the configuration of its scheduler.
+
+A scheduler is a sampler; its configuration also states the betas that the network was trained with and what the network
+predicts. The schedulers of `KNOWN` do. What a configuration leaves out has the default of its class, as in diffusers.
+Options that belong to the sampler alone (spacing of the steps, variance, order) have no meaning here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cmidiff.prior.card import Fields, grid_of_betas
+from cmidiff.prior.network import Parametrisation
+from cmidiff.schedule import DDPM
+
+KNOWN = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+    *("PNDMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler"),
+    *("DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "SASolverScheduler", "LMSDiscreteScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "RePaintScheduler"),
+)
+ASSUMED = "DDPMScheduler"  # where the configuration does not name its class
+PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+LAST = 0.25  # of the level before: abar of the last level of a schedule that ends without any image
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a scheduler's configuration says of a network.
+
+    Attributes:
+        schedule: its grid of levels.
+        parametrisation: what it predicts.
+        clip: whether samplers clip ``x_hat`` to the range of the images.
+        assumed: what the configuration does not state.
+    """
+
+    schedule: DDPM
+    parametrisation: Parametrisation
+    clip: bool
+    assumed: tuple[str, ...] = ()
+
+
+def read_scheduler(config: Fields) -> Noise:
+    """The levels and the parametrisation in a scheduler's configuration.
+
+    Raises:
+        ValueError: a scheduler or an option that is not known here.
+    """
+    name = str(config.values.get("_class_name", ASSUMED))
+    if name not in KNOWN:
+        raise config.wrong(
+            "_class_name", f"a scheduler with betas ({', '.join(KNOWN)}), or use cmidiff.prior.from_callable"
+        )
+    fields = Fields(_defaults(name) | {k: v for k, v in config.values.items() if v is not None}, config.where)
+    for option in ("thresholding", "use_flow_sigmas"):
+        if fields.flag(option, False):
+            raise fields.wrong(option, "false: it is not known here")
+    clip = fields.flag("clip_sample", True)
+    if clip and fields.number("clip_sample_range", 1.0) != 1.0:
+        raise fields.wrong("clip_sample_range", "1, the range of the images, or clip_sample false")
+    parametrisation: Parametrisation = fields.choice("prediction_type", PREDICTIONS, "epsilon")
+    betas = _betas(fields)
+    if fields.flag("rescale_betas_zero_snr", False):
+        if parametrisation == "eps":
+            raise fields.wrong("rescale_betas_zero_snr", "false with prediction_type epsilon: x_hat has no meaning")
+        schedule = _without_image_at_the_end(betas, config.where)
+    else:
+        schedule = grid_of_betas(betas, config.where)
+    assumed = () if "_class_name" in config else (f"scheduler = {ASSUMED}",)
+    return Noise(schedule, parametrisation, clip, assumed)
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """What a scheduler's class takes for options that are not stated."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.default is not None}
+
+
+def _betas(fields: Fields) -> np.ndarray:
+    if "trained_betas" in fields:
+        return np.asarray(fields.numbers("trained_betas"), dtype=np.float64)
+    levels = fields.integer("num_train_timesteps", 1000, low=1, high=100_000)
+    first, last = fields.number("beta_start", 1e-4), fields.number("beta_end", 0.02)
+    if not 0 < first <= last < 1:
+        raise fields.wrong("beta_start", f"between 0 and beta_end = {last}, which is below 1")
+    kinds = {
+        "linear": lambda: np.linspace(first, last, levels),
+        "scaled_linear": lambda: np.linspace(first**0.5, last**0.5, levels) ** 2,
+        "squaredcos_cap_v2": lambda: _cosine_betas(levels),
+        "sigmoid": lambda: first + (last - first) / (1 + np.exp(-np.linspace(-6.0, 6.0, levels))),
+    }
+    return fields.choice("beta_schedule", kinds, "linear")()
+
+
+def _cosine_betas(levels: int) -> np.ndarray:
+    abar = DDPM.cosine(levels).alphas_cumprod
+    return 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
+
+
+def _without_image_at_the_end(betas: np.ndarray, where: str) -> DDPM:
+    """The grid with ``sqrt(abar)`` shifted and scaled so that it keeps its first value and ends at zero. The last level
+    keeps a trace of the image here, since ``sigma / alpha`` has to be finite.
+
+    Source: Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023,
+        https://arxiv.org/abs/2305.08891
+    """
+    root = np.sqrt(grid_of_betas(betas, where).alphas_cumprod)
+    if len(root) < 3:
+        raise ValueError(f"{where}: rescale_betas_zero_snr needs at least 3 levels, received {len(root)}")
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root**2
+    abar[-1] = LAST * abar[-2]
+    return DDPM(abar)
