@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
     ("files", "colour"),
-    ("schedule", "krylov", "draws", "dct", "physics", "images", "registry", "result"),
+    ("schedule", "krylov", "draws", "dct", "images", "registry", "result"),
+    ("physics",),
     ("metrics", "whitening", "moments"),
     ("prior",),
     ("measurement",),

@@ -5,11 +5,34 @@ an image in [0, 1]; three tasks are not linear and return a ``deepinv.physics.Ph
 tomography, ...) is equally good: nothing below is required of it.
 """
 
+from cmidiff.physics.blur_width import estimate_blur_width
+from cmidiff.physics.border import ValidBlur
 from cmidiff.physics.check import adjoint_error
-from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs
+from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs, scratch_mask
+from cmidiff.physics.jpeg import (
+    Quantisation,
+    Tables,
+    find_tables,
+    jpeg_noise_std,
+    jpeg_quality,
+    read_tables,
+    restore_jpeg,
+    tables_of,
+)
+from cmidiff.physics.kernels import parse_kernel
+from cmidiff.physics.matrix import from_matrix
 from cmidiff.physics.measure import Noise, known_entries, measure, measured_count, noise_of
+from cmidiff.physics.noise_level import estimate_noise
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
-from cmidiff.physics.operators import BicubicResize, Luminance, from_callable, from_kernel, from_mask, from_signs
+from cmidiff.physics.operators import (
+    BicubicResize,
+    Luminance,
+    canvas_shape,
+    from_callable,
+    from_kernel,
+    from_mask,
+    from_signs,
+)
 from cmidiff.physics.tasks import (
     TASKS,
     Task,
@@ -23,6 +46,7 @@ from cmidiff.physics.tasks import (
     inpaint_random,
     nonlinear_blur,
     phase_retrieval,
+    scratches,
     super_resolution,
 )
 
@@ -34,32 +58,48 @@ __all__ = [
     "LightBlur",
     "Luminance",
     "Noise",
+    "Quantisation",
+    "Tables",
     "Task",
+    "ValidBlur",
     "adjoint_error",
     "box_mask",
+    "canvas_shape",
     "colorize",
     "compressed_sensing",
     "deblur_gaussian",
     "deblur_motion",
     "denoise",
+    "estimate_blur_width",
+    "estimate_noise",
+    "find_tables",
     "from_callable",
     "from_kernel",
     "from_mask",
+    "from_matrix",
     "from_signs",
     "gaussian_kernel",
     "hdr",
     "inpaint_box",
     "inpaint_random",
+    "jpeg_noise_std",
+    "jpeg_quality",
     "known_entries",
     "measure",
     "measured_count",
     "motion_kernel",
     "noise_of",
     "nonlinear_blur",
+    "parse_kernel",
     "phase_retrieval",
     "random_mask",
     "random_signs",
+    "read_tables",
+    "restore_jpeg",
+    "scratch_mask",
+    "scratches",
     "super_resolution",
+    "tables_of",
 ]
 from cmidiff.physics.masks import hidden_disc as hidden_disc
 from cmidiff.physics.masks import hidden_fraction as hidden_fraction

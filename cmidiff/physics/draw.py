@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cmidiff.physics.check import Shape, checked_fraction, checked_odd, checked_seed, checked_shape
 
+STROKES = 10_000  # of a mask of scratches, at most
+
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(checked_seed(seed))
@@ -89,6 +91,66 @@ def random_mask(shape: Shape, *, hidden: float = 0.9, seed: int = 0) -> Tensor:
     mask = torch.ones(height * width, dtype=torch.float64)
     mask[torch.randperm(height * width, generator=_generator(seed))[:count]] = 0
     return mask.reshape(1, 1, height, width)
+
+
+def scratch_mask(shape: Shape, *, hidden: float = 0.04, width: float = 2.0, seed: int = 0) -> Tensor:
+    """A mask of thin random strokes, as scratches on a photograph: gently curved lines at random places.
+
+    Strokes are added until at least the fraction ``hidden`` is covered; the last one is cut where that is reached, so
+    the fraction is exact.
+
+    Args:
+        shape: ``(C, H, W)``, pixels.
+        hidden: fraction of pixels that are not measured, in (0, 1).
+        width: of a stroke, pixels, at least 1.
+        seed: of the strokes.
+
+    Returns:
+        ``(1, 1, H, W)``, float64: 1 where measured.
+
+    Raises:
+        ValueError: for a fraction outside of (0, 1) or one that hides no pixel or all, or a width below 1.
+    """
+    _, height, width_of_image = checked_shape(shape)
+    count = round(checked_fraction("hidden", hidden, least=0, most=1) * height * width_of_image)
+    if not 0 < count < height * width_of_image:
+        raise ValueError(
+            f"hidden={hidden} must hide some pixels and not all; it hides {count} of a {height}x{width_of_image} image."
+        )
+    if not (math.isfinite(width) and width >= 1):
+        raise ValueError(f"width must be a number of pixels of at least 1; got {width!r}.")
+    generator = _generator(seed)
+    hidden_pixels: dict[int, None] = {}  # a set that keeps its order
+    for _ in range(STROKES):
+        path = _stroke(height, width_of_image, generator)
+        hidden_pixels |= dict.fromkeys(_around(path, width / 2, height, width_of_image))
+        if len(hidden_pixels) >= count:
+            mask = torch.ones(height * width_of_image, dtype=torch.float64)
+            mask[torch.tensor(list(hidden_pixels)[:count])] = 0
+            return mask.reshape(1, 1, height, width_of_image)
+    raise ValueError(f"hidden={hidden} is too much for {STROKES} strokes of width {width}. Use a larger width.")
+
+
+def _around(path: Tensor, radius: float, height: int, width: int) -> list[int]:
+    """Indices of the pixels whose centre is within ``radius`` of a point of ``path`` ``(n, 2)``, in its order."""
+    reach = math.ceil(radius)
+    offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    offsets = torch.cartesian_prod(offset, offset)
+    pixels = path.floor()[:, None] + offsets
+    near = (pixels + 0.5 - path[:, None]).square().sum(-1) <= radius**2
+    inside = (pixels >= 0).all(-1) & (pixels[..., 0] < height) & (pixels[..., 1] < width)
+    chosen = pixels[near & inside].long()
+    return (chosen[:, 0] * width + chosen[:, 1]).tolist()
+
+
+def _stroke(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Points ``(n, 2)``, half a pixel apart, of a line that bends slowly; its length is a quarter to the whole of the
+    image's larger side."""
+    row, column, heading, length, bend = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    steps = int(2 * max(height, width) * (0.25 + 0.75 * length))
+    angle = 2 * math.pi * heading + torch.linspace(0, (bend - 0.5) * math.pi / 2, steps, dtype=torch.float64)
+    start = torch.tensor([row * height, column * width], dtype=torch.float64)
+    return start + 0.5 * torch.stack([angle.sin(), angle.cos()], 1).cumsum(0)
 
 
 def gaussian_kernel(*, kernel_size: int = 61, std: float = 3.0) -> Tensor:

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from deepinv.physics import MRI, GaussianNoise, Inpainting, MultiCoilMRI, Physics, PoissonGaussianNoise, PoissonNoise
+from deepinv.physics import (
+    MRI,
+    ComposedPhysics,
+    GaussianNoise,
+    Inpainting,
+    MultiCoilMRI,
+    Physics,
+    PoissonGaussianNoise,
+    PoissonNoise,
+)
 from torch import Tensor
 
 from cmidiff.physics.check import checked_gain, checked_noise_std
@@ -62,9 +71,14 @@ def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Te
     """
     _check_images(x, physics)
     generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(x))]
-    noise = _checked_noise(physics, len(x))
     with torch.no_grad():
         clean = physics.A(x)
+    if not isinstance(clean, Tensor):
+        raise ValueError(
+            f"A(x) must be one tensor; {type(physics).__name__} returns a {type(clean).__name__}. Join the parts: "
+            "from_callable(lambda x: torch.cat([p.A(x).flatten(1) for p in parts], 1), shape)."
+        )
+    noise = _checked_noise(physics, len(x))
     known = known_entries(physics, clean)
     sigma, gain = (_per_image(value, clean) for value in (noise.sigma, noise.gain))
     y = clean
@@ -81,12 +95,16 @@ def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
     """Which entries of ``y`` carry a measurement: 1 where they do, 0 where a mask hides them; ``None`` if all do.
 
     Args:
-        physics: ``Inpainting`` and ``MRI`` of deepinv keep hidden entries in ``y``, as zeros.
+        physics: ``Inpainting`` and ``MRI`` of deepinv keep hidden entries in ``y``, as zeros. So does a composition
+            whose last operator is one of them, as ``mask * blur``: the noise of a composition is added last.
         y: measurement, ``(B, ...)``.
 
     Returns:
         A tensor that broadcasts to ``y``, or ``None``.
     """
+    if isinstance(physics, ComposedPhysics):
+        last: Any = physics.physics_list[-1]
+        return known_entries(last, y)
     if not isinstance(physics, Inpainting | MRI | MultiCoilMRI):
         return None
     mask: Any = physics.mask

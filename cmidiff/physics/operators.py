@@ -31,6 +31,7 @@ from deepinv.physics.functional import dst1, imresize_matlab
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cmidiff.physics.border import ValidBlur
 from cmidiff.physics.check import (
     Shape,
     adjoint_error,
@@ -41,7 +42,7 @@ from cmidiff.physics.check import (
     checked_signal,
 )
 
-PADDINGS = ("circular", "reflect", "replicate", "zeros")
+PADDINGS = ("circular", "reflect", "replicate", "zeros", "valid")
 _FFT_PAYS_FROM = 33  # side of a kernel, pixels, from which deepinv's Fourier convolution beats the direct one on a CPU
 
 
@@ -110,10 +111,11 @@ def from_kernel(
 
     Args:
         kernel: ``(k, l)``, or ``(1 or B, 1 or C, k, l)`` for one per image or channel.
-        shape: ``(C, H, W)`` of the images.
+        shape: ``(C, H, W)`` of the images; for ``"valid"`` use ``canvas_shape`` of the photograph's.
         noise_std: standard deviation of the noise, in units of an image in [0, 1].
         padding: what lies beyond the border: ``"circular"`` (any size of kernel; closed-form ``prox_l2``), or
-            ``"reflect"``, ``"replicate"``, ``"zeros"`` (its support must fit in the image).
+            ``"reflect"``, ``"replicate"``, ``"zeros"`` (its support must fit in the image). ``"valid"``: unknown; ``y``
+            is smaller than the image by the kernel, as a photograph is than the scene (``ValidBlur``).
         dtype: ``torch.float32`` or ``torch.float64``.
         device: of the physics.
 
@@ -129,6 +131,13 @@ def from_kernel(
         for dim, side in ((-2, image[1]), (-1, image[2])):
             centred = _wrapped(centred, dim, side)
         return BlurFFT(image, filter=centred.to(dtype), noise_model=noise, device=device)
+    if padding == "valid":
+        if any(n > side for n, side in zip(centred.shape[-2:], image[1:], strict=True)):
+            raise ValueError(
+                f"With padding='valid' the kernel must fit into the image; got {tuple(centred.shape[-2:])} and "
+                f"{image[1]}x{image[2]}. Build the physics for canvas_shape(kernel, shape of the photograph)."
+            )
+        return ValidBlur(centred.to(dtype), image, noise).to(device)
     thin = [int(n == 1) for n in centred.shape[-2:]]
     centred = pad(centred, (thin[1], thin[1], thin[0], thin[0]))  # deepinv's adjoint loses sides of one pixel
     reach = tuple(n // 2 for n in centred.shape[-2:])
@@ -140,6 +149,21 @@ def from_kernel(
     use_fft = max(centred.shape[-2:]) >= _FFT_PAYS_FROM
     blur = Blur(filter=centred.to(dtype), padding=padding, use_fft=use_fft, noise_model=noise, img_size=image)
     return blur.to(device)
+
+
+def canvas_shape(kernel: Tensor, shape: Shape) -> tuple[int, int, int]:
+    """The shape of the image whose blur by ``kernel`` fills a photograph of ``shape``, for ``padding="valid"``.
+
+    Args:
+        kernel: as for ``from_kernel``.
+        shape: ``(C, H, W)`` of the photograph.
+
+    Returns:
+        ``(C, H + k - 1, W + l - 1)``, where zeros around the kernel do not count.
+    """
+    channels, height, width = checked_shape(shape)
+    rows, columns = _trimmed(_odd(_checked_kernel(kernel, channels))).shape[-2:]
+    return channels, height + rows - 1, width + columns - 1
 
 
 def _checked_kernel(kernel: Tensor, channels: int) -> Tensor:

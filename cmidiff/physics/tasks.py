@@ -24,7 +24,14 @@ from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
 from cmidiff.physics.check import Shape, checked_gain, checked_shape
-from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs
+from cmidiff.physics.draw import (
+    box_mask,
+    gaussian_kernel,
+    motion_kernel,
+    random_mask,
+    random_signs,
+    scratch_mask,
+)
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
 from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
 
@@ -65,6 +72,21 @@ def inpaint_random(
 ) -> LinearPhysics:
     """The fraction ``hidden`` of the pixels is not measured, all channels together; see ``random_mask``."""
     mask = random_mask(shape, hidden=hidden, seed=seed)
+    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+
+
+def scratches(
+    shape: Shape,
+    *,
+    hidden: float = 0.04,
+    width: float = 2.0,
+    noise_std: float = 0.05,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+) -> LinearPhysics:
+    """Thin strokes ``width`` pixels wide hide the fraction ``hidden`` of the pixels; see ``scratch_mask``."""
+    mask = scratch_mask(shape, hidden=hidden, width=width, seed=seed)
     return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
 
 
@@ -201,6 +223,7 @@ TASKS: dict[str, Callable[..., Physics]] = {
     "denoise": denoise,
     "inpaint-box": inpaint_box,
     "inpaint-random": inpaint_random,
+    "scratches": scratches,
     "deblur-gaussian": deblur_gaussian,
     "deblur-motion": deblur_motion,
     "super-resolution": super_resolution,
@@ -215,6 +238,7 @@ TASKS: dict[str, Callable[..., Physics]] = {
 _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "inpaint-box": ("mask", box_mask),
     "inpaint-random": ("mask", random_mask),
+    "scratches": ("mask", scratch_mask),
     "deblur-gaussian": ("kernel", gaussian_kernel),
     "deblur-motion": ("kernel", motion_kernel),
     "compressed-sensing": ("signs", random_signs),

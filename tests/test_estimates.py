@@ -1,0 +1,107 @@
+"""The noise level and the blur width of an image, estimated from the image alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, parse_kernel
+
+PLANE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def photograph() -> Tensor:
+    with Image.open(PLANE) as opened:
+        image = opened.convert("RGB")
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).double() / 255
+
+
+def power_law(side: int, seed: int) -> Tensor:
+    """Gaussian images with the power spectrum of photographs, ``1 / f^2.5``, (3, side, side) about 0.5."""
+    frequency = torch.fft.fftfreq(side, dtype=torch.float64)
+    radius = (frequency[:, None] ** 2 + frequency**2).sqrt().clamp_min(1 / side)
+    image = torch.fft.ifft2(torch.fft.fft2(normal(3, side, side, seed=seed)) * radius**-1.25).real
+    return 0.5 + 0.15 * image / image.std()
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_on_a_smooth_image_is_found(sigma: float, channels: int) -> None:
+    ramp = torch.linspace(0.3, 0.7, 96, dtype=torch.float64).expand(channels, 96, 96)
+    estimate = 255 * float(estimate_noise(ramp + sigma / 255 * normal(channels, 96, 96)))
+    assert estimate == pytest.approx(sigma, rel=0.08)
+
+
+@pytest.mark.parametrize("sigma", [5, 10, 25])
+def test_texture_is_not_taken_for_noise(sigma: float) -> None:
+    x = photograph()
+    y = x + sigma / 255 * normal(*x.shape)
+    first, second = y[:, ::2, ::2] - y[:, 1::2, ::2], y[:, ::2, 1::2] - y[:, 1::2, 1::2]
+    mad = 255 * float(((first - second) / 2).abs().median()) / 0.6745
+    estimate = 255 * float(estimate_noise(y.clamp(0, 1)))
+    assert abs(estimate - sigma) < max(0.15 * sigma, 1)
+    assert estimate < mad + 0.1 * sigma
+
+
+def test_values_that_are_cut_off_are_allowed_for() -> None:
+    ramp = torch.linspace(0.0, 1.0, 128, dtype=torch.float64).expand(3, 128, 128)
+    y = ramp + 0.1 * normal(3, 128, 128)
+    assert float(estimate_noise(y.clamp(0, 1))) == pytest.approx(0.1, rel=0.1)
+    assert float(y.clamp(0, 1).sub(ramp).std()) < 0.095  # what is not allowed for
+    assert float(estimate_noise(y, value_range=None)) == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_noise_is_in_the_units_of_the_image_and_each_image_has_its_own() -> None:
+    x = 0.5 + torch.stack([0.02 * normal(3, 48, 48, seed=1), 0.1 * normal(3, 48, 48, seed=2)])
+    together = estimate_noise(x)
+    assert together.shape == (2,)
+    torch.testing.assert_close(together[1], estimate_noise(x[1]))
+    torch.testing.assert_close(estimate_noise(255 * x, value_range=(0, 255)), 255 * together, rtol=1e-3, atol=0)
+    assert float(estimate_noise(torch.full((3, 32, 32), 0.3))) == 0
+    assert float(estimate_noise(torch.ones(1, 32, 32))) == 0
+
+
+@pytest.mark.parametrize("function", [estimate_noise, lambda y: estimate_blur_width(y, 0.01)])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 64, 64, dtype=torch.uint8), r"floats.*uint8"),
+        (torch.zeros(64, 64), r"\(C, H, W\)"),
+        (torch.zeros(3, 8, 64), "at least"),
+        (torch.full((3, 64, 64), float("nan")), "finite"),
+    ],
+)
+def test_images_that_are_not_usable(function: object, x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(x)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("width", [0.8, 1.5, 2.5, 4.0])
+@pytest.mark.parametrize("noise", [0.002, 0.01])
+def test_the_width_of_a_blur_is_found(width: float, noise: float) -> None:
+    kernel = parse_kernel(f"gaussian:{width}")
+    canvas = canvas_shape(kernel, (3, 128, 128))
+    blur = from_kernel(kernel, canvas, padding="valid", dtype=torch.float64)
+    x = torch.stack([power_law(192, seed)[:, : canvas[1], : canvas[2]] for seed in (0, 1)])
+    y = blur.A(x)
+    found = estimate_blur_width(y + noise * normal(*y.shape, seed=5), noise)
+    assert float((found / width - 1).abs().max()) < 0.2
+
+
+def test_a_sharp_image_has_no_width() -> None:
+    x = power_law(128, 0) + 0.005 * normal(3, 128, 128, seed=3)
+    assert float(estimate_blur_width(x, 0.005)) < 0.5
+    assert float(estimate_blur_width(photograph(), 0.004)) < 0.8
+    with pytest.raises(ValueError, match="largest must be"):
+        estimate_blur_width(x, 0.01, largest=0.2)
+    with pytest.raises(ValueError, match="noise_std must be"):
+        estimate_blur_width(x, -1.0)
