@@ -113,10 +113,8 @@ def summarise(rows: list[dict[str, Any]]) -> str:
         noisy = [row for row in own if float(row["noise"]) > 0]
         misfit = max(noisy, key=lambda r: float(r["misfit"])) if noisy else None
         said = "" if misfit is None or int(misfit["reported"]) else ", not reported"
-        lines.append(
-            f"| {solver} | {gap(to_best, best):+.2f} ({place(to_best)}) | {gap(to_base, base):+.2f} ({place(to_base)}) | "
-            + (f"{float(misfit['misfit']):.2f} ({place(misfit)}{said}) |" if misfit else "- |")
-        )
+        lost = f"{gap(to_best, best):+.2f} ({place(to_best)}) | {gap(to_base, base):+.2f} ({place(to_base)})"
+        lines.append(f"| {solver} | {lost} | " + (f"{misfit['misfit']} ({place(misfit)}{said}) |" if misfit else "- |"))
     return "\n".join(lines)
 
 

@@ -18,12 +18,15 @@ from torch import Tensor
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from cmidiff.app import demo, options, problem, run
+from cmidiff.app import demo, duration, options, problem, run
 from cmidiff.app.cli import app
-from cmidiff.images import read_image
+from cmidiff.app.unpainted import keep_unpainted
+from cmidiff.images import encode_image, read_image
+from cmidiff.moments import SecondMoments
 from cmidiff.physics import TASKS
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
+from cmidiff.prior.network import Network
 from cmidiff.schedule import DDPM
 
 FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu")
@@ -38,7 +41,13 @@ def gaussian_prior() -> NetworkPrior:
         alpha_t, sigma_t = schedule(float(t[0]))
         return sigma_t * x_t / (alpha_t**2 * VARIANCE + sigma_t**2)
 
-    return NetworkPrior(network, "eps", schedule, multiple=8)
+    return prior_of(network)
+
+
+def prior_of(network: Network, name: str = "gaussian") -> NetworkPrior:
+    """A network as a prior with the second moments of the Gaussian."""
+    moments = SecondMoments(torch.zeros(3), torch.full((3, 8, 8), VARIANCE, dtype=torch.float64))
+    return NetworkPrior(network, "eps", DDPM.linear(), multiple=8, second_moments=moments, name=name)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +90,7 @@ def test_help_names_all_tasks_and_solvers_without_torch() -> None:
     code += "; sys.exit('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--noise-std" in shown
-    assert all(task in options.TASK_HELP for task in TASKS)
+    assert all(task in options.RESTORE_HELP for task in (*TASKS, "jpeg"))
 
 
 @pytest.mark.parametrize("command", ["degrade", "restore", "tune", "evaluate", "serve"])
@@ -94,11 +103,13 @@ def test_help_in_a_narrow_terminal_cuts_no_name(command: str) -> None:
 
 
 def test_every_solver_name_can_be_built() -> None:
+    common: dict[str, Any] = {"eta": None, "prior": "gaussian", "steps": 1, "seed": 0, "batch": 1, "device": "cpu"}
     for name in options.SOLVERS:
-        settings = options.settings_of(
-            solver=name, cmi=True, eta=None, prior="gaussian", steps=1, samples=1, seed=0, batch=1, device="cpu"
-        )
+        settings = options.settings_of(solver=name, cmi=None, samples=None, **common)
         json.dumps(settings.describe())
+        assert settings.samples == (0 if name == "dpir" else 1)
+        if settings.samples:
+            assert options.settings_of(solver=name, cmi=True, samples=2, **common).cmi is not None
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -137,9 +148,12 @@ def test_restore_writes_what_it_promises(photograph: Path) -> None:
         shown = read_image(out / f"sample-0{k}.png").values
         torch.testing.assert_close(shown, values.clamp(0, 1), rtol=0, atol=0.51 / 255)
     assert all((out / name).is_file() for name in ("mean.png", "std.png", "comparison.png"))
+    estimate = load_file(out / "estimate.safetensors")["sample"]
+    torch.testing.assert_close(read_image(out / "restored.png").values, estimate.clamp(0, 1), rtol=0, atol=0.51 / 255)
     record = json.loads((out / "run.json").read_text())
-    assert record["options"]["solver"]["name"] == "pigdm"
+    assert (record["options"]["estimate"]["name"], record["options"]["solver"]["name"]) == ("dpir", "cadps")
     assert record["results"]["finished"]
+    assert record["results"]["restored"]["psnr"] is not None
     assert [row["name"] for row in record["results"]["samples"]] == ["sample 0", "sample 1", "sample 2", "mean"]
     mean = record["results"]["samples"][-1]
     error = (moments["mean"].clamp(0, 1) - read_image(photograph).values).square().mean()
@@ -175,7 +189,7 @@ def interrupting(after: int) -> NetworkPrior:
             raise KeyboardInterrupt
         return inner(x_t, t)
 
-    return NetworkPrior(network, "eps", DDPM.linear(), multiple=8)
+    return prior_of(network)
 
 
 def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(photograph: Path, prior: Callable[..., None]) -> None:
@@ -183,19 +197,25 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(photograph: Path,
     arguments = ("restore", "m.safetensors", "--samples", 3, *FAST)
     whole = cmidiff(*arguments, "-o", "whole")
     assert whole.exit_code == 0
-    prior(interrupting(after=6))
+    prior(interrupting(after=3))
     stopped = cmidiff(*arguments, "-o", "parts")
     assert stopped.exit_code == 130
-    assert "stopped: 1 of 3 samples" in stopped.stderr
+    assert "stopped: 0 of 3 samples are in parts" in stopped.stderr
+    assert not list(Path("parts").glob("*.png"))
+    prior(interrupting(after=10))  # four evaluations for the estimate, four for a sample
+    stopped = cmidiff(*arguments, "-o", "parts")
+    assert stopped.exit_code == 130
+    assert "stopped: the estimate and 1 of 3 samples are in parts" in stopped.stderr
     assert sorted(p.name for p in Path("parts").glob("sample-*.png")) == ["sample-00.png"]
     assert Path("parts/mean.png").is_file()
     assert not json.loads(Path("parts/run.json").read_text())["results"]["finished"]
     prior(gaussian_prior())
-    first = Path("parts/sample-00.safetensors").stat().st_mtime_ns
+    finished = [Path(f"parts/{name}.safetensors") for name in ("estimate", "sample-00")]
+    times = [file.stat().st_mtime_ns for file in finished]
     again = cmidiff(*arguments, "-o", "parts")
     assert again.exit_code == 0, again.output
-    assert Path("parts/sample-00.safetensors").stat().st_mtime_ns == first
-    for name in ("sample-01.safetensors", "sample-02.safetensors", "moments.safetensors"):
+    assert [file.stat().st_mtime_ns for file in finished] == times
+    for name in ("estimate.safetensors", "sample-01.safetensors", "sample-02.safetensors", "moments.safetensors"):
         one, two = load_file(Path("whole") / name), load_file(Path("parts") / name)
         assert all(torch.equal(one[key], two[key]) for key in one)
 
@@ -205,9 +225,9 @@ def test_a_diverged_sample_is_reported_and_the_others_are_written(photograph: Pa
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         calls.append(t)
-        return inner(x_t, t) * (torch.nan if len(calls) == 6 else 1.0)
+        return inner(x_t, t) * (torch.nan if len(calls) == 10 else 1.0)
 
-    prior(NetworkPrior(network, "eps", DDPM.linear(), multiple=8))
+    prior(prior_of(network))
     cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
     result = cmidiff("restore", "m.safetensors", "-o", "out", "--samples", 3, *FAST)
     assert result.exit_code == 3
@@ -223,16 +243,17 @@ def test_another_run_is_not_overwritten_unasked(photograph: Path) -> None:
     cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
     assert cmidiff("restore", "m.safetensors", "--samples", 3, *FAST).exit_code == 0
     other = ("restore", "m.safetensors", "--samples", 1, "--solver", "dps", *FAST)
-    assert "holds another run (another solver)" in refused(*other)
+    assert "holds another run (another estimate, solver)" in refused(*other)
     assert cmidiff(*other, "--overwrite").exit_code == 0
     assert len(list(Path("restored").glob("sample-*.png"))) == 1
 
 
 def test_an_ordinary_picture_is_enlarged(photograph: Path) -> None:
-    arguments = ("--task", "super-resolution", "--factor", 2, "--noise-std", 0.02, "--samples", 1)
+    arguments = ("--task", "super-resolution", "--factor", 2, "--noise-std", 0.02)
     result = cmidiff("restore", photograph, *arguments, *FAST)
     assert result.exit_code == 0, result.output
-    assert read_image(Path("restored/sample-00.png")).values.shape == (3, 24, 40)
+    assert "assumed" not in result.stderr
+    assert read_image(Path("restored/restored.png")).values.shape == (3, 24, 40)
 
 
 def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
@@ -245,9 +266,9 @@ def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
     other = options.problem_of(photograph, None, {}, None, None, 0.1, Path("seen.png"))
     assert torch.equal(other.y, made.y)
     torch.testing.assert_close(made.y[0], read_image(photograph).values * seen)
-    result = cmidiff("restore", photograph, "--mask", "mask.png", "--samples", 1, *FAST)
+    result = cmidiff("restore", photograph, "--mask", "mask.png", *FAST)
     assert result.exit_code == 0, result.output
-    assert "noise of 0.02 is assumed" in result.stderr
+    assert "assumed: noise 0.02" in result.stderr
     assert "6.67% of the pixels are hidden; the largest hidden disc is 3 pixels wide" in result.stderr
     shown = read_image("restored/overlay.png").values
     photo = read_image(photograph).values
@@ -260,7 +281,7 @@ def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
     made = options.problem_of(photograph, None, {}, None, Path("kernel.png"), 0.1)
     x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(made.physics.A(x)[..., 1:, 1:], x[..., :-1, :-1], rtol=0, atol=1e-6)
-    result = cmidiff("restore", photograph, "--kernel", "kernel.png", "--samples", 1, *FAST)
+    result = cmidiff("restore", photograph, "--kernel", "kernel.png", *FAST)
     assert result.exit_code == 0, result.output
 
 
@@ -272,16 +293,19 @@ def test_grayscale_stays_gray_and_transparency_returns() -> None:
         arguments = ("restore", name, "--task", "denoise", "--samples", 2, "-o", f"{name}-out", *FAST)
         result = cmidiff(*arguments)
         assert result.exit_code == 0, result.output
-        with Image.open(f"{name}-out/sample-00.png") as sample:
-            assert (sample.mode, sample.size) == (mode, (9, 10))
+        for written in ("restored.png", "sample-00.png"):
+            with Image.open(f"{name}-out/{written}") as shown:
+                assert (shown.mode, shown.size) == (mode, (9, 10))
     np.testing.assert_array_equal(np.asarray(Image.open("clear.png-out/mean.png"))[..., 3], values[..., 3])
 
 
 def test_a_dry_run_prints_the_options_and_writes_nothing(photograph: Path) -> None:
-    result = cmidiff("restore", photograph, "--task", "denoise", "--eta", 0.5, "--prior", "gaussian", "--dry-run")
+    arguments = ("--eta", 0.5, "--samples", 2, "--prior", "gaussian", "--dry-run")
+    result = cmidiff("restore", photograph, "--task", "denoise", *arguments)
     assert result.exit_code == 0, result.output
     resolved = json.loads(result.stdout)
-    assert resolved["measurement"]["parameters"]["noise_std"] == problem.ASSUMED_NOISE_STD
+    assert resolved["measurement"]["parameters"]["noise_std"] == 0.02  # too small an image for an estimate
+    assert resolved["steps"] is None
     assert resolved["cmi"]["eta"] == 0.5
     assert not Path("restored").exists()
 
@@ -339,7 +363,12 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
         "must be a number from 0 to 100, received much",
     ),
     "an unknown task": (("degrade", "photo.png", "--task", "denoize"), "did you mean denoise"),
-    "no task": (("restore", "photo.png"), "how was the image degraded?"),
+    "an option without its task": (("restore", "photo.png", "--factor", 2), "--factor belongs to a task"),
+    "jpeg of an image": (("degrade", "photo.png", "--task", "jpeg"), "save it as JPEG"),
+    "jpeg where there is none": (("restore", "photo.png", "--task", "jpeg"), "no sign of JPEG"),
+    "CMI without samples": (("restore", "photo.png", "--task", "denoise", "--cmi"), "add --samples 4"),
+    "samples of an estimator": (("restore", "photo.png", "--solver", "dpir", "--samples", 2), "leave --solver out"),
+    "all of no mask": (("restore", "photo.png", "--restore-all"), "--restore-all is for --mask"),
     "an option of another task": (("degrade", "photo.png", "--task", "denoise", "--factor", 2), "factor"),
     "an unknown option": (("degrade", "photo.png", "--tsk", "denoise"), "--tsk"),
     "a factor that does not divide": (("degrade", "photo.png", "--task", "super-resolution", "--factor", 7), "divide"),
@@ -353,7 +382,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "a size in words": (("degrade", "photo.png", "--task", "denoise", "--resize", "big"), "received 'big'"),
     "a size of zero": (("degrade", "photo.png", "--task", "denoise", "--resize", "0"), "received '0'"),
     "an unknown solver": (("restore", "photo.png", "--task", "denoise", "--solver", "pgdm"), "did you mean pigdm"),
-    "no samples": (("restore", "photo.png", "--task", "denoise", "--samples", 0), "'--samples': must be"),
+    "no samples": (("restore", "photo.png", "--solver", "pigdm", "--samples", 0), "draws samples"),
     "no steps": (("restore", "photo.png", "--task", "denoise", "--steps", 0), "'--steps': must be"),
     "eta without CMI": (("restore", "photo.png", "--task", "denoise", "--no-cmi", "--eta", 1), "--no-cmi turns off"),
     "an unknown prior": (("restore", "photo.png", "--task", "denoise", "--prior", "natural-46"), "natural-64?"),
@@ -396,11 +425,11 @@ def test_a_device_that_is_absent_is_refused(photograph: Path) -> None:
 
 
 def test_the_demo_shows_every_contender_between_measurement_and_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "load_prior", lambda name, device: gaussian_prior())
     monkeypatch.setattr(demo, "STEPS", 2)
     result = cmidiff("demo", "-o", "sheet.png", "--prior", "gaussian", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert all(contender.name in result.stdout for contender in demo.CONTENDERS)
+    assert all(one.name in result.stdout for one in demo.RUNS)
+    assert "restored after" in result.stderr
     sheet = np.asarray(Image.open("sheet.png"))
     truth = np.asarray(Image.open(demo.PHOTOGRAPH))
     scale = -(-256 // truth.shape[0])
@@ -422,10 +451,10 @@ def test_the_embedded_prior_restores_in_a_process_of_its_own() -> None:
     Image.fromarray(ramp.astype(np.uint8)).save("truth.png")
     code = "import torch; torch.set_num_threads(1); from cmidiff.app.cli import main; main()"
     command = [sys.executable, "-c", code, "restore", "ramp.png", "--task", "denoise", "--noise-std", "0.1"]
-    command += ["--truth", "truth.png", "--samples", "1", "--steps", "20", "--device", "cpu"]
+    command += ["--truth", "truth.png", "--prior", "natural-64", "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    row = json.loads(Path("restored/run.json").read_text())["results"]["samples"][0]
+    row = json.loads(Path("restored/run.json").read_text())["results"]["restored"]
     assert row["psnr"] > 20 + 3  # the noise alone is 20 dB
 
 
@@ -491,9 +520,11 @@ def test_photons_are_measured_and_restored(photograph: Path) -> None:
 def test_tasks_that_are_not_linear_are_restored_by_the_solvers_that_can(photograph: Path) -> None:
     for task in ("hdr", "phase-retrieval"):
         assert cmidiff("degrade", photograph, "--task", task, "-o", "m").exit_code == 0
-        done = cmidiff("restore", "m.safetensors", "--solver", "dps", "--samples", 1, "-o", task, *FAST)
+        done = cmidiff("restore", "m.safetensors", "-o", task, *FAST)
         assert done.exit_code == 0, done.output
-        other = cmidiff("restore", "m.safetensors", "-o", f"{task}-pigdm", *FAST)
+        assert json.loads(Path(f"{task}/run.json").read_text())["options"]["solver"]["name"] == "dps"
+        assert Path(f"{task}/restored.png").is_file()
+        other = cmidiff("restore", "m.safetensors", "--solver", "pigdm", "-o", f"{task}-pigdm", *FAST)
         assert other.exit_code == 2
         assert "PiGDM needs a linear physics" in other.stderr.splitlines()[-1]
     line = refused("restore", photograph, "--task", "phase-retrieval", "--solver", "dps", *FAST)
@@ -511,3 +542,150 @@ def test_tiles_at_the_command_line(photograph: Path) -> None:
     assert json.loads((Path("8") / "run.json").read_text())["options"]["tile"] == 8
     assert "multiple of 8" in cmidiff("restore", "m.safetensors", "--tile", 12, "-o", "other", *FAST).stderr
     assert "--tile must be a number of pixels" in refused("restore", "m.safetensors", "--tile", "big", *FAST)
+
+
+def written_photograph(name: str, *, noise: float = 0.0, side: int = 48, **options: Any) -> Tensor:
+    """A smooth image with an edge and noise, as a file; (3, side, side) as it was before the noise."""
+    ramp = torch.linspace(0.3, 0.7, side)
+    clean = torch.stack(
+        [ramp + 0 * ramp[:, None], ramp[:, None] + 0 * ramp, 0.5 + 0.1 * (ramp > 0.5) + 0 * ramp[:, None]]
+    )
+    values = clean + noise * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    Image.fromarray((255 * values.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()).save(name, **options)
+    return clean
+
+
+def said(result: Result, start: str) -> list[str]:
+    """The lines on standard error that begin with ``start``."""
+    return [line for line in result.stderr.splitlines() if line.startswith(start)]
+
+
+def test_a_photograph_alone_is_enough() -> None:
+    clean = written_photograph("photo.png", noise=0.06)
+    result = cmidiff("restore", "photo.png", *FAST)
+    assert result.exit_code == 0, result.output
+    (line,) = said(result, "assumed: ")
+    assert "task denoise" in line
+    record = json.loads(Path("restored/run.json").read_text())
+    found = record["options"]["measurement"]["parameters"]["noise_std"]
+    assert f"noise {found:g} (estimated" in line
+    assert found == pytest.approx(0.06, rel=0.2)
+    assert record["results"]["samples"] == []
+    assert sorted(p.name for p in Path("restored").glob("*.png")) == ["restored.png"]
+    stated = cmidiff("restore", "photo.png", "--task", "denoise", "--noise-std", 0.06, "-o", "stated", *FAST)
+    assert not said(stated, "assumed")
+    error = (read_image("restored/restored.png").values - clean).square().mean().sqrt()
+    assert error < 0.06
+
+
+def test_a_compressed_photograph_is_recognised_and_repaired() -> None:
+    written_photograph("photo.jpg", quality=20)
+    result = cmidiff("restore", "photo.jpg", *FAST)
+    assert result.exit_code == 0, result.output
+    assert "task jpeg (quality 20, in its file)" in said(result, "assumed: ")[0]
+    record = json.loads(Path("restored/run.json").read_text())
+    assert (record["options"]["measurement"]["task"], record["options"]["measurement"]["quality"]) == ("jpeg", 20)
+    assert Path("restored/restored.png").is_file()
+    assert "gives one estimate" in cmidiff("restore", "photo.jpg", "--samples", 1, "-o", "other", *FAST).stderr
+    Image.open("photo.jpg").save("copy.png")
+    assert "by its pixels" in cmidiff("restore", "copy.png", "-o", "copy", *FAST).stderr
+
+
+def test_a_noisy_jpeg_of_high_quality_is_noisy() -> None:
+    written_photograph("photo.jpg", noise=0.1, quality=95, subsampling=0)
+    result = cmidiff("restore", "photo.jpg", "--dry-run", "--prior", "gaussian")
+    assert "task denoise" in said(result, "assumed: ")[0]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_unpainted_pixels_stay_as_they_are(bits: int) -> None:
+    values = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0))
+    Path("photo.png").write_bytes(encode_image(values, bits=bits))
+    paint = np.zeros((20, 24), np.uint8)
+    paint[6:9, 3:20] = 255
+    Image.fromarray(paint).save("mask.png")
+    unpainted, photo = torch.from_numpy(paint == 0), read_image("photo.png").values
+    for option, kept in ((), True), (("--restore-all",), False):
+        folder = Path(f"kept-{kept}")
+        arguments = ("--mask", "mask.png", "--noise-std", 0.1, "--samples", 2, "-o", folder, *option)
+        result = cmidiff("restore", "photo.png", *arguments, *FAST)
+        assert result.exit_code == 0, result.output
+        for name in ("restored.png", "sample-00.png", "mean.png"):
+            shown = read_image(folder / name).values
+            assert torch.equal(shown[:, unpainted], photo[:, unpainted]) == kept
+            assert not torch.equal(shown[:, ~unpainted], photo[:, ~unpainted])
+
+
+def test_a_repair_joins_the_photograph_at_its_border_alone() -> None:
+    photo, seen = torch.full((1, 64, 64), 0.5), torch.ones(1, 64, 64)
+    seen[:, 16:48, 16:48] = 0
+    joined = keep_unpainted(photo + 0.1, photo, seen)
+    assert torch.equal(joined[seen > 0], photo[seen > 0])
+    torch.testing.assert_close(joined[0, 32, 30:34], torch.full((4,), 0.6))
+    assert abs(float(joined[0, 32, 16]) - 0.5) < 0.03
+    steps = joined[0, 32].diff().abs()
+    assert float(steps.max()) < 0.04
+
+
+def test_the_restored_image_of_a_solver_is_the_mean_of_its_samples(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    arguments = ("restore", "m.safetensors", "--solver", "pigdm", *FAST)
+    assert cmidiff(*arguments, "-o", "one").exit_code == 0
+    assert [p.name for p in Path("one").glob("sample-*.png")] == ["sample-00.png"]
+    assert cmidiff(*arguments, "-o", "two", "--samples", 2).exit_code == 0
+    mean = torch.stack([load_file(f"two/sample-0{k}.safetensors")["sample"] for k in (0, 1)]).mean(0)
+    shown = read_image("two/restored.png").values
+    torch.testing.assert_close(shown, mean.clamp(0, 1), rtol=0, atol=0.51 / 255)
+    assert not Path("two/estimate.safetensors").exists()
+
+
+def test_samples_are_added_to_an_estimate(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    assert cmidiff("restore", "m.safetensors", *FAST).exit_code == 0
+    before = Path("restored/restored.png").stat().st_mtime_ns
+    more = cmidiff("restore", "m.safetensors", "--samples", 2, *FAST)
+    assert more.exit_code == 0, more.output
+    assert "the estimate and 0 of 2 samples are in restored finished already" in more.stderr
+    assert Path("restored/restored.png").stat().st_mtime_ns == before
+    assert Path("restored/comparison.png").is_file()
+
+
+def test_a_result_that_does_not_explain_the_measurement_says_so(photograph: Path) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "--noise-std", 0.02, "-o", "m")
+    result = cmidiff("restore", "m.safetensors", "--solver", "unconditional", *FAST)
+    assert result.exit_code == 0, result.output
+    (line,) = said(result, "cmidiff: ")
+    assert "does not explain the measurement" in line
+    assert "--steps" in line
+    row = json.loads(Path("restored/run.json").read_text())["results"]["restored"]
+    assert row["misfit"] > 1.5
+    assert "does not explain" in row["status"]
+    assert "does not explain" in " ".join(result.stdout.split())
+
+
+def test_a_run_is_not_continued_with_other_weights(photograph: Path, prior: Callable[..., None]) -> None:
+    cmidiff("degrade", photograph, "--task", "denoise", "-o", "m")
+    assert cmidiff("restore", "m.safetensors", *FAST).exit_code == 0
+    prior(prior_of(gaussian_prior().network, name="retrained"))
+    assert "holds another run (another weights)" in refused("restore", "m.safetensors", "--samples", 1, *FAST)
+
+
+def test_a_long_run_is_announced(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = cmidiff("restore", photograph, "--task", "denoise", *FAST)
+    assert "on this machine" not in quiet.stderr
+    monkeypatch.setattr(duration, "WORTH", 0)
+    monkeypatch.setattr(duration, "LONG", 0.0)
+    long = cmidiff("restore", photograph, "--task", "denoise", "--samples", 1, *FAST)
+    assert "20x12 pixels: about 10 seconds on this machine" in long.stderr
+    assert [duration.in_words(n) for n in (33, 600, 7200)] == [
+        "about 30 seconds",
+        "about 10 minutes",
+        "about 2.0 hours",
+    ]
+
+
+def test_the_time_of_a_large_image_counts_its_tiles() -> None:
+    small = NetworkPrior(lambda x_t, t: x_t, size=64)
+    assert duration.pixels_seen(small, (3, 256, 200), "auto") == 256 * 200
+    across, down = -(-(4000 - 32) // 96), -(-(3000 - 32) // 96)  # tiles of 128 that share 32
+    assert duration.pixels_seen(small, (3, 3000, 4000), "auto") == across * down * 128**2

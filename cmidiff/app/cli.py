@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +99,7 @@ def degrade(
 def restore(
     context: typer.Context,
     measurement: o.Measured,
-    task: o.TaskName = None,
+    task: o.RestoreTask = None,
     noise_std: o.NoiseOrNot = None,
     mask: o.MaskFile = None,
     seen: o.SeenFile = None,
@@ -112,15 +111,16 @@ def restore(
     kernel_size: o.KernelSize = None,
     std: o.Std = None,
     padding: o.Padding = None,
+    restore_all: o.RestoreAll = False,
     output: o.Output = Path("restored"),
-    samples: o.Samples = 4,
-    steps: o.Steps = 100,
+    samples: o.Samples = None,
+    steps: o.StepsOrNot = None,
     seed: o.Seed = 0,
-    solver: o.Solver = "pigdm",
+    solver: o.SolverOrNot = None,
     cmi: o.Cmi = None,
     eta: o.Eta = None,
     preset: o.PresetFile = None,
-    prior: o.Prior = "natural-64",
+    prior: o.Prior = "photo",
     device: o.Device = "auto",
     batch: o.Batch = 1,
     tile: o.Tile = "auto",
@@ -128,15 +128,29 @@ def restore(
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
 ) -> None:
-    """Restore a measurement: posterior samples, their mean, and a map of what is uncertain.
+    """Restore a photograph or a measurement: the best estimate, and with --samples what is uncertain.
 
-    The same command again keeps the finished samples and goes on.
+    What is not stated about a photograph is found out from it, and said. The same command again keeps what is finished
+    and goes on.
 
-    Exit codes: 0 done, 2 wrong input, 3 a sample diverged, 130 interrupted; finished samples are always written.
+    Exit codes: 0 done, 2 wrong input, 3 a result diverged, 130 interrupted; what is finished is always written.
     """
+    from cmidiff.app.duration import announce
     from cmidiff.app.masks import describe_mask
     from cmidiff.app.problem import read_truth
-    from cmidiff.app.run import finish, load_prior_of, open_folder, resolved, sample, write_overlay, write_record
+    from cmidiff.app.run import (
+        adapt,
+        advice_on,
+        finish,
+        load_prior_named,
+        open_folder,
+        resolved,
+        results_of,
+        sample,
+        tell,
+        write_overlay,
+        write_record,
+    )
 
     tuned = o.preset_of(preset)
     settings = o.settings_of(
@@ -154,32 +168,41 @@ def restore(
         tile=tile,
     )
     given = o.given(factor=factor, size=size, position=position, kernel_size=kernel_size, std=std, padding=padding)
-    problem = o.problem_of(measurement, task, given, mask, kernel, noise_std, seen, value_range)
+    problem = o.problem_of(
+        measurement, task, given, mask, kernel, noise_std, seen, value_range, restore_all=restore_all
+    )
+    settings = adapt(settings, problem)
     reference = None if truth is None else read_truth(truth, problem.shape, value_range)
-    record = resolved(problem, settings, measurement, output)
     for note in (*problem.notes, *o.notes_on(tuned, settings.prior)):
         say(f"note: {note}")
+    if problem.assumed:
+        say(f"assumed: {', '.join(problem.assumed)}; prior {settings.prior}, device {settings.device}")
     if problem.seen is not None:
         say(describe_mask(problem.seen))
     if dry_run:
-        print(json.dumps(record, indent=2))
+        print(json.dumps(resolved(problem, settings, measurement, output), indent=2))
         return
-    network = load_prior_of(settings)
+    network = load_prior_named(settings.prior, settings.device)
+    record = resolved(problem, settings, measurement, output, network)
     inputs = (measurement, mask, seen, kernel, truth, preset, Path(settings.prior))
     open_folder(output, record, overwrite=overwrite, inputs=inputs)
     write_overlay(output, problem)
+    announce(problem, settings, network, output)
     done, stopped = sample(problem, settings, network, output)
     rows = finish(output, problem, done, reference)
-    write_record(output, record, {"finished": not stopped, "samples": [asdict(row) for row in rows]})
+    write_record(output, record, results_of(rows, finished=not stopped))
     if rows:
         out.print(table(rows, settings.title))
     if stopped:
-        say(f"stopped: {len(done)} of {samples} samples are in {output}; the same command goes on from there")
+        say(f"stopped: {tell(done, settings)} in {output}; the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
-    if diverged := [str(s.index) for s in done if not s.ok]:
-        say(f"cmidiff: diverged: sample {', '.join(diverged)}; what else there is, is in {output}")
+    if advice := advice_on(done, problem, settings):
+        say(advice)
+    if diverged := [s.name for s in done if not s.ok]:
+        say(f"cmidiff: diverged: {', '.join(diverged)}; what else there is, is in {output}")
         raise typer.Exit(DIVERGED)
-    print(f"written to {output}")
+    image = output / "restored.png"
+    print(f"written to {image if settings.samples == 0 else output}")
 
 
 @app.command()
@@ -381,11 +404,11 @@ def evaluate_(
 def demo(
     output: o.Output = Path("demo.png"),
     seed: o.Seed = 0,
-    prior: o.Prior = "natural-64",
+    prior: o.Prior = "photo",
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Hide most pixels of a photograph, and restore it with and without CMI."""
+    """Hide most pixels of a photograph, restore it, and show what is uncertain, with and without CMI."""
     from cmidiff.app.demo import TITLE, run
 
     o.check_prior(prior)

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
     from cmidiff.app.run import Settings
     from cmidiff.information import CMI
+    from cmidiff.solvers import Solver as _Solver
     from cmidiff.tuning.preset import Preset
 
 MEASUREMENT_SUFFIX = ".safetensors"
 LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
 
 TASK_HELP = (
-    "How the image was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
+    "How the image was degraded: denoise, inpaint-box, inpaint-random, scratches, deblur-gaussian, deblur-motion, "
     "super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
+RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
 
 
 def _option(*names: str, text: str, **settings: Any) -> Any:
@@ -75,6 +77,7 @@ WIDEST = 65536  # pixels of what is a length in an image
 ImageFile = Annotated[Path, Argument(help="An image: PNG, JPEG, TIFF, ...", show_default=False)]
 Measured = Annotated[Path, Argument(help="A file made by cmidiff degrade, or any degraded image.", show_default=False)]
 TaskName = Annotated[str | None, _option("--task", text=TASK_HELP)]
+RestoreTask = Annotated[str | None, _option("--task", text=RESTORE_HELP)]
 Factor = Annotated[
     int | None,
     _option("--factor", text="super-resolution: by how much sides are divided; hdr: contrast.", **whole(1, 64)),
@@ -125,7 +128,7 @@ NoiseOrNot = Annotated[
     float | None,
     _option(
         "--noise-std",
-        text="Noise of an image, black to white being 1. Without it, 0.02 is assumed.",
+        text="Noise of an image, black to white being 1. Without it, it is estimated from the image.",
         **number(0, 100),
     ),
 ]
@@ -138,9 +141,31 @@ Eta = Annotated[float | None, _option("--eta", text="Strength of CMI, which it t
 Cmi = Annotated[
     bool | None, _option("--cmi/--no-cmi", text="Correct every step with the CMI gradient; off unless asked for.")
 ]
+RestoreAll = Annotated[
+    bool,
+    Option("--restore-all", help="Restore the pixels that --mask leaves unpainted, too; without it, they are kept."),
+]
 Solver = Annotated[str, Option("--solver", help=f"{', '.join(SOLVERS)}.")]
-Samples = Annotated[int, Option("--samples", help="How many posterior samples to draw.", **whole(1, MOST))]
+SolverOrNot = Annotated[
+    str | None,
+    _option(
+        "--solver",
+        text=f"Draw samples with {', '.join(SOLVERS)}; restored.png is their mean. Without it: the best estimate by "
+        "dpir, and samples by cadps.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    _option(
+        "--samples",
+        text="How many posterior samples to draw; none without it, and 1 with --solver.",
+        **whole(0, MOST),
+    ),
+]
 Steps = Annotated[int, Option("--steps", help="Steps of the sampler.", **whole(1, MOST))]
+StepsOrNot = Annotated[
+    int | None, _option("--steps", text="Steps of the solver; its own number without it.", **whole(1, MOST))
+]
 Batch = Annotated[
     int, Option("--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.", **whole(1, MOST))
 ]
@@ -198,8 +223,13 @@ def problem_of(
     noise_std: float | None,
     seen: Path | None = None,
     value_range: tuple[float, float] | None = None,
+    *,
+    restore_all: bool = False,
 ) -> Problem:
     """The problem in a measurement file, or in an image and the options that say how it was degraded.
+
+    Args:
+        restore_all: whether the pixels that ``mask`` leaves are restored, too; otherwise results keep them.
 
     Raises:
         ValueError: what cannot be used.
@@ -210,23 +240,27 @@ def problem_of(
 
     if path.suffix == MEASUREMENT_SUFFIX:
         superfluous = given(task=task, mask=mask, seen=seen, kernel=kernel, noise_std=noise_std, range=value_range)
-        superfluous |= options
+        superfluous |= options | ({"restore_all": True} if restore_all else {})
         if superfluous:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in superfluous)
             raise BadInput(f"{path} says itself how it was degraded: leave out {names}")
         return load_problem(path)
+    if restore_all and mask is None:
+        raise BadInput("--restore-all is for --mask, which keeps the pixels that are not painted: leave it out")
     image = read_image(path, value_range=value_range)
-    return from_degraded_image(image, task, options, noise_std, seen_of(mask, seen, image), kernel)
+    measured = seen_of(mask, seen, image)
+    keep = mask is not None and not restore_all
+    return from_degraded_image(image, task, options, noise_std, measured, kernel, source=path, keep=keep)
 
 
 def settings_of(
     *,
-    solver: str,
+    solver: str | None,
     cmi: bool | None,
     eta: float | None,
     prior: str,
-    steps: int,
-    samples: int,
+    steps: int | None,
+    samples: int | None,
     seed: int,
     batch: int,
     device: str,
@@ -237,6 +271,8 @@ def settings_of(
     """The resolved options of a run.
 
     Args:
+        solver: None for the best estimate, and samples beside it.
+        samples: None for those that a solver needs: one where it draws samples, none otherwise.
         preset: replaces the options that are not explicit.
         explicit: names of the options that the user gave.
 
@@ -245,24 +281,43 @@ def settings_of(
     """
     from cmidiff.app.run import Settings
 
-    if solver not in SOLVERS:
+    if solver is not None and solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
-    for name, value in (("--steps", steps), ("--samples", samples), ("--batch", batch)):
-        if value < 1:
+    for name, value in (("--steps", steps), ("--batch", batch)):
+        if value is not None and value < 1:
             raise BadInput(f"{name} must be a whole number >= 1, received {value}")
     if eta is not None and cmi is False:
         raise BadInput("--eta is the strength of CMI, which --no-cmi turns off: leave one of them out")
     check_prior(prior)
     correction = correction_of(cmi, eta, None if preset is None else preset.cmi)
-    made, sampler = SOLVERS.make(solver), None
+    made, sampler = None if solver is None else SOLVERS.make(solver), None
     if preset is not None:
         sampler = preset.sampler
         steps = steps if "steps" in explicit else preset.steps
         if "solver" not in explicit:
             solver, made = preset.solver_name, preset.solver
+    count = _samples(samples, made, solver)
+    if correction is not None and count == 0:
+        raise BadInput("CMI corrects samples of the posterior, and none are drawn: add --samples 4")
     return Settings(
-        solver, made, correction, prior, steps, samples, seed, batch, device_of(device), sampler, tile_of(tile)
+        solver, made, correction, prior, steps, count, seed, batch, device_of(device), sampler, tile_of(tile)
     )
+
+
+def _samples(samples: int | None, solver: _Solver | None, name: str | None) -> int:
+    """How many samples are drawn."""
+    draws = solver is not None and not solver.point
+    if samples is None:
+        return int(draws)
+    if draws and samples < 1:
+        raise BadInput(
+            f"--solver {name} draws samples, at least 1, received --samples {samples}: leave one of them out"
+        )
+    if solver is not None and solver.point and samples > 0:
+        raise BadInput(
+            f"--solver {name} gives one estimate and no samples: leave --solver out for an estimate with samples"
+        )
+    return samples
 
 
 def tile_of(text: str) -> int | Literal["auto"] | None:

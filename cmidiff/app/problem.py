@@ -25,13 +25,15 @@ from torch import Tensor
 
 from cmidiff import files
 from cmidiff.app.errors import BadInput, unknown
+from cmidiff.app.findings import find_compression, find_noise, find_task
 from cmidiff.app.masks import read_kernel
+from cmidiff.app.unpainted import keep_unpainted
 from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Task, measure
+from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure
 
 FORMAT = 1
 KEY = "cmidiff"
-ASSUMED_NOISE_STD = 0.02
+JPEG = "jpeg"  # the task of a compressed photograph: what is lost is no noise, so no physics describes it
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ class Problem:
         task: how the physics is built.
         shape: (C, H, W) of the image behind ``y``.
         alpha: transparency (1, h, w) to put back, or None.
-        notes: what was assumed, for the user to read.
+        notes: what was converted, for the user to read.
         bits: depth of the image file behind it, 8 or 16, and of the files to write.
         original: the degraded image as it was given, (C, h, w), with what a mask hides; None for a measurement file.
+        keeps: whether results keep the pixels of ``original`` that no mask hides.
+        tables: how a JPEG was compressed, for the task ``jpeg``; its ``physics`` is that of noise of the same strength.
+        assumed: what was found out or assumed because the user did not state it, in words.
     """
 
     y: Tensor
@@ -57,6 +62,14 @@ class Problem:
     notes: tuple[str, ...] = ()
     bits: int = 8
     original: Tensor | None = None
+    keeps: bool = False
+    tables: Tables | None = None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return self.task.name if self.tables is None else JPEG
 
     @property
     def noise_std(self) -> float:
@@ -87,9 +100,20 @@ class Problem:
         low, high = back.min(), back.max()
         return (back - low) / (high - low).clamp_min(1e-12)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """Return a restoration (C, H, W) with the pixels that belong to the person."""
+        if not self.keeps:
+            return x
+        assert self.original is not None, "only a photograph has such pixels"
+        assert self.seen is not None, "a mask says which they are"
+        return keep_unpainted(x, self.original.to(x), self.seen[0])
+
     def describe(self) -> dict[str, Any]:
         """The physics and the noise, for the record of a run."""
-        return {"task": self.task.name, "parameters": dict(self.task.parameters), "shape": list(self.shape)}
+        record = {"task": self.name, "parameters": dict(self.task.parameters), "shape": list(self.shape)}
+        if self.tables is not None:
+            record["quality"] = jpeg_quality(self.tables)
+        return record | ({"keeps": "unpainted pixels"} if self.keeps else {})
 
     def digest(self) -> str:
         """A hash of the measurement and of what its physics was built from."""
@@ -126,16 +150,18 @@ def task_of(
     Raises:
         BadInput: no task or an unknown one, options that do not belong to it, an unusable mask or kernel.
     """
+    if name == JPEG:
+        raise BadInput("jpeg is a task of cmidiff restore: to degrade an image so, save it as JPEG")
     if name is not None and name not in TASKS:
-        raise unknown("task", name, TASKS)
+        raise unknown("task", name, (*TASKS, JPEG))
     if seen is not None and kernel is not None:
         raise BadInput("--mask or --seen and --kernel exclude each other: an image is either partly hidden or blurred")
     try:
         if seen is not None:
-            _fits(name, "inpaint", "--mask or --seen")
+            _fits(name, ("inpaint", "scratches"), "--mask or --seen")
             return Task("mask", dict(options), {"mask": seen})
         if kernel is not None:
-            _fits(name, "deblur", "--kernel")
+            _fits(name, ("deblur",), "--kernel")
             return Task("kernel", dict(options), {"kernel": read_kernel(kernel, *shape[1:])})
         if name is None:
             raise BadInput(
@@ -147,9 +173,9 @@ def task_of(
         raise BadInput(str(error)) from error
 
 
-def _fits(name: str | None, kind: str, option: str) -> None:
-    if name is not None and not name.startswith(kind):
-        raise BadInput(f"{option} is for {kind}ing, not for --task {name}: leave one of them out")
+def _fits(name: str | None, kinds: tuple[str, ...], option: str) -> None:
+    if name is not None and not name.startswith(kinds):
+        raise BadInput(f"{option} is for {kinds[0]}ing, not for --task {name}: leave one of them out")
 
 
 def built(task: Task, shape: tuple[int, int, int]) -> Physics:
@@ -181,30 +207,82 @@ def from_degraded_image(
     noise_std: float | None,
     seen: Tensor | None,
     kernel: Path | None,
+    *,
+    source: Path | None = None,
+    keep: bool = False,
 ) -> Problem:
     """The measurement that an ordinary degraded image is, under the task that degraded it.
+
+    Args:
+        name: the task; None: by the mask or the kernel, or else found out from the image.
+        noise_std: None: found out from the image.
+        source: the file of the image, which says how it was compressed.
+        keep: whether results keep the pixels that the mask does not hide.
 
     Raises:
         BadInput: a task that an image and these options do not pin down.
     """
-    notes = image.notes
-    if noise_std is None:
-        noise_std = ASSUMED_NOISE_STD
-        notes += (f"a noise of {noise_std:g} is assumed, that of a good photograph: set it with --noise-std",)
-    known = dict(options) | {"noise_std": noise_std}
-    if kernel is not None or name == "deblur-gaussian":
-        known.setdefault("padding", "reflect")  # a camera does not wrap around
+    tables, found = None, ()
+    if name is None and seen is None and kernel is None and not options:
+        tables, found = (None, ("task denoise",)) if noise_std is not None else find_task(image.values, source)
+        name = "denoise" if tables is None else JPEG
+    if name == JPEG:
+        return _compressed(image, tables, found, options, noise_std, seen, kernel, source)
+    if name is None and seen is None and kernel is None:
+        raise BadInput(f"--{next(iter(options)).replace('_', '-')} belongs to a task: say which, with --task")
     values, shape, alpha = image.values, _shape(image.values), image.alpha
     if alpha is not None and not alpha.any():
         raise BadInput("the image is transparent everywhere: there is nothing to restore")
     if alpha is not None and seen is not None:
         alpha = torch.maximum(alpha, 1 - seen[0])  # what is restored is to be visible
+    known = dict(options)
+    if kernel is not None or name == "deblur-gaussian":
+        known.setdefault("padding", "reflect")  # a camera does not wrap around
     if seen is None and kernel is None and name is not None:
         values, shape = _behind(values, name, known)
-    task = task_of(name, known, seen, kernel, shape)
+    if noise_std is None:
+        noise_std, words = find_noise(values, None if seen is None else seen[0])
+        found = (*found, words)
+    task = task_of(name, known | {"noise_std": noise_std}, seen, kernel, shape)
     physics = built(task, shape)
     y = physics.A(values[None]) if "mask" in task.tensors else values[None]  # hidden pixels of a file hold anything
-    return Problem(y, physics, task, shape, alpha, notes, image.bits, image.values)
+    keeps = keep and seen is not None
+    return Problem(y, physics, task, shape, alpha, image.notes, image.bits, image.values, keeps, assumed=found)
+
+
+def _compressed(
+    image: Image,
+    tables: Tables | None,
+    found: tuple[str, ...],
+    options: Mapping[str, Any],
+    noise_std: float | None,
+    seen: Tensor | None,
+    kernel: Path | None,
+    source: Path | None,
+) -> Problem:
+    """A photograph with the artefacts of JPEG; a stated noise is the strength of the repair."""
+    if options or seen is not None or kernel is not None:
+        raise BadInput("--task jpeg takes no other option of a task, no mask and no kernel: leave them out")
+    if tables is None:
+        tables, words = find_compression(image.values, source)
+        found = (words,) if words else ()
+    if tables is None:
+        raise BadInput("the image shows no sign of JPEG compression, in its file or its pixels: use --task denoise")
+    level = jpeg_noise_std(tables) if noise_std is None else noise_std
+    task, shape = Task("denoise", {"noise_std": level}, {}), _shape(image.values)
+    y = image.values[None]
+    return Problem(
+        y,
+        built(task, shape),
+        task,
+        shape,
+        image.alpha,
+        image.notes,
+        image.bits,
+        image.values,
+        tables=tables,
+        assumed=found,
+    )
 
 
 def _shape(values: Tensor) -> tuple[int, int, int]:
@@ -226,7 +304,7 @@ def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tens
             return values, (channels, height * factor, width * factor)
         case "colorize":
             return to_gray(values), (3, height, width)
-        case "inpaint-random":
+        case "inpaint-random" | "scratches":
             raise BadInput("which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE")
         case "inpaint-box" if not {"position", "size"} <= set(options):
             raise BadInput("where is the hole? give --position TOP LEFT and --size N, or --mask FILE")

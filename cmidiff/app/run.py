@@ -1,51 +1,61 @@
-"""One run of a solver into a folder, its samples written as they are finished.
+"""One restoration in a folder: the best estimate and samples of the posterior, each written as soon as it is finished.
 
+    restored.png           the best estimate; with a solver that draws samples, their mean
+    run.json               the resolved options, and at the end what came of the estimate and of every sample
     overlay.png            the image as it was given, with what its mask hides in red
-    run.json               the resolved options, and at the end the result of every sample
-    sample-00.png ...      posterior samples; sample-00.safetensors holds the floats, the status, the misfit by step
+    estimate.safetensors   the estimate as floats, its status, and the misfit by step
+    sample-00.png ...      samples of the posterior; sample-00.safetensors likewise
     mean.png, std.png      mean of the samples, and where they disagree
     moments.safetensors    both as floats
-    comparison.png         measurement, samples, mean, uncertainty and truth, side by side
+    comparison.png         measurement, estimate, samples, mean, uncertainty and truth, side by side
 
-The same run into the same folder keeps the finished samples and goes on.
+The same run into the same folder keeps what is finished and goes on.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from deepinv.physics import LinearPhysics
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from cmidiff import __version__, files, load_prior
+from cmidiff.app.compressed import repair
 from cmidiff.app.errors import BadInput, bad_input, say
 from cmidiff.app.figures import Tile, side_by_side, std_map, std_tile
 from cmidiff.app.masks import overlay
-from cmidiff.app.problem import Problem
-from cmidiff.app.show import Line, progress
+from cmidiff.app.problem import JPEG, Problem
+from cmidiff.app.show import progress
 from cmidiff.images import encode, fit_alpha, to_pil, write_image
 from cmidiff.information import CMI
 from cmidiff.metrics import data_misfit, psnr, ssim
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import describe
-from cmidiff.restoration import restore as sample_posterior
-from cmidiff.result import Progress, Restoration
-from cmidiff.solvers import Solver
+from cmidiff.restoration import restore
+from cmidiff.result import MISFIT_BOUND, Progress, Restoration, RestorationWarning, Status
+from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Sampler
 
 SSIM_WINDOW = 11  # pixels: smaller pictures have no SSIM
 COMMAND = "restore"
-WRITTEN = re.compile(r"run\.json|(mean|std|comparison|overlay)\.png|moments\.safetensors|sample-\d+\.(png|safetensors)")
+WRITTEN = re.compile(
+    r"run\.json|(restored|mean|std|comparison|overlay)\.png|(moments|estimate)\.safetensors"
+    r"|sample-\d+\.(png|safetensors)"
+)
+ESTIMATE = -1  # the index of the best estimate, among those of the samples
+POLISH = 0.75  # of the time of an estimate that starts from the mean of samples, what the samples take
 MOST_SHOWN = 4  # samples in the comparison
-NOT_IDENTITY = ("samples", "batch", "device", "output")  # options that leave sample k of a seed as it is
+NOT_IDENTITY = ("samples", "batch", "device", "output")  # options that leave the estimate and sample k as they are
 
 
 @dataclass(frozen=True)
@@ -53,20 +63,23 @@ class Settings:
     """The resolved options of a run, apart from the problem.
 
     Attributes:
-        solver_name, solver: the solver, by its name at the command line and as the object.
-        cmi: the CMI correction, or None.
+        solver_name, solver: the solver, by its name at the command line and as the object; None for the best estimate
+            by `DPIR`, and samples by `CADPS`.
+        cmi: the CMI correction of the samples, or None.
         prior: name or path of the prior.
-        steps, samples, seed, batch: of the sampler; ``batch`` samples are drawn at once.
+        steps: of the solver; None for its default.
+        samples: of the posterior.
+        seed, batch: of the random numbers; ``batch`` samples are drawn at once.
         device: where.
         sampler: reverse sampler; None for the default.
-        tile: side of the tiles in which a large picture is seen, None for the whole, or ``auto``.
+        tile: side of the tiles in which a large image is seen, None for the whole, or ``auto``.
     """
 
-    solver_name: str
-    solver: Solver
+    solver_name: str | None
+    solver: Solver | None
     cmi: CMI | None
     prior: str
-    steps: int
+    steps: int | None
     samples: int
     seed: int
     batch: int
@@ -75,32 +88,70 @@ class Settings:
     tile: int | Literal["auto"] | None = "auto"
 
     @property
+    def estimator(self) -> tuple[str, Solver] | None:
+        """What gives the best estimate; None if it is the mean of the samples."""
+        if self.solver is None:
+            return "dpir", DPIR()
+        return (str(self.solver_name), self.solver) if self.solver.point else None
+
+    @property
+    def drawer(self) -> tuple[str, Solver]:
+        """What draws samples."""
+        if self.solver is None or self.solver.point:
+            return "cadps", CADPS()
+        return str(self.solver_name), self.solver
+
+    @property
     def title(self) -> str:
-        return f"{self.solver_name}{' + CMI' if self.cmi else ''}, {self.steps} steps, seed {self.seed}"
+        parts = [] if self.estimator is None else [f"estimate by {self.estimator[0]}"]
+        if self.samples:
+            parts.append(f"samples by {self.drawer[0]}{' + CMI' if self.cmi else ''}")
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{', '.join(parts)}{steps}, seed {self.seed}"
 
     def describe(self) -> dict[str, Any]:
         names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
+        estimator = None if self.estimator is None else {"name": self.estimator[0]} | describe(self.estimator[1])
         cmi = None if self.cmi is None else describe(self.cmi)
         sampler = None if self.sampler is None else {"name": type(self.sampler).__name__} | describe(self.sampler)
-        return {"solver": {"name": self.solver_name} | describe(self.solver), "cmi": cmi, "sampler": sampler} | {
-            name: getattr(self, name) for name in names
-        }
+        solver = {"name": self.drawer[0]} | describe(self.drawer[1])
+        record = {"estimate": estimator, "solver": solver, "cmi": cmi, "sampler": sampler}
+        return record | {name: getattr(self, name) for name in names}
 
 
-def resolved(problem: Problem, settings: Settings, source: Path, output: Path) -> dict[str, Any]:
-    """All options of a run, as they are written to run.json."""
+def adapt(settings: Settings, problem: Problem) -> Settings:
+    """Return the options for a problem: where the physics is not linear, samples by DPS and their mean.
+
+    Raises:
+        BadInput: samples or a solver for a task that has none.
+    """
+    if problem.name == JPEG and (settings.solver is not None or settings.samples):
+        raise BadInput(
+            f"the task jpeg gives one estimate: for --solver or --samples use --task denoise --noise-std "
+            f"{problem.noise_std:.3g}, a noise as strong as its artefacts"
+        )
+    if settings.solver is None and not isinstance(problem.physics, LinearPhysics):
+        return replace(settings, solver_name="dps", solver=DPS(), samples=max(1, settings.samples))
+    return settings
+
+
+def resolved(
+    problem: Problem, settings: Settings, source: Path, output: Path, prior: Denoiser | None = None
+) -> dict[str, Any]:
+    """All options of a run, as they are written to run.json; with the prior, its weights are part of them."""
     measurement = {"file": str(source), "sha256": problem.digest()} | problem.describe()
-    return {"cmidiff": __version__, "measurement": measurement} | settings.describe() | {"output": str(output)}
+    record = {"cmidiff": __version__, "measurement": measurement} | settings.describe() | {"output": str(output)}
+    return record if prior is None else record | {"weights": prior.fingerprint[:16]}
 
 
-def load_prior_of(settings: Settings) -> Denoiser:
-    """The prior on its device.
+def load_prior_named(name: str, device: str) -> Denoiser:
+    """A prior on its device.
 
     Raises:
         BadInput: it cannot be loaded.
     """
     try:
-        return load_prior(settings.prior, device=settings.device)
+        return load_prior(name, device=device)
     except (ValueError, OSError) as error:
         raise bad_input(error) from error
 
@@ -132,7 +183,7 @@ def open_folder(
 
 def _clear(there: Iterable[Path], samples: int) -> None:
     """Remove what an earlier run wrote, and what this one would take for finished samples."""
-    wanted = {f"sample-{k:02d}.safetensors" for k in range(samples)}
+    wanted = {f"{stem_of(k)}.safetensors" for k in range(ESTIMATE, samples)}
     for path in there:
         if path.name in wanted or files.is_own(path, COMMAND):
             path.unlink()
@@ -166,32 +217,43 @@ def write_overlay(folder: Path, problem: Problem) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished sample.
+    """One finished result: the best estimate, or a sample of the posterior.
 
     Attributes:
-        index: k.
+        index: k; `ESTIMATE` for the estimate.
         values: (C, H, W) in units of a [0, 1] image, not clipped.
         misfit: by step, in units of the noise.
-        failure: why and where it diverged, or "".
+        status: how it ended.
     """
 
     index: int
     values: Tensor
     misfit: Tensor
-    failure: str = ""
+    status: Status = field(default_factory=lambda: Status(True))
 
     @property
     def ok(self) -> bool:
-        return not self.failure
+        return self.status.ok
+
+    @property
+    def name(self) -> str:
+        return "restored" if self.index == ESTIMATE else f"sample {self.index}"
+
+
+def stem_of(index: int) -> str:
+    """Name of the file of a result, without its ending."""
+    return "estimate" if index == ESTIMATE else f"sample-{index:02d}"
 
 
 def save_sample(folder: Path, sample: Sample, problem: Problem) -> None:
-    """Write one finished sample; its float file last, since that is the mark that it is complete."""
-    stem = folder / f"sample-{sample.index:02d}"
+    """Write one finished result; its float file last, since that is the mark that it is complete."""
+    path = folder / stem_of(sample.index)
     if sample.ok:
-        _write_result(stem.with_suffix(".png"), sample.values, problem)
+        image = folder / "restored.png" if sample.index == ESTIMATE else path.with_suffix(".png")
+        _write_result(image, sample.values, problem)
     tensors = {"sample": sample.values.contiguous(), "misfit": sample.misfit.contiguous()}
-    files.write(stem.with_suffix(".safetensors"), save(tensors, metadata={"failure": sample.failure}), COMMAND)
+    data = save(tensors, metadata={"status": json.dumps(asdict(sample.status))})
+    files.write(path.with_suffix(".safetensors"), data, COMMAND)
 
 
 def _write_result(path: Path, values: Tensor, problem: Problem) -> None:
@@ -201,34 +263,40 @@ def _write_result(path: Path, values: Tensor, problem: Problem) -> None:
 
 
 def load_sample(folder: Path, index: int) -> Sample | None:
-    """A sample that an earlier run finished, or None."""
-    path = folder / f"sample-{index:02d}.safetensors"
+    """A result that an earlier run finished, or None."""
+    path = folder / f"{stem_of(index)}.safetensors"
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            failure = (file.metadata() or {}).get("failure", "")
-            return Sample(index, file.get_tensor("sample"), file.get_tensor("misfit"), failure)
-    except SafetensorError:
+            status = Status(**json.loads((file.metadata() or {})["status"]))
+            return Sample(index, file.get_tensor("sample"), file.get_tensor("misfit"), status)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
         return None
 
 
 def sample(problem: Problem, settings: Settings, prior: Denoiser, folder: Path) -> tuple[list[Sample], bool]:
-    """Draw the samples that the folder lacks, writing each as it is finished.
+    """Compute what the folder lacks, the estimate first, writing each result as it is finished.
 
     Returns:
-        all finished samples in their order, and whether the user stopped it.
+        all finished results in their order, and whether the user stopped it.
     """
-    found = [load_sample(folder, k) for k in range(settings.samples)]
-    done = [s for s in found if s is not None]
-    missing = [k for k, s in enumerate(found) if s is None]
+    first = ESTIMATE if settings.estimator is not None else 0
+    found = {k: load_sample(folder, k) for k in range(first, settings.samples)}
+    done = [s for s in found.values() if s is not None]
+    missing = [k for k, s in found.items() if s is None]
     if done:
-        say(f"note: {len(done)} of {settings.samples} samples in {folder} are finished already")
+        say(f"note: {tell(done, settings)} in {folder} finished already")
     stopped = False
-    with progress(max(1, len(missing)) * settings.steps) as line:
+    with progress(max(1, len(missing))) as line:
         try:
             for indices in chunks(missing, settings.batch):
-                for one in draw(problem, settings, prior, indices, missing.index(indices.start), line):
+                before = missing.index(indices.start)
+
+                def show(fraction: float, doing: str, misfit: float, before: int = before) -> None:
+                    line(before + fraction, doing, misfit)
+
+                for one in compute(problem, settings, prior, indices, show):
                     save_sample(folder, one, problem)
                     done.append(one)
         except KeyboardInterrupt:
@@ -236,30 +304,79 @@ def sample(problem: Problem, settings: Settings, prior: Denoiser, folder: Path) 
     return sorted(done, key=lambda s: s.index), stopped
 
 
+def tell(done: list[Sample], settings: Settings) -> str:
+    """What of a run is finished, in words, with the verb."""
+    estimate = any(s.index == ESTIMATE for s in done)
+    count = len(done) - estimate
+    if not settings.samples:
+        return "the estimate is" if estimate else "nothing is"
+    samples = f"{count} of {settings.samples} samples are"
+    return f"the estimate and {samples}" if estimate else samples
+
+
 def chunks(missing: list[int], batch: int) -> Iterator[range]:
-    """Runs of consecutive sample numbers, of at most ``batch`` each."""
+    """Runs of consecutive indices, of at most ``batch`` each; the estimate is alone."""
     start = 0
     for end in range(1, len(missing) + 1):
-        if end == len(missing) or missing[end] != missing[end - 1] + 1 or end - start == batch:
+        alone = missing[end - 1] == ESTIMATE
+        if alone or end == len(missing) or missing[end] != missing[end - 1] + 1 or end - start == batch:
             yield range(missing[start], missing[end - 1] + 1)
             start = end
 
 
-def draw(
-    problem: Problem, settings: Settings, prior: Denoiser, indices: range, before: int, line: Line
+def compute(
+    problem: Problem,
+    settings: Settings,
+    prior: Denoiser,
+    indices: range,
+    show: Callable[[float, str, float], None],
 ) -> list[Sample]:
-    """Samples ``indices`` of the posterior, ``before`` others being drawn already.
+    """The estimate or the samples ``indices``.
+
+    Args:
+        show: is told which fraction of the work is done, what is being done, and the misfit.
 
     Raises:
         BadInput: as `posterior`.
     """
+    if indices.start == ESTIMATE:
+        return [estimate(problem, settings, prior, show)]
     label = str(indices.start) if len(indices) == 1 else f"{indices.start}-{indices.stop - 1}"
 
-    def show(now: Progress) -> None:
+    def watch(now: Progress) -> None:
         doing = f"sample {label} of {settings.samples}, step {now.step}/{now.steps}"
-        line(before * now.steps + now.step * len(indices), doing, float(now.misfit.median()))
+        show(len(indices) * now.step / now.steps, doing, float(now.misfit.median()))
 
-    return samples_of(posterior(problem, settings, prior, indices, show), indices)
+    return samples_of(posterior(problem, settings, prior, indices, watch), indices, problem)
+
+
+def estimate(
+    problem: Problem, settings: Settings, prior: Denoiser, show: Callable[[float, str, float], None]
+) -> Sample:
+    """The best estimate.
+
+    Raises:
+        BadInput: as `posterior`.
+    """
+    if problem.tables is not None:
+        values, misfit = repair(problem, prior, settings.device, settings.tile, show)
+        status = Status(True, misfit=float(misfit[-1]))
+        return Sample(ESTIMATE, values, misfit, status)
+    assert settings.estimator is not None, "the estimate of a sampler is the mean of its samples"
+    filled = False
+
+    def watch(now: Progress) -> None:
+        nonlocal filled
+        fraction, doing = now.step / now.steps, "estimate"
+        if now.sample >= 0:
+            filled, doing, fraction = True, "filling what is hidden", POLISH * fraction
+        elif filled:
+            fraction = POLISH + (1 - POLISH) * fraction
+        show(fraction, f"{doing}, step {now.step}/{now.steps}", float(now.misfit.median()))
+
+    restoration = _restore(problem, settings, prior, watch, solver=settings.solver, samples=None)
+    values, status = restoration.estimate[0].cpu(), restoration.estimate_status[0]
+    return _finished(Sample(ESTIMATE, values, restoration.stats["misfit"].flatten().cpu(), status), problem)
 
 
 def posterior(
@@ -268,38 +385,56 @@ def posterior(
     """Samples ``indices`` of the posterior, as `cmidiff.restore` gives them; what the callback raises passes through.
 
     Raises:
-        BadInput: what `cmidiff.restore` refuses at its door, or what does not fit into memory.
+        BadInput: what `cmidiff.restore` refuses, or what does not fit into memory.
     """
+    options = {"solver": settings.drawer[1], "cmi": settings.cmi, "sampler": settings.sampler}
+    options |= {"samples": len(indices), "first_sample": indices.start}
+    return _restore(problem, settings, prior, callback, **options)
+
+
+def _restore(
+    problem: Problem, settings: Settings, prior: Denoiser, callback: Callable[[Progress], None], **options: Any
+) -> Restoration:
     try:
-        return sample_posterior(
-            problem.y.to(settings.device),
-            problem.physics.to(settings.device),
-            prior,
-            solver=settings.solver,
-            cmi=settings.cmi,
-            sampler=settings.sampler,
-            noise_std=None if problem.photons else problem.noise_std,
-            tile=settings.tile,
-            steps=settings.steps,
-            samples=len(indices),
-            first_sample=indices.start,
-            seed=settings.seed,
-            callback=callback,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RestorationWarning)  # it is in the status, which the summary shows
+            return restore(
+                problem.y.to(settings.device),
+                problem.physics.to(settings.device),
+                prior,
+                noise_std=None if problem.photons else problem.noise_std,
+                tile=settings.tile,
+                steps=settings.steps,
+                seed=settings.seed,
+                callback=callback,
+                **options,
+            )
     except (ValueError, TypeError) as error:
         raise BadInput(str(error)) from error
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        size = f"{problem.shape[2]}x{problem.shape[1]} pixels, {len(indices)} at once,"
-        raise BadInput(f"{size} do not fit into memory: lower --batch or use a smaller picture") from error
+        size = f"{problem.shape[2]}x{problem.shape[1]} pixels, {options.get('samples') or 1} at once,"
+        raise BadInput(f"{size} do not fit into memory: lower --batch or use a smaller image") from error
 
 
-def samples_of(restoration: Restoration, indices: range) -> list[Sample]:
-    """The samples of a restoration, as they are written."""
+def samples_of(restoration: Restoration, indices: range, problem: Problem | None = None) -> list[Sample]:
+    """The samples of a restoration, as they are written; with the problem, its person's pixels are put back."""
     samples, misfit = restoration.samples[0].cpu(), restoration.stats["misfit"][:, 0].cpu()
-    failures = ["" if status.ok else status.message for status in restoration.status[0]]
-    return [Sample(k, samples[n], misfit[:, n], failures[n]) for n, k in enumerate(indices)]
+    found = [
+        Sample(k, samples[n], misfit[:, n], status)
+        for n, (k, status) in enumerate(zip(indices, restoration.status[0], strict=True))
+    ]
+    return found if problem is None else [_finished(one, problem) for one in found]
+
+
+def _finished(one: Sample, problem: Problem) -> Sample:
+    """A result with the pixels that belong to the person, and with its misfit in units of a [0, 1] image where there is
+    no noise, as all else is."""
+    status = one.status
+    if problem.noise_std == 0 and status.ok:
+        status = replace(status, misfit=_misfit(problem, one.values))
+    return replace(one, values=problem.finish(one.values), status=status)
 
 
 @dataclass(frozen=True)
@@ -320,14 +455,16 @@ class Row:
         return ", ".join(filter(None, (quality, misfit)))
 
 
-def judged(problem: Problem, name: str, values: Tensor, truth: Tensor | None) -> Row:
-    """Data misfit of an image (C, H, W), and its quality where the truth is known."""
-    misfit = _misfit(problem, values)
+def row_of(name: str, values: Tensor, status: Status, truth: Tensor | None) -> Row:
+    """The line of an image (C, H, W): how it ended, and its quality where the truth is known."""
+    if not status.ok:
+        return Row(name, status.message)
+    said = "ok" if status.explains else status.message
     if truth is None:
-        return Row(name, "ok", misfit)
+        return Row(name, said, status.misfit)
     shown, truth = values.clamp(0, 1)[None], truth[None]
     similarity = float(ssim(shown, truth)) if min(values.shape[1:]) >= SSIM_WINDOW else None
-    return Row(name, "ok", misfit, float(psnr(shown, truth)), similarity)
+    return Row(name, said, status.misfit, float(psnr(shown, truth)), similarity)
 
 
 def _misfit(problem: Problem, values: Tensor) -> float:
@@ -336,35 +473,76 @@ def _misfit(problem: Problem, values: Tensor) -> float:
     return float(data_misfit(values[None], problem.y, physics, noise_std=problem.noise_std or 1.0))
 
 
-def finish(folder: Path, problem: Problem, samples: list[Sample], truth: Tensor | None) -> list[Row]:
-    """Write mean, uncertainty and comparison of the finished samples, and return the summary."""
-    rows = [
-        judged(problem, f"sample {s.index}", s.values, truth) if s.ok else Row(f"sample {s.index}", s.failure)
-        for s in samples
-    ]
+def finish(folder: Path, problem: Problem, done: list[Sample], truth: Tensor | None) -> list[Row]:
+    """Write what is made of the finished results, and return the summary, the restored image first.
+
+    Args:
+        done: the estimate, if there is one, and the samples.
+    """
+    rows = [row_of(s.name, s.values, s.status, truth) for s in done]
+    samples = [s for s in done if s.index != ESTIMATE]
     good = [s for s in samples if s.ok]
     if not good:
         return rows
     stack = torch.stack([s.values for s in good])
-    moments = {"mean": stack.mean(0)}
+    moments, status = {"mean": stack.mean(0)}, status_of_mean(problem, good, stack.mean(0))
+    if len(samples) == len(done):
+        _write_result(folder / "restored.png", moments["mean"], problem)
+        rows.insert(0, row_of("restored", moments["mean"], status, truth))
     _write_result(folder / "mean.png", moments["mean"], problem)
     if len(good) > 1:
         moments["std"] = stack.std(0)
         files.write(folder / "std.png", encode(std_map(moments["std"])), COMMAND)
-        rows.append(judged(problem, "mean", moments["mean"], truth))
+        rows.append(row_of("mean", moments["mean"], status, truth))
     files.write(folder / "moments.safetensors", save(moments), COMMAND)
-    files.write(folder / "comparison.png", encode(_compare(problem, good, moments, truth, rows)), COMMAND)
+    files.write(folder / "comparison.png", encode(_compare(problem, done, moments, truth, rows)), COMMAND)
     return rows
 
 
+def results_of(rows: list[Row], *, finished: bool) -> dict[str, Any]:
+    """What came of a run, as it is written to run.json."""
+    restored = next((asdict(row) for row in rows if row.name == "restored"), None)
+    samples = [asdict(row) for row in rows if row.name != "restored"]
+    return {"finished": finished, "restored": restored, "samples": samples}
+
+
+def status_of_mean(problem: Problem, good: list[Sample], mean: Tensor) -> Status:
+    """How the mean of finished samples stands: with its own misfit, and their trouble if that is above the bound."""
+    worst = max((s.status for s in good), key=lambda status: status.misfit)
+    if problem.keeps:  # its own misfit knows nothing of the pixels that were put back
+        return worst
+    misfit = _misfit(problem, mean)
+    trouble = not worst.explains and misfit > MISFIT_BOUND
+    return replace(worst, misfit=misfit) if trouble else Status(True, misfit=misfit)
+
+
+def advice_on(done: list[Sample], problem: Problem, settings: Settings) -> str:
+    """What to try where a result does not explain the measurement, in one line; "" where all do."""
+    doubtful = [s for s in done if s.ok and not s.status.explains]
+    if not doubtful:
+        return ""
+    worst = max(s.status.misfit for s in doubtful)
+    which = doubtful[0].name if len(doubtful) == 1 else f"{len(doubtful)} results"
+    seen = f"misfit {worst:.3g}, at most {MISFIT_BOUND:g} is expected" if problem.noise_std else f"residual {worst:.3g}"
+    option = {"mask": "the mask", "kernel": "the kernel"}.get(problem.task.name, f"--task {problem.task.name}")
+    more = f"--steps {4 * (settings.steps or settings.drawer[1].default_steps)}"
+    return (
+        f"cmidiff: {which} does not explain the measurement ({seen}): check {option} and its options, state "
+        f"--noise-std above {problem.noise_std:g} if the image is noisier, or try {more}"
+    )
+
+
 def _compare(
-    problem: Problem, good: list[Sample], moments: Mapping[str, Tensor], truth: Tensor | None, rows: list[Row]
+    problem: Problem, done: list[Sample], moments: Mapping[str, Tensor], truth: Tensor | None, rows: list[Row]
 ) -> Image.Image:
     notes = {row.name: row.note for row in rows}
-    tiles = [Tile(to_pil(problem.view()), "measurement", f"{problem.task.name}, noise {problem.noise_std:g}")]
-    tiles += [Tile(to_pil(s.values), f"sample {s.index}", notes[f"sample {s.index}"]) for s in good[:MOST_SHOWN]]
+    good = [s for s in done if s.ok]
+    shown = [s for s in good if s.index == ESTIMATE] + [s for s in good if s.index != ESTIMATE][:MOST_SHOWN]
+    tiles = [Tile(to_pil(problem.view()), "measurement", f"{problem.name}, noise {problem.noise_std:g}")]
+    tiles += [Tile(to_pil(s.values), s.name, notes[s.name]) for s in shown]
     if "std" in moments:
-        tiles.append(Tile(to_pil(moments["mean"]), f"mean of {len(good)}", notes["mean"]))
+        count = sum(s.index != ESTIMATE for s in good)
+        tiles.append(Tile(to_pil(moments["mean"]), f"mean of {count}", notes["mean"]))
         image, top = std_tile(moments["std"])
         tiles.append(Tile(image, "uncertainty", f"black 0, brightest {top:.3f}"))
     if truth is not None:

@@ -66,12 +66,13 @@ class ValidBlur(LinearPhysics):
         """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2``, by conjugate gradients from ``z``."""
         start = z if isinstance(z, Tensor) else y.new_full((*y.shape[:-2], *self.canvas), float(z or 0))
         weight = float(gamma)
-        return start + conjugate_gradient(
+        found = conjugate_gradient(
             lambda v: v + weight * self.A_adjoint(self.A(v)),
             weight * self.A_adjoint(y - self.A(start)),
             iterations=ITERATIONS,
             tolerance=1e-10 if y.dtype == torch.float64 else 1e-5,
         )
+        return start + found.x
 
     def _response(self) -> Tensor:
         """Fourier transform of the kernel, centred at the origin of the canvas."""

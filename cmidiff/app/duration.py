@@ -1,0 +1,93 @@
+"""How long a restoration will take, measured on a small piece before it begins."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cmidiff.app.compressed import repair
+from cmidiff.app.errors import BadInput, say
+from cmidiff.app.problem import Problem, built
+from cmidiff.app.run import ESTIMATE, Settings, estimate, load_sample, posterior
+from cmidiff.physics import Task, hidden_disc
+from cmidiff.prior.base import Denoiser
+from cmidiff.prior.tiles import Tiled, fitted, starts
+from cmidiff.restoration import HOLE, POLISHED
+
+SIDE = 96  # of the piece, pixels
+SAMPLE_STEPS = 4  # of the piece of a sample, which are spread over all noise levels
+WORTH = 40 * SIDE**2  # pixels of all results from which a measurement is worth its time
+LONG = 20.0  # seconds from which the time is announced
+
+
+def announce(problem: Problem, settings: Settings, prior: Denoiser, folder: Path) -> None:
+    """Say how long the run will take, if that is long."""
+    seconds = expected_seconds(problem, settings, prior, folder)
+    if seconds > LONG:
+        height, width = problem.shape[1:]
+        say(f"{width}x{height} pixels: {in_words(seconds)} on this machine, as a small piece of the image tells")
+
+
+def expected_seconds(problem: Problem, settings: Settings, prior: Denoiser, folder: Path) -> float:
+    """Return the time that the results which the folder lacks will take, in seconds; 0 where it is short for sure."""
+    first = ESTIMATE if settings.estimator is not None else 0
+    missing = [k for k in range(first, settings.samples) if load_sample(folder, k) is None]
+    samples, estimates = sum(k != ESTIMATE for k in missing), int(ESTIMATE in missing)
+    if estimates and problem.tables is None and problem.seen is not None and hidden_disc(problem.seen) >= HOLE:
+        samples += POLISHED
+    pixels = pixels_seen(prior, problem.shape, settings.tile)
+    if pixels * (samples + estimates) < WORTH:
+        return 0.0
+    piece = _piece(problem)
+    scale, seconds = pixels / math.prod(piece.shape[1:]), 0.0
+    with suppress(BadInput):  # the run itself says why
+        if estimates:
+            start = time.monotonic()
+            _estimate(piece, settings, prior)
+            seconds += scale * (time.monotonic() - start)
+        if samples:
+            start = time.monotonic()
+            posterior(piece, replace(settings, steps=SAMPLE_STEPS), prior, range(1), lambda _: None)
+            steps = settings.steps or settings.drawer[1].default_steps
+            seconds += scale * samples * steps / SAMPLE_STEPS * (time.monotonic() - start)
+    return seconds
+
+
+def pixels_seen(prior: Denoiser, shape: tuple[int, ...], tile: int | str | None) -> int:
+    """Return the number of pixels that the network sees in one evaluation: those of all tiles, which overlap."""
+    network = fitted(prior, shape, tile)  # pyright: ignore[reportArgumentType]
+    if not isinstance(network, Tiled):
+        return math.prod(shape[1:])
+    size, overlap, multiple = network.tile, network.overlap, network.multiple
+    return math.prod(len(starts(side, size, overlap, multiple)) * min(side, size) for side in shape[1:])
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as a person says it."""
+    if seconds < 90:
+        return f"about {max(10, 10 * round(seconds / 10))} seconds"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} minutes"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+def _piece(problem: Problem) -> Problem:
+    """A piece as large as the measurement takes, with noise as strong."""
+    channels, height, width = problem.shape
+    shape = (channels, min(height, SIDE), min(width, SIDE))
+    noise = max(problem.noise_std, 1 / 255)
+    task, generator = Task("denoise", {"noise_std": noise}, {}), torch.Generator().manual_seed(0)
+    y = 0.5 + noise * torch.randn(1, *shape, generator=generator)
+    return Problem(y, built(task, shape), task, shape, tables=problem.tables)
+
+
+def _estimate(piece: Problem, settings: Settings, prior: Denoiser) -> None:
+    if piece.tables is not None:
+        repair(piece, prior, settings.device, settings.tile, lambda *_: None)
+    else:
+        estimate(piece, settings, prior, lambda *_: None)
