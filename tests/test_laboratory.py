@@ -31,7 +31,7 @@ from cmidiff.laboratory.pictures import pictures
 from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
-from cmidiff.sampler import Ancestral
+from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS
 from cmidiff.step import Step, evaluate
 from tests.cases import F64, generator, matrix_physics, randn
