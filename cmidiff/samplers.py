@@ -28,7 +28,9 @@ Variance = Literal["auto", "small", "large", "learned"]
 class _Memoryless:
     """A sampler that starts from the state as it is and remembers nothing."""
 
-    silent: bool = False
+    @property
+    def silent(self) -> bool:
+        return False
 
     def prepare(self, step: Step) -> Step:
         return step

@@ -264,7 +264,7 @@ def test_the_wiener_estimate_is_the_posterior_mean_of_a_gaussian():
 
 def test_moments_that_do_not_come_with_a_prior_are_those_of_its_samples():
     prior, _ = stationary()
-    known = prior.second_moments
+    known: Any = prior.second_moments
     prior.second_moments = None  # pyright: ignore[reportAttributeAccessIssue]
     found = moments_of(prior, (3, 8, 8))
     assert moments_of(prior, (3, 8, 8)) is found

@@ -668,7 +668,7 @@ def test_cmi_is_used_or_refused_and_never_dropped():
         restore(y, physics, prior, solver=Deaf(), **options)
     with pytest.raises(ValueError, match="CMI does not act on Excused: it takes no denoised image"):
         restore(y, physics, prior, solver=Excused(), **options)
-    restore(y, physics, prior, solver=Excused(), **(options | {"cmi": CMI(0.0)}))
+    restore(y, physics, prior, solver=Excused(), value_range=None, steps=4, cmi=CMI(0.0))
     with pytest.raises(ValueError, match="cmi corrects samples, and none is drawn"):
         restore(y, physics, prior, **options)
 
