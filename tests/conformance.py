@@ -243,22 +243,22 @@ def solver(data: Any, meta: dict[str, Any], run: dict[str, Any], steps: int) -> 
     match repo:
         case "DPS" if meta["method"] == "mcg":
             project = mcg_upsampled if meta["task"].startswith("sr") else mcg_base_class
-            return MCG(scale, project, through_clip=True), Ancestral()
+            return MCG(scale, project, through_clip=True, guard=False), Ancestral()
         case "DPS":
-            return DPS(scale, through_clip=True), Ancestral()
+            return DPS(scale, through_clip=True, guard=False), Ancestral()
         case "CADPS":
             return CADPSReleased(scale, through_clip=True), Ancestral()
         case "MCG":
-            return MCG(scale, mcg_at_level_t, through_clip=True), Ancestral()
+            return MCG(scale, mcg_at_level_t, through_clip=True, guard=False), Ancestral()
         case "RED":
             kind = ReplacedPiGDM if run["degname"].startswith("in2") else PiGDM
             weight = "additive" if run.get("awd", True) else "flow"
-            return kind(weight=weight, data_variance=1.0), DDIM(float(run["eta"]))
+            return kind(weight=weight, data_variance=1.0, guard=False), DDIM(float(run["eta"]))
         case "KDIP":
             order = 1 if run.get("sampler") == "euler" else 2
             weight = "adaptive" if run["guidance"] == "pgdm" else "likelihood"
             flow = ProbabilityFlow(order, float(run.get("churn", 0.0)), churn_noise=1.003)
-            return PiGDM(weight=weight, data_variance=1.0, through_clip=True), flow
+            return PiGDM(weight=weight, data_variance=1.0, through_clip=True, guard=False), flow
     rate, interval = float(run["cond"]["guidance_scale"]) * math.sqrt(steps / 100), int(run["cond"]["interval"])
     if run["sampler"]["sampler"] == "ddim":
         return DSG(rate, interval, through_clip=True), DDIM(1.0)
@@ -338,7 +338,7 @@ def full(data: Any, meta: dict[str, Any], folder: Path) -> dict[str, tuple[float
         shape = tuple(x_T.shape[1:])
         given = measurement(part, {**meta, "task": task}, shape)
         prior = NetworkPrior(models(folder, shape[-1])[meta["model"]], "eps", DDPM.linear(), learned_variance=True)
-        used = DPS(float(meta["scale"][task]), through_clip=True)
+        used = DPS(float(meta["scale"][task]), through_clip=True, guard=False)
         theirs = tensor(data[f"{task}/x_every50"])
         draws = Recorded(x_T, tensor(np.stack(z)))
         problem = problem_of(prior, given, draws=draws, clip=(-1.0, 1.0))

@@ -36,8 +36,8 @@ def test_ramp_has_its_ends_and_the_geometric_mean_where_noise_equals_signal() ->
 def test_a_function_scales_the_gradient_by_its_value_at_the_noise_level(solver: type[DPS] | type[MCG]) -> None:
     step = the_step()
     zeta = 0.2 + step.ratio
-    x_s = solver(lambda ratio: 0.2 + ratio).step(step, None)[0]
-    assert torch.equal(x_s, solver(zeta).step(the_step(), None)[0])
+    x_s = solver(lambda ratio: 0.2 + ratio, guard=False).step(step, None)[0]
+    assert torch.equal(x_s, solver(zeta, guard=False).step(the_step(), None)[0])
     if solver is DPS:
         torch.testing.assert_close(step.advance()[0] - x_s, zeta * misfit_gradient(step))
 

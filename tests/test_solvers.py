@@ -145,7 +145,7 @@ def test_unconditional(schedule, t, s):
 @each_level
 def test_dps(schedule, t, s):
     step = a_step(schedule, t, s)
-    same(taken(DPS(0.7), step), posterior_kernel(step, denoised(step)[0]) - 0.7 * norm_gradient(step))
+    same(taken(DPS(0.7, guard=False), step), posterior_kernel(step, denoised(step)[0]) - 0.7 * norm_gradient(step))
 
 
 def test_dps_gradient_is_that_of_each_images_own_norm():
@@ -163,13 +163,16 @@ def test_dps_gradient_through_the_clip_stops_at_clipped_pixels():
     assert bool((x_hat.abs() == 0.5).any())
     theirs = torch.autograd.grad(torch.linalg.vector_norm(Y - x_hat @ MATRIX.mT, dim=1).sum(), x)[0]
     torch.testing.assert_close(misfit_gradient(step, through_clip=True), theirs, rtol=1e-10, atol=1e-12)
-    same(taken(DPS(0.7), step), posterior_kernel(step, denoised(step)[0].clamp(-0.5, 0.5)) - 0.7 * norm_gradient(step))
+    same(
+        taken(DPS(0.7, guard=False), step),
+        posterior_kernel(step, denoised(step)[0].clamp(-0.5, 0.5)) - 0.7 * norm_gradient(step),
+    )
 
 
 def test_dps_at_a_perfect_fit_does_not_divide_by_zero():
     step = a_step()
     fitted = with_measurement(step, replace(step.measurement, y=step.measurement.A(step.x_hat.detach())))
-    same(taken(DPS(0.7), fitted), taken(Unconditional(), step))
+    same(taken(DPS(0.7, guard=False), fitted), taken(Unconditional(), step))
 
 
 class Squares(Physics):
@@ -208,10 +211,10 @@ def test_pigdm(schedule, t, s, noise_std):
         g = pull(step, variance * torch.eye(D, dtype=F64))
         weights = {"likelihood": sigma**2 / alpha, "adaptive": variance * sigma**2 / alpha, "flow": alpha * variance}
         for weight, w in weights.items():
-            ours = taken(PiGDM(0.8, weight, v), step)  # pyright: ignore[reportArgumentType]
+            ours = taken(PiGDM(0.8, weight, v, guard=False), step)  # pyright: ignore[reportArgumentType]
             same(ours, posterior_kernel(step, x_hat + 0.8 * w * g))
         additive = posterior_kernel(step, x_hat) + 0.8 * alpha * alpha_s * variance * g
-        same(taken(PiGDM(0.8, "additive", v), step), additive)
+        same(taken(PiGDM(0.8, "additive", v, guard=False), step), additive)
 
 
 @each_level
@@ -228,7 +231,7 @@ def test_pigdm_adds_the_likelihood_score_to_the_priors(schedule, t, s):
     """``x_hat'`` and the score move agree: ``score_weight grad log p(y | x_t)`` on the sampler's mean."""
     step = a_step(schedule, t, s)
     g = pull(step, r2(step) * torch.eye(D, dtype=F64))
-    same(taken(PiGDM(), step) - taken(Unconditional(), step), step.score_weight * g)
+    same(taken(PiGDM(guard=False), step) - taken(Unconditional(), step), step.score_weight * g)
 
 
 def posterior_means(step: Step) -> Tensor:
@@ -271,7 +274,7 @@ def test_cadps(schedule, t, s):
 def test_pigdm_with_a_covariance_is_cadps_without_its_guard(schedule, t, s, name):
     step = a_step(schedule, t, s)
     covariance = COVARIANCES[name]
-    same(taken(PiGDM(0.9, covariance=covariance), step), taken(CADPS(covariance, 0.9, guard=False), step))
+    same(taken(PiGDM(0.9, covariance=covariance, guard=False), step), taken(CADPS(covariance, 0.9, guard=False), step))
 
 
 # the length of the move
@@ -368,7 +371,7 @@ def test_mcg_projects_exactly_without_noise(schedule, t, s):
     alpha_s, sigma_s = step.level_s
     n = step.draws.normal("guidance", step.index, step.x_t.detach())
     for scale in (0.0, 0.8):
-        x_s = taken(MCG(scale), step)
+        x_s = taken(MCG(scale, guard=False), step)
         torch.testing.assert_close(x_s @ MATRIX.mT, alpha_s * Y + sigma_s * n @ MATRIX.mT, rtol=1e-9, atol=1e-10)
         before = posterior_kernel(step, denoised(step)[0]) - (scale * norm_gradient(step) if scale else 0)
         moved = x_s - before  # only along the rows of A
@@ -378,9 +381,9 @@ def test_mcg_projects_exactly_without_noise(schedule, t, s):
 
 def test_mcg_ends_on_the_measurement_without_noise_and_leaves_the_end_alone_with_it():
     step = last_step(noise_std=0.0)
-    torch.testing.assert_close(taken(MCG(0.5), step) @ MATRIX.mT, Y, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(taken(MCG(0.5, guard=False), step) @ MATRIX.mT, Y, rtol=1e-9, atol=1e-10)
     step = last_step()
-    same(taken(MCG(0.5), step), denoised(step)[0] - 0.5 * norm_gradient(step))
+    same(taken(MCG(0.5, guard=False), step), denoised(step)[0] - 0.5 * norm_gradient(step))
 
 
 @each_level
@@ -391,7 +394,7 @@ def test_mcg_with_noise_weighs_the_measurement_against_the_state(schedule, t, s)
     target = alpha_s * Y + sigma_s * step.draws.normal("guidance", step.index, before) @ MATRIX.mT
     system = MATRIX @ MATRIX.mT + (alpha_s * NOISE / sigma_s) ** 2 * torch.eye(M, dtype=F64)
     theirs = before + torch.linalg.solve(system, (target - before @ MATRIX.mT).mT).mT @ MATRIX
-    same(taken(MCG(0.8), step), theirs)
+    same(taken(MCG(0.8, guard=False), step), theirs)
 
 
 def test_mcg_takes_another_projection():
@@ -460,7 +463,14 @@ def moved(solver: Solver, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "solver", [DPS(0.3), DPS(Ramp(2.0, 0.5)), MCG(0.3, lambda step, x: x), CADPSReleased(0.3)], ids=str
+    "solver",
+    [
+        DPS(0.3, guard=False),
+        DPS(Ramp(2.0, 0.5), guard=False),
+        MCG(0.3, lambda step, x: x, guard=False),
+        CADPSReleased(0.3),
+    ],
+    ids=str,
 )
 def test_a_step_size_is_that_of_a_run_of_1000_steps(solver):
     same(moved(solver, 40), 25 * moved(solver, 1000))
@@ -643,7 +653,7 @@ def test_a_users_own_covariance_serves_every_solver_that_takes_one():
     x_hat = denoised(step)[0]
     gain = step.level_t[1] ** 2 / step.level_t[0]
     theirs = posterior_kernel(step, x_hat + gain * pull(step, 0.2 * torch.eye(D, dtype=F64)))
-    for solver in (CADPS(White(), guard=False), PiGDM(covariance=White())):
+    for solver in (CADPS(White(), guard=False), PiGDM(covariance=White(), guard=False)):
         same(taken(solver, step), theirs)
 
 
