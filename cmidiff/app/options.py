@@ -112,7 +112,12 @@ MaskFile = Annotated[
     _option("--mask", text="An image of the damage: paint on black, on transparency or on a copy of the photograph."),
 ]
 SeenFile = Annotated[Path | None, _option("--seen", text="An image that is bright where pixels were measured.")]
-KernelFile = Annotated[Path | None, _option("--kernel", text="An image of the blur kernel.")]
+KernelFile = Annotated[
+    Path | None,
+    _option(
+        "--kernel", text="The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels."
+    ),
+]
 ValueRange = Annotated[
     Any,
     _option(

@@ -29,7 +29,7 @@ from cmidiff.app.findings import find_compression, find_noise, find_task
 from cmidiff.app.masks import read_kernel
 from cmidiff.app.unpainted import keep_unpainted
 from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure
+from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure, parse_kernel
 
 FORMAT = 1
 KEY = "cmidiff"
@@ -162,7 +162,7 @@ def task_of(
             return Task("mask", dict(options), {"mask": seen})
         if kernel is not None:
             _fits(name, ("deblur",), "--kernel")
-            return Task("kernel", dict(options), {"kernel": read_kernel(kernel, *shape[1:])})
+            return Task("kernel", dict(options), {"kernel": _kernel_of(kernel, shape)})
         if name is None:
             raise BadInput(
                 f"how was the image degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
@@ -171,6 +171,13 @@ def task_of(
         return Task.draw(name, shape, drawn | dict(options))
     except (ValueError, TypeError) as error:
         raise BadInput(str(error)) from error
+
+
+def _kernel_of(kernel: Path, shape: tuple[int, int, int]) -> Tensor:
+    """The kernel in an image file, or of a specification as ``gaussian:1.5``, (h, w) with sum 1."""
+    if ":" in str(kernel) and not kernel.exists():
+        return parse_kernel(str(kernel))
+    return read_kernel(kernel, *shape[1:])
 
 
 def _fits(name: str | None, kinds: tuple[str, ...], option: str) -> None:
