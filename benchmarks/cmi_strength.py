@@ -75,16 +75,18 @@ VALUES = ["image", "psnr", "ssim", "crps", "lpips", "misfit", "ok", "seconds"]
 
 
 def solver_of(name: str, steps: int) -> Any:
-    """The solver by its name here; the steps of DPS sum to 200 whatever their number."""
+    """The solver by its name here; the steps of DPS sum to 200."""
     from cmidiff import CADPS, DPS, PiGDM
+    from cmidiff.covariance import Exact, Hybrid, Isotropic
 
     known = {
-        "dps": DPS(200 / steps),
-        "pigdm": PiGDM(data_variance=0.3),  # that of pictures in [-1, 1]
-        "cadps": CADPS(data_variance=0.3),
-        "cadps-isotropic": CADPS("isotropic", data_variance=0.3),
-        "cadps-exact": CADPS("exact", data_variance=0.3),
-        "cadps-switch": CADPS("exact", data_variance=0.3, switch=0.5),
+        "dps": DPS(0.2),
+        "pigdm": PiGDM(),
+        "cadps": CADPS(),
+        "cadps-diagonal": CADPS("diagonal"),
+        "cadps-isotropic": CADPS("isotropic"),
+        "cadps-exact": CADPS("exact"),
+        "cadps-switch": CADPS(Hybrid(high=Isotropic(), low=Exact(), switch=0.5)),
     }
     if name not in known:
         raise typer.BadParameter(f"There is no solver {name!r}. Choose from: {', '.join(known)}.")

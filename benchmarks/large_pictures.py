@@ -30,14 +30,14 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff import CADPS, DPS, PiGDM, load_prior, measure, restore
-from cmidiff.guidance import Guidance
 from cmidiff.images import read_source, sources, to_pil, write_image
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import inpaint_box, inpaint_random, super_resolution
 from cmidiff.prior.tiles import Tiled, starts
+from cmidiff.solvers import Solver
 
 NOISE_STD = 0.05
-SOLVERS: dict[str, Guidance] = {"dps": DPS(), "pigdm": PiGDM(data_variance=0.3), "cadps": CADPS()}
+SOLVERS: dict[str, Solver] = {"dps": DPS(), "pigdm": PiGDM(), "cadps": CADPS()}
 TASKS = {
     "super-resolution": lambda shape, seed: super_resolution(shape, factor=4, noise_std=NOISE_STD),
     "inpaint-random": lambda shape, seed: inpaint_random(shape, hidden=0.9, noise_std=NOISE_STD, seed=seed),

@@ -32,8 +32,8 @@ from cmidiff.prior import PRIORS, NetworkPrior, estimate_memory, load_network
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
 from cmidiff.prior.guided_diffusion import stated_config
-from cmidiff.sampler import Ancestral
-from cmidiff.step import Step, evaluate
+from cmidiff.samplers import Ancestral
+from cmidiff.step import Problem, Step
 
 GIB, SIDE, T = 2**30, 256, 500.0
 
@@ -187,7 +187,7 @@ def _step(dtype: torch.dtype) -> Step:
     alpha, sigma = prior.schedule(300.0)
     x_t = alpha * x_0 + sigma * torch.randn(x_0.shape, generator=generator)
     unused: Any = None
-    return evaluate(Step(x_t, 300.0, 290.0, 0, 1, x_t, None, prior, unused, Ancestral(), unused), graph=True)
+    return Step.at(Problem(prior, unused, Ancestral(), unused, (0,)), x_t, 300.0, 290.0, graph=True)
 
 
 def memory_table() -> list[str]:

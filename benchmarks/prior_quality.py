@@ -151,19 +151,20 @@ def run_baselines(tuning: Problem, problem: Problem) -> dict[str, Tensor]:
 def solvers() -> dict[str, dict[str, Any]]:
     """The solvers by the names of the command line, and those with CMI: keyword arguments of ``restore``."""
     from cmidiff import CMI
-    from cmidiff.solvers import SOLVERS, make_solver
+    from cmidiff.registry import SOLVERS
 
-    found: dict[str, dict[str, Any]] = {name: {"solver": make_solver(name)} for name in SOLVERS}
+    found: dict[str, dict[str, Any]] = {name: {"solver": SOLVERS.make(name)} for name in SOLVERS}
     return found | {f"cmi+{name}": options | {"cmi": CMI()} for name, options in found.items()}
 
 
 def run_solver(problem: Problem, prior: Any, options: dict[str, Any], steps: int, samples: int, device: str) -> Tensor:
-    """The mean of the samples; image i has seed i."""
+    """The estimate: the mean of the samples, or that of a point estimator; image i has seed i."""
     from cmidiff import restore
 
     seeds = list(range(len(problem.truth)))
     y, physics = problem.y.to(device), problem.physics.clone().to(device)
-    return restore(y, physics, prior, steps=steps, samples=samples, seed=seeds, **options).mean.cpu()
+    count = 1 if options["solver"].point else samples
+    return restore(y, physics, prior, steps=steps, samples=count, seed=seeds, **options).estimate.cpu()
 
 
 def table_row(name: str, x: Tensor, problem: Problem, baseline: Tensor | None, seconds: float) -> str:

@@ -43,15 +43,16 @@ from torch.profiler import ProfilerActivity, profile
 from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, measure, restore
 from cmidiff import physics as tasks
 from cmidiff.draws import SeededDraws
-from cmidiff.guidance import Guidance
 from cmidiff.images import read_image, read_source, sources
 from cmidiff.information import Contraction, Estimator
+from cmidiff.loop import Trace, sample
 from cmidiff.measurement import Measurement
 from cmidiff.metrics import psnr
 from cmidiff.prior import load_network
-from cmidiff.sampler import Ancestral, Trace, sample, start
-from cmidiff.solvers import make_solver
-from cmidiff.step import Step, evaluate
+from cmidiff.registry import SOLVERS
+from cmidiff.samplers import Ancestral
+from cmidiff.solvers import CADPSReleased, Solver
+from cmidiff.step import Problem, Step
 
 NOISE_STD = 0.05  # of images in [0, 1]
 SHAPE = (3, 64, 64)
@@ -122,35 +123,25 @@ class Bench:
 
         return Turn(work)
 
-    def run(self, guidance: Guidance, cmi: CMI | None = None) -> Turn:
+    def run(self, solver: Solver, cmi: CMI | None = None) -> Turn:
         """A few steps, enough for ``every`` to come round."""
         steps = STEPS if cmi is None else max(STEPS, cmi.every)
 
         def work() -> None:
-            for _ in zip(range(steps), self.traces(self.times, guidance, cmi), strict=False):
+            for _ in zip(range(steps), self.traces(self.times, solver, cmi), strict=False):
                 pass
 
         return Turn(work, steps)
 
-    def whole_run(self, guidance: Guidance, cmi: CMI | None = None) -> Turn:
+    def whole_run(self, solver: Solver, cmi: CMI | None = None) -> Turn:
         """From noise to the image."""
-        return Turn(lambda: list(self.traces(self.prior.schedule.grid(RUN), guidance, cmi)), RUN)
+        return Turn(lambda: list(self.traces(self.prior.schedule.grid(RUN), solver, cmi)), RUN)
 
-    def traces(self, times: Sequence[float], guidance: Guidance, cmi: CMI | None) -> Iterator[Trace]:
+    def traces(self, times: Sequence[float], solver: Solver, cmi: CMI | None) -> Iterator[Trace]:
         draws = SeededDraws([(0, k) for k in range(self.batch)])
-        x = start(self.prior, times[0], draws, torch.empty(self.batch, *SHAPE, device=self.device))
+        problem = Problem(self.prior, self.measurement, Ancestral(), draws, tuple(range(self.batch)), (-1.0, 1.0))
         with torch.no_grad():
-            yield from sample(
-                self.prior,
-                self.measurement,
-                x,
-                times,
-                guidance=guidance,
-                kernel=Ancestral(),
-                draws=draws,
-                cmi=cmi,
-                clip=(-1.0, 1.0),
-            )
+            yield from sample(problem, solver, times, cmi)
 
 
 def bench(batch: int, task: str, device: torch.device) -> Bench:
@@ -203,9 +194,9 @@ def contestants(b: Bench) -> dict[str, Turn]:
         "CA-DPS isotropic": b.run(CADPS("isotropic")),
         "CA-DPS diagonal": b.run(CADPS("diagonal")),
         "CA-DPS exact": b.run(CADPS("exact")),
-        "CA-DPS released": b.run(CADPS("released")),
+        "CA-DPS released": b.run(CADPSReleased()),
         "DPS, in a run": b.whole_run(DPS()),
-        "cadps, in a run": b.whole_run(make_solver("cadps")),
+        "cadps, in a run": b.whole_run(SOLVERS.make("cadps")),
         "DPS + CMI, in a run": b.whole_run(DPS(), CMI()),
     }
     rows |= {f"DPS + CMI {name}".strip(): b.run(DPS(), cmi) for name, cmi in corrections().items()}
@@ -365,9 +356,9 @@ def describe(device: torch.device) -> str:
 def one_probe(step: Step, cmi: CMI) -> Tensor:
     """The estimate of the gradient that one probe gives, for each row."""
     whole = replace(cmi, eta=1.0, weight="constant", cap=math.inf, window=EVERYWHERE)
-    shift = whole(step).shift
-    assert shift is not None
-    return shift
+    correction = whole(step).correction
+    assert correction is not None
+    return step.coefficients[1] * correction
 
 
 def variance(step: Step, cmi: CMI, probes: int) -> float:
@@ -376,7 +367,9 @@ def variance(step: Step, cmi: CMI, probes: int) -> float:
     drawn = []
     for k in range(-(-probes // rows)):
         draws = SeededDraws([(1, k * rows + row) for row in range(rows)])
-        drawn.append(one_probe(replace(step, draws=draws), cmi).detach().flatten(1).double().cpu())
+        drawn.append(
+            one_probe(replace(step, problem=replace(step.problem, draws=draws)), cmi).detach().flatten(1).double().cpu()
+        )
     return float(torch.cat(drawn).var(0).sum())
 
 
@@ -400,9 +393,8 @@ def standing(prior: Any, measurement: Measurement, x_0: Tensor, ratio: float, ro
     alpha_t, sigma_t = prior.schedule(t)
     draws = SeededDraws([(0, 0)])
     x_t = (alpha_t * x_0 + sigma_t * draws.normal("start", 0, x_0)).expand(rows, *x_0.shape[1:])
-    return evaluate(
-        Step(x_t, t, t - 1, 0, 10, x_t, None, prior, measurement, Ancestral(), SeededDraws([(0, 0)] * rows)), graph=True
-    )
+    problem = Problem(prior, measurement, Ancestral(), SeededDraws([(0, 0)] * rows), (0,) * rows)
+    return Step.at(problem, x_t, t, t - 1, graph=True, steps=10)
 
 
 ESTIMATORS: dict[str, tuple[Estimator, Contraction]] = {
@@ -468,12 +460,12 @@ def quality_table(archive: Path, task: str, count: int, steps: int, device: torc
     def half() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16)
 
-    variants: dict[str, tuple[Guidance, Callable[[], AbstractContextManager[Any]]]] = {
+    variants: dict[str, tuple[Solver, Callable[[], AbstractContextManager[Any]]]] = {
         "DPS": (DPS(), nullcontext),
         "DPS, bfloat16": (DPS(), half),
-        "CA-DPS diagonal": (make_solver("cadps-diagonal"), nullcontext),
-        "CA-DPS diagonal, below 0.5": (make_solver("cadps"), nullcontext),
-        "CA-DPS isotropic": (make_solver("cadps-isotropic"), nullcontext),
+        "CA-DPS diagonal": (SOLVERS.make("cadps-diagonal"), nullcontext),
+        "CA-DPS hybrid": (SOLVERS.make("cadps"), nullcontext),
+        "CA-DPS isotropic": (SOLVERS.make("cadps-isotropic"), nullcontext),
     }
     physics = TASKS[task]().to(device)
     y = measure(truth, physics, seed=list(range(count)))

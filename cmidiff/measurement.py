@@ -181,19 +181,19 @@ class Measurement:
 
     @cached_property
     def spectrum(self) -> Tensor:
-        """The diagonal of ``A^T A`` in the DCT domain, smoothed, shape (B or 1, ...) of the canvas: a preconditioner.
+        """The diagonal of ``A^T A`` in the DCT domain, smoothed, shape (B, ...) of the canvas: a preconditioner."""
+        like = self.y.real.new_zeros(len(self.y), *self.shape)
+        found = probe_diagonal(lambda v: self.At(self.A(v)), like)
+        assert found is not None
+        return found.clamp_min(0.0)
 
-        It is estimated with random signs in the DCT domain, the same ones for every image and in every run.
-        """
-        generator = torch.Generator().manual_seed(0)
-        like, total = self.y.real.new_zeros(len(self.y), *self.shape), torch.zeros(())
-        for _ in range(PROBES):
-            z = torch.randint(0, 2, self.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(like)
-            total = total.to(like) + z * dct(self.At(self.A(idct(z.expand_as(like)))))
-        mean = total / PROBES
-        if mean.ndim == 4:
-            mean = avg_pool2d(mean, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
-        return mean.clamp_min(0.0)
+    @property
+    def tight(self) -> bool:
+        """Whether ``A A^T`` is declared to be a multiple of the identity on what was measured, as for masks."""
+        if not self._decomposed:
+            return False
+        w2 = cast(Tensor, cast(DecomposablePhysics, self.physics).mask).abs() ** 2
+        return bool(((w2 == 0) | (w2 >= (1 - 1e-3) * w2.max())).all())
 
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""
@@ -235,3 +235,26 @@ def nonlinear(what: str, physics: Physics) -> str:
         f"{what} needs a linear physics, received {type(physics).__name__}: "
         "use DPS or DSG, which need only the gradient of the residual, or pass a deepinv LinearPhysics"
     )
+
+
+def probe_diagonal(operator: Callable[[Tensor], Tensor], like: Tensor) -> Tensor | None:
+    """The diagonal of a symmetric operator in the DCT domain, smoothed over neighbouring frequencies; None for complex
+    signals.
+
+    It is estimated with random signs, the same ones for every image and in every run.
+
+    Args:
+        operator: on tensors like ``like``, shape (B, ...).
+        like: shape, dtype and device.
+    """
+    if like.is_complex():
+        return None
+    generator, total = torch.Generator("cpu").manual_seed(0), torch.zeros_like(like)
+    for _ in range(PROBES):
+        signs = torch.randint(0, 2, like.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+        z = (2 * signs - 1).to(like).expand_as(like)
+        total = total + z * dct(operator(idct(z)))
+    mean = total / PROBES
+    if mean.ndim == 4:
+        mean = avg_pool2d(mean, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+    return mean

@@ -129,7 +129,7 @@ def suggest(wrong: str, known: Mapping[str, Any] | list[str]) -> str:
 
 def _value(value: Any) -> Any:
     if not isinstance(value, Mapping):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     if "name" in value:
         return COVARIANCES.make(value["name"], {k: v for k, v in value.items() if k != "name"})
     return importlib.import_module("cmidiff.solvers").Ramp(**value)

@@ -28,7 +28,9 @@ Variance = Literal["auto", "small", "large", "learned"]
 class _Memoryless:
     """A sampler that starts from the state as it is and remembers nothing."""
 
-    silent: bool = False
+    @property
+    def silent(self) -> bool:
+        return False
 
     def prepare(self, step: Step) -> Step:
         return step
@@ -162,10 +164,11 @@ class DPMSolver(_Memoryless):
         time, which the sampler does not take, the state is another one, and nothing is extrapolated."""
         now, lambda_t = step.clipped(estimate(step).detach()), -math.log(step.ratio)
         x_hat = now
-        if self.order == 2 and carry is not None and carry[2] == step.t and not step.last:
-            before, lambda_before, _ = carry
-            h = math.log(step.level_s[0] / step.level_s[1]) - lambda_t
-            x_hat = now + (h / (lambda_t - lambda_before) / 2) * (now - before)
+        if self.order == 2 and carry is not None and not step.last:
+            before, lambda_before, end = carry
+            if end == step.t and lambda_t > lambda_before:
+                h = math.log(step.level_s[0] / step.level_s[1]) - lambda_t
+                x_hat = now + (h / (lambda_t - lambda_before) / 2) * (now - before)
         return _draw(step, step.mean(x_hat)), (now, lambda_t, step.s)
 
 

@@ -465,14 +465,16 @@ def test_the_embedded_prior_restores_in_a_process_of_its_own() -> None:
 def test_priors_are_listed_with_what_is_present() -> None:
     result = cmidiff("priors")
     assert result.exit_code == 0
-    assert "natural-64" in result.stdout
+    for text in ("natural-64", "photo", "drunet", "FFDNet", "Zhang", "MIT", "BSD"):
+        assert text in result.stdout
 
 
 def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMIDIFF_CACHE", "cache")
     shown = cmidiff("priors").stdout
     for info in PRIORS.values():
-        if info.where() is None and info.url is not None:
+        assert (info.where() is None) == (info.name not in ("natural-64", "photo"))
+        if info.where() is None:
             assert f"put there: {info.expected}" in shown
             assert str(info.url) in shown
 

@@ -427,14 +427,16 @@ def tiny() -> DRUNet:
 def test_a_file_of_drunet_is_deepinv_s_network(tmp_path: Path, tiny: DRUNet) -> None:
     torch.save(tiny.state_dict(), tmp_path / "tiny.pth")
     card = {"architecture": {"kind": "DRUNet"}, "max_sigma": 50 / 255}
-    for options in ({}, {"checkpointing": True}):
+    prior = None
+    for again in (False, True):
         with pytest.warns(UserWarning, match=r"assumed value_range = \[0, 1\]"):
-            prior = load_network(tmp_path / "tiny.pth", card=card, **options)
+            prior = load_network(tmp_path / "tiny.pth", card=card, checkpointing=again)
         x = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
         ours, theirs = at_level(prior, 0.2, 2 * x - 1), 2 * tiny(x, 0.1) - 1
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         (pulled,), (expected,) = (torch.autograd.grad(x_hat.square().sum(), x) for x_hat in (ours, theirs))
         torch.testing.assert_close(pulled, expected, rtol=1e-3, atol=1e-4)
+    assert prior is not None
     assert at_level(prior, 0.2, torch.zeros(1, 3, 33, 7)).shape == (1, 3, 33, 7)
     state = tiny.state_dict()
     del state["m_body.1.res.2.weight"]
@@ -448,8 +450,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path) -> PriorInfo:
     info, card = PRIORS["drunet"], PRIORS["drunet"].card
     url = f"http://127.0.0.1:9/{card['file']}"
     other = {"drunet": card | {"url": url}, "photo": PRIORS["photo"].card}
-    plain = PriorInfo.card.fget  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(PriorInfo, "card", property(lambda self: dict(other.get(self.name) or plain(self))))
+    other |= {"natural-64": PRIORS["natural-64"].card}
+    monkeypatch.setattr(PriorInfo, "card", property(lambda self: dict(other[self.name])))
     monkeypatch.setenv("CMIDIFF_CACHE", str(folder))
     return info
 

@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -270,6 +270,12 @@ def test_quadrature_of_a_multiple_of_the_identity_has_no_error():
 # the correction
 
 
+def r2(step: Step, v: float) -> float:
+    """The variance of ``x_0 | x_t`` for ``x_0 ~ N(0, v)``, by adding precisions."""
+    alpha, sigma = step.level_t
+    return 1 / (1 / v + alpha**2 / sigma**2)
+
+
 def moved(cmi: CMI, step: Step) -> Tensor:
     """The move of ``x_s`` by CMI: that of the denoised image, times its coefficient."""
     correction = cmi(step).correction
@@ -279,8 +285,7 @@ def moved(cmi: CMI, step: Step) -> Tensor:
 
 def test_the_move_is_the_weighted_gradient():
     step = a_step()
-    # r_t^2 of a unit-variance prior, alpha^2 + sigma^2 = 1
-    grad = gradient_at(step, BoundIsotropic(step, step.level_t[1] ** 2))
+    grad = gradient_at(step, BoundIsotropic(step, r2(step, step.prior.variance)))
     beta = 1 - (step.level_t[0] / step.level_s[0]) ** 2
     weights = {"reverse-sde": beta / math.sqrt(1 - beta), "constant": 1.0}
     weights["snr"] = weights["reverse-sde"] * step.level_t[0] ** 2
@@ -292,12 +297,9 @@ def test_the_move_is_the_weighted_gradient():
 
 
 def test_the_covariance_inside_s_has_the_variance_of_the_prior_or_the_stated_one():
-    prior: Any = mixture()
-    prior.variance = 0.4
-    step = a_step(prior=prior)
-    alpha, sigma = step.level_t
-    for cmi, v in ((CMI(), 0.4), (CMI(covariance=Isotropic(0.9)), 0.9)):
-        grad = gradient_at(step, BoundIsotropic(step, 1 / (1 / v + alpha**2 / sigma**2)))
+    step = a_step()
+    for cmi, v in ((CMI(), step.prior.variance), (CMI(covariance=Isotropic(0.9)), 0.9)):
+        grad = gradient_at(step, BoundIsotropic(step, r2(step, v)))
         weight = step.score_weight
         cmi = replace(cmi, cap=math.inf)
         torch.testing.assert_close(moved(cmi, step), 0.1 * weight * grad, rtol=1e-8, atol=1e-12)
@@ -308,7 +310,7 @@ def test_the_covariance_inside_s_has_the_variance_of_the_prior_or_the_stated_one
 def test_the_state_moves_by_the_gradient_whatever_the_sampler(sampler, solver):
     step = a_step(sampler=sampler)
     base, corrected = solver.step(step, None)[0], solver.step(CMI(0.5, cap=math.inf)(step), None)[0]
-    grad = gradient_at(step, BoundIsotropic(step, step.level_t[1] ** 2))
+    grad = gradient_at(step, BoundIsotropic(step, r2(step, step.prior.variance)))
     torch.testing.assert_close(corrected - base, 0.5 * step.score_weight * grad, rtol=1e-6, atol=1e-9)
 
 

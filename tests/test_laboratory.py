@@ -31,9 +31,9 @@ from cmidiff.laboratory.pictures import pictures
 from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
-from cmidiff.sampler import Ancestral
+from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS
-from cmidiff.step import Step, evaluate
+from cmidiff.step import Problem, Step
 from tests.cases import F64, generator, matrix_physics, randn
 
 QUICK = Settings(seed=3, quick=True, workers=1)
@@ -98,8 +98,8 @@ def test_posterior_weights_samples_and_denoiser_are_the_dense_ones(family):
         torch.testing.assert_close(torch.cov(samples[p].mT), covariance, rtol=0.1, atol=0.03)
     for t in (30.0, 500.0):
         measurement = problems.measurement(2)
-        step = Step(x_t, t, t - 1, 0, 2, x_t, None, problems.prior, measurement, Ancestral(), BlockDraws(0))
-        ours = ExactPosterior(problems).estimate(evaluate(step, False))
+        problem = Problem(problems.prior, measurement, Ancestral(), BlockDraws(0), tuple(range(len(x_t))))
+        ours = ExactPosterior(problems).estimate(Step.at(problem, x_t, t, t - 1, graph=False))
         for p in range(3):
             rows = slice(2 * p, 2 * p + 2)
             torch.testing.assert_close(ours[rows], theirs(problems, p)(x_t[rows], t).mean, rtol=1e-7, atol=1e-8)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from cmidiff.prior import PRIORS, NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
 from cmidiff.prior.adm import ADMConfig, ADMUNet
+from cmidiff.prior.card import Fields
+from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
 from tests.test_adm import TINY, numbered
 
@@ -110,18 +113,121 @@ def test_the_same_weights_in_other_wrappers(adm_file: Path, tmp_path: Path, wrap
     torch.testing.assert_close(load_prior(path, card=card)(x(), 300.0).mean, expected, rtol=0, atol=0)
 
 
+def renamed(tensors: dict[str, Tensor], change: Callable[[str], str]) -> dict[str, Tensor]:
+    return {change(name): value for name, value in tensors.items()}
+
+
+WRAPPERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "module": lambda d: renamed(d, lambda name: f"module.{name}"),
+    "model": lambda d: renamed(d, lambda name: f"model.{name}"),
+    "compiled": lambda d: renamed(d, lambda name: f"_orig_mod.{name}"),
+    "compiled, then distributed": lambda d: {"model": renamed(d, lambda name: f"module._orig_mod.{name}")},
+    "own class": lambda d: renamed(d, lambda name: f"net.unet.{name}"),
+    "a compiled part": lambda d: renamed(d, lambda name: name.replace("middle_block.", "middle_block._orig_mod.")),
+    "moving average": lambda d: {"n_averaged": torch.tensor(9)} | renamed(d, lambda name: f"module.{name}"),
+    "schedule beside it": lambda d: {"betas": torch.ones(9)} | renamed(d, lambda name: f"model.{name}"),
+    "optimiser": lambda d: {
+        "model": d,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        "optim_dict": d,
+        "epoch": 3,
+    },
+    "deep": lambda d: {"checkpoint": {"state_dict": {"model": d, "step": 3}}},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_wrappers_add_to_names_is_removed(adm_file: Path, tmp_path: Path, wrapper: str) -> None:
+    expected = load_prior(adm_file, card=HEADS)(x(), 300.0).mean
+    torch.save(WRAPPERS[wrapper](torch.load(adm_file)), tmp_path / "wrapped.pt")
+    torch.testing.assert_close(load_prior(tmp_path / "wrapped.pt", card=HEADS)(x(), 300.0).mean, expected)
+
+
+SEVERAL: dict[str, Callable[[dict[str, Tensor], dict[str, Tensor]], Any]] = {
+    "dictionaries": lambda old, ema: {"model": old, "ema": ema, "optimizer": {"state": {0: {"exp_avg": ema}}}},
+    "prefixes": lambda old, ema: renamed(old, lambda name: f"model.{name}") | renamed(ema, lambda name: f"ema.{name}"),
+    "prefixes in a dictionary": lambda old, ema: {
+        "state_dict": renamed(old, lambda n: f"model.{n}") | renamed(ema, lambda n: f"ema.{n}")
+    },
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_a_file_with_several_networks_names_them_and_the_right_one(adm_file: Path, tmp_path: Path, form: str) -> None:
+    ema = torch.load(adm_file)
+    path = tmp_path / "several.pt"
+    old = {name: 0 * value for name, value in ema.items()}
+    torch.save(SEVERAL[form](old, ema) | {"step": 5}, path)
+    with pytest.raises(ValueError, match=r"holds several networks \(.*model.*ema.*moving average") as caught:
+        load_prior(path, card=HEADS)
+    stated = re.findall(r'"entry": "([^"]+)"', str(caught.value))
+    assert [name.split(".")[-1] for name in stated] == ["ema"]
+    expected = load_prior(adm_file, card=HEADS)(x(), 300.0).mean
+    found = load_prior(path, card=HEADS | {"entry": stated[0]})(x(), 300.0).mean
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"no network .exponential. \(its entries are .*\): state .*model., .*ema."):
+        load_prior(path, card=HEADS | {"entry": "exponential"})
+
+
+def test_a_part_of_a_file_is_named_by_the_start_of_its_names(adm_file: Path, tmp_path: Path) -> None:
+    tensors = renamed(torch.load(adm_file), lambda name: f"model.{name}")
+    torch.save(tensors | {"loss.vgg.weight": torch.ones(3)}, tmp_path / "parts.ckpt")
+    found = load_prior(tmp_path / "parts.ckpt", card=HEADS | {"entry": "model"})(x(), 300.0).mean
+    torch.testing.assert_close(found, load_prior(adm_file, card=HEADS)(x(), 300.0).mean, rtol=0, atol=0)
+
+
+def test_another_file_under_the_same_name_has_another_fingerprint(adm_file: Path) -> None:
+    before = load_prior(adm_file, card=HEADS)
+    assert load_prior(adm_file, card=HEADS).fingerprint == before.fingerprint
+    assert load_prior(adm_file, card=HEADS | {"noise_schedule": "cosine"}).fingerprint != before.fingerprint
+    torch.save(tensors_of(numbered(TINY, seed=1, dtype=torch.float32)), adm_file)
+    assert load_prior(adm_file, card=HEADS).fingerprint != before.fingerprint
+
+
 def test_cards_are_found_beside_a_file_the_nearest_first(adm_file: Path) -> None:
     for name, order in (("card.json", "far"), ("tiny.json", "near"), ("tiny.pt.json", "nearest")):
         (adm_file.parent / name).write_text(json.dumps(HEADS | {"licence": order}))
         assert load_prior(adm_file).card["licence"] == order
 
 
-def test_what_was_assumed_is_said_and_kept(adm_file: Path) -> None:
-    with pytest.warns(UserWarning, match="num_head_channels = 16 and use_new_attention_order = false"):
+ASSUMED = {
+    "num_head_channels": "num_head_channels = 16",
+    "noise_schedule": "noise_schedule = linear",
+    "diffusion_steps": "diffusion_steps = 1000",
+    "predict_xstart": "parametrisation = eps",
+    "value_range": "value_range = [-1, 1]",
+}
+
+
+def test_all_that_is_assumed_is_named_and_kept(adm_file: Path) -> None:
+    """A file without a card leaves its attention, its noise and its output open; a stated part is assumed no more."""
+    with pytest.warns(UserWarning, match="tiny does not state everything") as caught:
         prior = load_prior(adm_file)
-    assert "num_head_channels = 16" in prior.card["assumed"]
-    other = load_prior(adm_file, card=HEADS | {"use_new_attention_order": True})
-    assert not torch.allclose(other(x(), 300.0).mean, prior(x(), 300.0).mean), "the order of the heads matters"
+    for text in (*ASSUMED.values(), "use_new_attention_order = false"):
+        assert text in str(caught[0].message)
+        assert text in prior.card["assumed"]
+    stated = {
+        "num_head_channels": 16,
+        "noise_schedule": "cosine",
+        "diffusion_steps": 100,
+        "predict_xstart": False,
+        "value_range": None,
+    }
+    for name, text in ASSUMED.items():
+        with pytest.warns(UserWarning, match="does not state everything") as caught:
+            found = load_prior(adm_file, card={name: stated[name]})
+        assert text not in str(caught[0].message)
+        assert set(ASSUMED.values()) - {text} <= set(found.card["assumed"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "assumed" not in load_prior(adm_file, card=stated).card
+        schedule = {"schedule": {"kind": "vp"}, "parametrisation": "v", "value_range": [0, 1]}
+        assert "assumed" not in load_prior(adm_file, card=HEADS | schedule).card
+
+
+def test_the_order_of_attention_heads_matters(adm_file: Path) -> None:
+    one, other = (load_prior(adm_file, card=HEADS | {"use_new_attention_order": order}) for order in (False, True))
+    assert not torch.allclose(one(x(), 300.0).mean, other(x(), 300.0).mean)
 
 
 def test_a_card_states_schedule_parametrisation_and_range(adm_file: Path) -> None:
@@ -155,6 +261,66 @@ def test_grids_of_schedulers(tmp_path: Path) -> None:
     assert schedule(2.0)[0] ** 2 == pytest.approx(0.9 * 0.8 * 0.7, rel=1e-12)
 
 
+def test_what_a_scheduler_leaves_out_has_the_default_of_its_class(tmp_path: Path) -> None:
+    heun = pipeline_folder(tmp_path / "heun", scheduler={"_class_name": "HeunDiscreteScheduler"})
+    betas = np.linspace(0.00085, 0.012, 1000)
+    assert load_prior(heun).schedule(999.0)[0] ** 2 == pytest.approx(np.prod(1 - betas), rel=1e-9)
+    nameless = pipeline_folder(tmp_path / "nameless", scheduler={"beta_schedule": "linear"})
+    with pytest.warns(UserWarning, match="assumed scheduler = DDPMScheduler"):
+        prior = load_prior(nameless)
+    assert prior.card["assumed"] == ["scheduler = DDPMScheduler"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_levels_are_those_of_diffusers(kind: str, rescaled: bool) -> None:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    options = {"beta_schedule": kind, "rescale_betas_zero_snr": rescaled, "prediction_type": "v_prediction"}
+    theirs = DDPMScheduler(**options).alphas_cumprod.double().numpy()  # pyright: ignore[reportArgumentType]
+    schedule = read_scheduler(Fields(options | {"_class_name": "DDPMScheduler"}, "here")).schedule
+    ours = np.array([schedule(float(t))[0] ** 2 for t in range(1000)])
+    np.testing.assert_allclose(ours[:-1], theirs[:-1], rtol=2e-3 if kind == "squaredcos_cap_v2" else 1e-3, atol=1e-7)
+    assert 0 < ours[-1] < (1e-5 if rescaled else 1.0)
+
+
+def test_a_scheduler_s_clipping_is_a_fact_of_the_prior(tmp_path: Path) -> None:
+    for clip in (True, False):
+        prior = load_prior(pipeline_folder(tmp_path / str(clip), scheduler=SCHEDULER | {"clip_sample": clip}))
+        assert prior.value_range == (-1.0, 1.0)
+        assert prior.clip == ((-1.0, 1.0) if clip else None)
+
+
+def former(name: str) -> str:
+    """The name of an attention weight before diffusers 0.17."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def test_a_pipeline_of_before_diffusers_0_17(tmp_path: Path) -> None:
+    """Its attention weights have other names, and it may have a pickle alone."""
+    expected = load_prior(pipeline_folder(tmp_path / "new"))(x(), 300.0).mean
+    old = pipeline_folder(tmp_path / "old")
+    weights = old / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = renamed(load_file(weights), former)
+    assert any(name.endswith("attentions.0.query.weight") for name in tensors)
+    save_file(tensors, weights)
+    torch.testing.assert_close(load_prior(old)(x(), 300.0).mean, expected, rtol=0, atol=0)
+    torch.save(tensors, weights.with_suffix(".bin"))
+    weights.unlink()
+    torch.testing.assert_close(load_prior(old)(x(), 300.0).mean, expected, rtol=0, atol=0)
+    torch.save({"trap": Trap(tmp_path / "trace")}, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="was refused: it holds more than tensors"):
+        load_prior(old)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_the_size_of_the_training_images_is_known(tmp_path: Path) -> None:
+    assert load_prior(pipeline_folder(tmp_path / "pipe", sample_size=32)).size == 32
+    assert load_prior(pipeline_folder(tmp_path / "other")).size is None
+
+
 def test_a_single_file_of_a_diffusers_network_needs_its_card(tmp_path: Path) -> None:
     path = tmp_path / "unet.safetensors"
     save_file(tensors_of(tiny_unet()), path)
@@ -182,6 +348,22 @@ def test_the_hub_is_asked_for_nothing_that_could_run(tmp_path: Path, monkeypatch
     assert prior.name == "hf:google/ddpm-cat-256@main"
     assert (asked[0]["repository"], asked[0]["revision"]) == ("google/ddpm-cat-256", "main")
     assert all(name.endswith((".json", ".safetensors")) for name in asked[0]["allow_patterns"])
+    assert len(asked) == 1, "a pickle is asked for only where there are no safetensors"
+
+
+def test_a_pipeline_of_the_hub_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pipeline_folder(tmp_path / "snapshot")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    weights.unlink()
+
+    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if f"unet/{weights.stem}.bin" in allow_patterns:
+            torch.save(tensors, weights.with_suffix(".bin"))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_prior("hf:google/ddpm-cat-256").name == "hf:google/ddpm-cat-256"
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -476,8 +658,14 @@ def test_half_a_file_and_another_file_s_hash(tmp_path: Path, adm_file: Path) -> 
         ({}, {"beta_end": float("inf")}, "beta_end must be a finite number"),
         ({}, {"num_train_timesteps": 10**12}, "num_train_timesteps must be a whole number"),
         ({}, {"prediction_type": "flow"}, "prediction_type must be one of epsilon, sample, v_prediction"),
-        ({}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a scheduler with betas"),
+        ({}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a known scheduler with betas"),
+        ({}, {"_class_name": "MyOwnScheduler"}, "a known scheduler .*DDIMScheduler.* received .MyOwn"),
         ({}, {"trained_betas": [0.5, 2.0]}, "betas must lie between 0 and 1"),
+        ({}, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr must be false with prediction_type epsilon"),
+        ({}, {"thresholding": True}, "thresholding must be false"),
+        ({}, {"clip_sample_range": 3.0}, "clip_sample_range must be 1"),
+        ({}, {"use_flow_sigmas": True}, "use_flow_sigmas must be false"),
+        ({}, {"clip_sample": "yes"}, "clip_sample must be true or false"),
     ],
 )
 def test_hostile_configurations_are_named(
@@ -505,7 +693,7 @@ def test_latent_pipelines_and_missing_files(tmp_path: Path) -> None:
 # Fuzz: nothing but FileNotFoundError and ValueError comes out, with a message
 
 SMALL = {name: torch.arange(4.0) for name in ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight")}
-pytestmark = pytest.mark.filterwarnings("ignore:.*how its attention is laid out")
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not state everything")
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -644,7 +832,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "priors.md"
 SNIPPETS = [part for part in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "import torch" in part]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["function", "azula"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["denoiser", "function", "azula"])
 def test_the_documentation_runs(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "azula" in snippet:
         pytest.importorskip("azula")

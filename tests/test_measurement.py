@@ -87,6 +87,39 @@ def test_solve(name, noise, canvas):
 
 
 @pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
+def test_inverse(name, noise, canvas):
+    """``(sigma_y^2 I + R2 A A^T)^-1 e`` where the decomposition is declared and there is noise."""
+    m, matrix = built(name, noise, canvas)
+    ours = m.inverse(m.y, R2)
+    assert (ours is None) == (noise == 0 or not isinstance(m.physics, DecomposablePhysics))
+    if ours is not None:
+        s = noise**2 * torch.eye(len(matrix), dtype=F64) + R2 * matrix @ matrix.mT
+        theirs = torch.linalg.solve(s, m.y.flatten(1).mT).mT
+        torch.testing.assert_close(ours.flatten(1), theirs, rtol=0, atol=1e-8 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
+def test_prox(name, noise, canvas):
+    """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / R2`` by its normal equations."""
+    m, matrix = built(name, noise, canvas)
+    if noise > 0:
+        v = randn(2, *canvas)
+        system = matrix.mT @ matrix / noise**2 + torch.eye(matrix.shape[1], dtype=F64) / R2
+        right = m.y.flatten(1) @ matrix / noise**2 + v.flatten(1) / R2
+        theirs = torch.linalg.solve(system, right.mT).mT
+        torch.testing.assert_close(m.prox(v, R2).flatten(1), theirs, rtol=0, atol=1e-7 * float(theirs.abs().max()))
+
+
+def test_the_spectrum_of_the_identity_is_one_and_of_others_positive():
+    identity = built("denoise", 0.1, (3, 8, 8))[0]
+    torch.testing.assert_close(identity.spectrum, torch.ones(2, 3, 8, 8, dtype=F64))
+    for name in PHYSICS:
+        m, matrix = built(name, 0.1, PHYSICS[name].shape)
+        assert bool((m.spectrum >= 0).all())
+        assert float(m.spectrum.mean()) == pytest.approx(float(matrix.square().sum() / matrix.shape[1]), rel=0.5)
+
+
+@pytest.mark.parametrize(("name", "noise", "canvas"), CASES)
 def test_whiten(name, noise, canvas):
     m, matrix = built(name, noise, canvas)
     theirs = m.y.flatten(1) @ power(matrix, noise, -0.5).mT

@@ -40,6 +40,7 @@ from tests.cases import (
     F64,
     PHYSICS,
     SOLVERS,
+    Bulk,
     dense_denoiser,
     dense_matrix,
     exported_solvers,
@@ -191,10 +192,10 @@ def test_dps_with_a_physics_that_is_not_linear():
             taken(solver, with_measurement(step, given))
 
 
-def r2(step: Step, v: float = 1.0) -> float:
-    """The variance of ``x_0 | x_t`` for ``x_0 ~ N(0, v)``, by adding precisions."""
+def r2(step: Step, v: float | None = None) -> float:
+    """The variance of ``x_0 | x_t`` for ``x_0 ~ N(0, v)``, by adding precisions; ``v`` of the prior by default."""
     alpha, sigma = step.prior.schedule(step.t)
-    return 1 / (1 / v + alpha**2 / sigma**2)
+    return 1 / (1 / (step.prior.variance if v is None else v) + alpha**2 / sigma**2)
 
 
 @each_level
@@ -339,7 +340,7 @@ def test_what_complete_adds_is_bounded_where_the_residual_is_many_deviations():
     step = step_at(mixture(D), measured(MATRIX, 1e3 * randn(2, len(MATRIX), seed=8), 0.2), randn(2, D), 400.0, 390.0)
     whole, part = (CADPS(Exact(8), complete=complete).estimate(step) for complete in (True, False))
     added = whole - part
-    most = 3 * math.sqrt(r2(step, step.prior.variance) * len(MATRIX))
+    most = 3 * math.sqrt(r2(step) * len(MATRIX))
     torch.testing.assert_close(added.norm(dim=1), torch.full((2,), most, dtype=F64), rtol=1e-9, atol=0)
 
 
@@ -520,10 +521,27 @@ def test_dpir_of_one_level_is_the_wiener_estimate_fitted_and_denoised_once():
 
 def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measurement():
     problem = problem_of(mixture(schedule=VE()), measured(MATRIX, Y, NOISE))
+    unit = math.sqrt(problem.prior.variance)  # of a signal without a range
     times = torch.tensor(DPIR(start_level=4.0).times(problem, 5), dtype=F64)
-    torch.testing.assert_close(times.log2(), torch.linspace(2.0, math.log2(NOISE), 5, dtype=F64))
+    torch.testing.assert_close(times.log2(), torch.linspace(math.log2(4 * unit), math.log2(NOISE), 5, dtype=F64))
     polished = DPIR(polish_level=2.0).times(replace(problem, initial=randn(B, D)), 5)
-    assert (polished[0], polished[-1]) == pytest.approx((2.0, NOISE))
+    assert (polished[0], polished[-1]) == pytest.approx((2 * unit, NOISE))
+
+
+def test_draws_of_the_gaussian_posterior_make_exact_samples_in_any_number_of_steps():
+    """``spread``, on Gaussian data; the last step takes the mean, and the level of that is all that is lost."""
+    prior, cov = in_the_dct_domain(VP())
+    count, solver = 4000, CADPS(Moments(tolerance=1e-8), spread=True)
+    problem = problem_of(prior, measured(MATRIX, Y[:1].expand(count, M), NOISE), draws=Bulk(3))
+    mean, theirs = gaussian_posterior(prior.means[0], cov, MATRIX, Y[0], NOISE)
+    axes, values = torch.linalg.eigh(theirs)[1], torch.linalg.eigvalsh(theirs)
+    for steps in (2, 5):
+        times = solver.times(problem, steps)
+        x = [trace.x_s for trace in sample(problem, solver, times)][-1]
+        lost = 0.02**2 * prior.variance / 0.3
+        assert float(((x.mean(0) - mean) @ axes / (values / count).sqrt()).abs().max()) < 4.5
+        ratio = ((x - x.mean(0)) @ axes).var(0) / values
+        assert float((ratio - 1).abs().max()) < 4.5 * (2 / count) ** 0.5 + lost / float(values.min())
 
 
 @each_level
@@ -650,7 +668,7 @@ def test_cmi_is_used_or_refused_and_never_dropped():
         restore(y, physics, prior, solver=Deaf(), **options)
     with pytest.raises(ValueError, match="CMI does not act on Excused: it takes no denoised image"):
         restore(y, physics, prior, solver=Excused(), **options)
-    restore(y, physics, prior, solver=Excused(), **(options | {"cmi": CMI(0.0)}))
+    restore(y, physics, prior, solver=Excused(), value_range=None, steps=4, cmi=CMI(0.0))
     with pytest.raises(ValueError, match="cmi corrects samples, and none is drawn"):
         restore(y, physics, prior, **options)
 

@@ -254,7 +254,7 @@ def test_restore_takes_tiles_and_the_physics_sees_the_whole() -> None:
     )
     physics = deblur_gaussian((3, 20, 12), kernel_size=9, std=2.0, noise_std=0.1, dtype=F64)
     y = measure(randn(2, 3, 20, 12), physics, seed=[0, 1])
-    for solver in (DPS(), PiGDM(), CADPS("exact")):
+    for solver in (DPS(0.012), PiGDM(), CADPS("exact")):
         options: dict[str, Any] = {"solver": solver, "cmi": CMI(), "steps": 6, "value_range": None}
         ours = restore(y, physics, tile, tile=8, **options).samples
         torch.testing.assert_close(ours, restore(y, physics, whole, **options).samples, rtol=0, atol=1e-6)

@@ -35,8 +35,9 @@ def unknown(what: str, received: str, names: Iterable[str]) -> BadInput:
 
 def bad_input(error: Exception) -> BadInput:
     """The error of a library as one of the command line."""
-    unread = isinstance(error, OSError) and error.filename is not None
-    return BadInput(f"cannot read {error.filename} ({error.strerror})" if unread else str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return BadInput(f"cannot read {error.filename} ({error.strerror})")
+    return BadInput(str(error))
 
 
 def say(message: object) -> None:

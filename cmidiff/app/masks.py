@@ -129,7 +129,7 @@ def _painted_over(mask: NDArray[np.float32], alpha: NDArray[np.float32], photo: 
         parts = np.empty(differs.shape, np.int32)
         label(differs, np.ones((3, 3)), parts)
         differs &= np.isin(parts, np.unique(parts[difference > STROKE]))
-        differs = binary_dilation(differs, iterations=2)  # and JPEG blurs their edges
+        differs = np.asarray(binary_dilation(differs, iterations=2), np.bool_)  # and JPEG blurs their edges
     return differs | ~kept
 
 

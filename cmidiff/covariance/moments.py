@@ -21,7 +21,7 @@ from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
-from cmidiff.measurement import Measurement
+from cmidiff.measurement import Measurement, probe_diagonal
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
@@ -60,11 +60,7 @@ class SecondMoments(Covariance):
 
 @dataclass(frozen=True)
 class BoundMoments(Iterated):
-    """``Sigma = Q^T diag(variances) Q``.
-
-    ``x = Sigma A^T S^-1 e`` solves ``(A^T A / sigma_y^2 + Sigma^-1) x = A^T e / sigma_y^2``, which the diagonals of
-    both in the DCT domain precondition: for denoising and for blurs they are nearly the whole operator.
-    """
+    """``Sigma = Q^T diag(variances) Q``."""
 
     variances: Tensor
     tolerance: float
@@ -100,9 +96,25 @@ def _solve(
     residuals: list[Tensor] | None = None,
 ) -> Tensor:
     """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``."""
-    s2, root = (measurement.noise_std or NOISE_FLOOR) ** 2, variances.sqrt()
+    s2 = max(measurement.noise_std, NOISE_FLOOR) ** 2
+    few = measurement.y[0].numel() < 0.5 * math.prod(measurement.shape)
+    found = _among_measurements if few else _among_signals
+    w, residual = found(measurement, variances, e, s2, iterations, tolerance)
+    if residuals is not None:
+        residuals.append(residual)
+    return w
 
-    # In u, with x = Q^T root u, the operator is the identity plus a positive matrix: no eigenvalue is below 1.
+
+def _among_signals(
+    measurement: Measurement, variances: Tensor, e: Tensor, s2: float, iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """``Sigma A^T S^-1 e`` solves ``(A^T A / s2 + Sigma^-1) x = A^T e / s2``, which the diagonals of both in the DCT
+    domain precondition: for denoising and for blurs they are nearly the whole operator.
+
+    In u, with ``x = Q^T root u``, the operator is the identity plus a positive matrix: no eigenvalue is below 1.
+    """
+    root = variances.sqrt()
+
     def operator(u: Tensor) -> Tensor:
         return u + root * dct(measurement.At(measurement.A(idct(root * u)))) / s2
 
@@ -114,9 +126,29 @@ def _solve(
         tolerance=tolerance,
         precondition=lambda r: r / diagonal,
     )
-    if residuals is not None:
-        residuals.append(found.residual)
-    return idct(found.x / root)
+    return idct(found.x / root), found.residual
+
+
+def _among_measurements(
+    measurement: Measurement, variances: Tensor, e: Tensor, s2: float, iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """``A^T q`` with ``S q = e``: nothing that was not measured can enter, however few iterations are made.
+
+    The diagonal of ``S`` in the DCT domain of the measurement, estimated with random signs, preconditions.
+    """
+
+    def operator(v: Tensor) -> Tensor:
+        return s2 * v + measurement.A(idct(variances * dct(measurement.At(v))))
+
+    diagonal = probe_diagonal(operator, e)
+    found = conjugate_gradient(
+        operator,
+        e,
+        iterations=iterations,
+        tolerance=tolerance,
+        precondition=None if diagonal is None else lambda r: idct(dct(r) / diagonal.clamp_min(s2)),
+    )
+    return measurement.At(found.x), found.residual
 
 
 def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: int = 200) -> Tensor:

@@ -55,7 +55,9 @@ def read_scheduler(config: Fields) -> Noise:
     name = str(config.values.get("_class_name", ASSUMED))
     if name not in KNOWN:
         raise config.wrong(
-            "_class_name", f"a scheduler with betas ({', '.join(KNOWN)}), or use cmidiff.prior.from_callable"
+            "_class_name",
+            "a known scheduler with betas (DDPMScheduler, DDIMScheduler, PNDMScheduler, ...: see docs/priors.md; for "
+            "other networks use cmidiff.prior.from_callable)",
         )
     fields = Fields(_defaults(name) | {k: v for k, v in config.values.items() if v is not None}, config.where)
     for option in ("thresholding", "use_flow_sigmas"):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Problem, Step
 
 
@@ -81,7 +82,7 @@ class PosteriorMean(Solver):
 
 def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]:
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
-    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(steps)]
+    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
     return [problem.prior.schedule.time(ratio) for ratio in ratios]
 
 
@@ -100,11 +101,50 @@ def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
         through_clip: evaluate and differentiate the clipped ``x_hat``, whose clipped pixels pass no gradient (the
             official codes), instead of the mean.
     """
+    return _norm_and_gradient(step, through_clip)[1]
+
+
+def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False) -> Tensor:
+    """A step of length ``scale`` down the gradient of the residual's norm, shape of ``x_t``.
+
+    The gradient of a norm does not shrink with the norm. A step longer than ``|r| / |grad|^2`` overshoots the point at
+    which the linearised residual is zero; ``guard`` shortens it to that length (Polyak's step).
+
+    Args:
+        step: the state.
+        scale: length, in units of ``x_t``.
+        guard: whether the length is bounded.
+        through_clip: as in `misfit_gradient`.
+    """
+    norm, gradient = _norm_and_gradient(step, through_clip)
+    if not guard:
+        return scale * gradient
+    curvature = dot(gradient, gradient)
+    length = (norm / curvature.where(curvature > 0, 1.0)).clamp_max(scale)
+    return per_sample(length, gradient) * gradient
+
+
+def _norm_and_gradient(step: Step, through_clip: bool) -> tuple[Tensor, Tensor]:
     x_hat = step.clipped(step.x_hat) if through_clip else step.x_hat
     residual = step.measurement.residual(x_hat.detach())
     norm = dot(residual, residual).sqrt()
     pulled = step.measurement.pull(x_hat.detach(), residual)
-    return -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat, last=True)
+    return norm, -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat, last=True)
+
+
+def shortened(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+    """``l move``, ``l = <A m, r> / (|A m|^2 + sigma_y^2 <m, w>)`` between 0 and 1 for each image (see `CADPS`).
+
+    Args:
+        step: the measurement.
+        move: ``m``, shape of ``x_t``.
+        w: ``A^T S^-1 r``, shape of ``x_t``.
+        residual: ``r``, shape of ``y``.
+    """
+    measured = step.measurement.A(move)
+    pulled = dot(measured, residual)
+    curvature = dot(measured, measured) + step.measurement.noise_std**2 * dot(move, w).clamp_min(0.0)
+    return per_sample((pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0), move) * move
 
 
 def checked_positive(solver: str, **values: float) -> None:

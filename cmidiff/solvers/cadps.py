@@ -38,10 +38,10 @@ from torch import Tensor
 
 from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, gradient_at
-from cmidiff.krylov import capped, dot, per_sample
+from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
 from cmidiff.prior.base import IMAGE_VARIANCE
-from cmidiff.solvers.base import PosteriorMean, checked_positive, levels
+from cmidiff.solvers.base import PosteriorMean, checked_positive, levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
 LAST = 0.02  # noise level of the last step, for images in [-1, 1]
@@ -103,13 +103,14 @@ class CADPS(PosteriorMean):
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
         high = self._sigma.start * self._unit(problem)
-        if math.isinf(high) or high >= _noisiest(problem):
+        if self.scale == 0 or math.isinf(high) or high >= _noisiest(problem):
             return super().times(problem, steps)
         return levels(problem, steps, high, LAST * self._unit(problem))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
-        if math.isinf(self._sigma.start) or sigma_t / alpha_t > 1.01 * self._sigma.start * self._unit(problem):
+        high = self._sigma.start * self._unit(problem)
+        if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
 
@@ -168,18 +169,3 @@ def exact() -> CADPS:
 def paper() -> CADPS:
     """The paper's literal rule: its diagonal, no guard."""
     return CADPS("diagonal-paper", guard=False)
-
-
-def shortened(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
-    """``l move`` with ``l`` of the module's docstring, between 0 and 1, for each image.
-
-    Args:
-        step: the measurement.
-        move: ``m``, shape of ``x_t``.
-        w: ``A^T S^-1 r``, shape of ``x_t``.
-        residual: ``r``, shape of ``y``.
-    """
-    measured = step.measurement.A(move)
-    pulled = dot(measured, residual)
-    curvature = dot(measured, measured) + step.measurement.noise_std**2 * dot(move, w).clamp_min(0.0)
-    return per_sample((pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0), move) * move

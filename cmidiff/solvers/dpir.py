@@ -29,6 +29,7 @@ from cmidiff.covariance import wiener_estimate
 from cmidiff.solvers.base import Solver, levels
 from cmidiff.step import Carry, Problem, Step
 
+TIGHT, LOOSE = 0.1, 0.25  # strengths, see `DPIR`
 LEAST_NOISE = 1 / 255  # of the range: measurement noise below this is treated as this
 
 
@@ -37,7 +38,9 @@ class DPIR(Solver):
     """Plug-and-play half-quadratic splitting, for linear physics.
 
     Args:
-        strength: ``lambda > 0``.
+        strength: ``lambda > 0``; None: 0.1 where ``A A^T`` is declared to be a multiple of the identity (masks,
+            denoising), otherwise 0.25. With ``lambda >= 1/4`` the first line amplifies no component of the measurement
+            noise beyond ``sigma_k``, which is what the denoiser removes.
         start: noise level ``sigma / alpha`` of the first step, relative to half the range of the images.
         polish: that of a run that starts from an image instead of the Wiener estimate.
 
@@ -45,7 +48,7 @@ class DPIR(Solver):
         ValueError: a number that is not positive.
     """
 
-    strength: float = 0.1
+    strength: float | None = None
     start_level: float = 1.18
     polish_level: float = 0.4
 
@@ -55,7 +58,7 @@ class DPIR(Solver):
 
     def __post_init__(self) -> None:
         for name in ("strength", "start_level", "polish_level"):
-            if not 0 < getattr(self, name) < math.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"DPIR: {name} must be a number > 0, received {getattr(self, name)!r}")
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
@@ -80,7 +83,9 @@ class DPIR(Solver):
     def _fit(self, problem: Problem, z: Tensor, ratio: float, residuals: list[Tensor] | None = None) -> Tensor:
         """The first line above."""
         noise = max(problem.measurement.noise_std, 2 * _half_range(problem) * LEAST_NOISE)
-        return replace(problem.measurement, noise_std=noise).prox(z, ratio**2 / self.strength, residuals)
+        tight = TIGHT if problem.measurement.tight else LOOSE
+        strength = tight if self.strength is None else self.strength
+        return replace(problem.measurement, noise_std=noise).prox(z, ratio**2 / strength, residuals)
 
 
 def _half_range(problem: Problem) -> float:

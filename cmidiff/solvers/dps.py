@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.solvers.base import Solver, descend
 from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
@@ -27,10 +27,12 @@ class DPS(Solver):
         scale: zeta >= 0 of a run of 1000 steps, in units of ``x_t``; a run of ``N`` steps takes ``1000 / N`` times as
             much at each step. The official configurations take 0.3 to 1.0. Or zeta_t: a `Ramp`, or another function of
             ``sigma_t / alpha_t``.
+        guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`); the official codes do not.
         through_clip: differentiate the clipped ``x_hat`` as the official code does, instead of the mean.
     """
 
     scale: Scale = 0.3
+    guard: bool = True
     through_clip: bool = False
 
     def __post_init__(self) -> None:
@@ -44,4 +46,4 @@ class DPS(Solver):
         x_s, carry = step.advance(carry)
         if not self.needs_graph:
             return x_s, carry
-        return x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip), carry
+        return x_s - descend(step, scale_at(self.scale, step), guard=self.guard, through_clip=self.through_clip), carry

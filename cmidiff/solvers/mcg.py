@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.solvers.base import Solver, descend
 from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
@@ -51,11 +51,13 @@ class MCG(Solver):
         scale: zeta >= 0 of the gradient step for a run of 1000 steps, as in `DPS` (the official inpainting code takes
             1). With 0 only the projection is left.
         project: the projection.
+        guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`); the official codes do not.
         through_clip: as in `DPS`.
     """
 
     scale: Scale = 0.3
     project: Projection = project
+    guard: bool = True
     through_clip: bool = False
 
     needs_linear: ClassVar[bool] = True
@@ -70,5 +72,5 @@ class MCG(Solver):
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         x_s, carry = step.advance(carry)
         if self.needs_graph:
-            x_s = x_s - scale_at(self.scale, step) * misfit_gradient(step, through_clip=self.through_clip)
+            x_s = x_s - descend(step, scale_at(self.scale, step), guard=self.guard, through_clip=self.through_clip)
         return self.project(step, x_s), carry

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from cmidiff.covariance import Covariance, checked_variance, isotropic_variance, make_covariance
-from cmidiff.solvers.base import Solver, checked_positive
+from cmidiff.covariance import Covariance, Isotropic, checked_variance, isotropic_variance, make_covariance
+from cmidiff.solvers.base import Solver, checked_positive, shortened
 from cmidiff.step import Carry, Step
 
 Weight = Literal["likelihood", "adaptive", "flow", "additive"]
@@ -37,7 +37,8 @@ class PiGDM(Solver):
         data_variance: ``v`` in ``r_t^2 = sigma_t^2 v / (sigma_t^2 + alpha_t^2 v)``; None: that of the prior; the paper
             takes 1.
         covariance: in place of ``r_t^2 I``, by name or as an object of `cmidiff.covariance`, e.g. ``"hybrid"``; with
-            ``weight="likelihood"`` only. The method is then that of `CADPS` without its guard.
+            ``weight="likelihood"`` only. The method is then that of `CADPS`.
+        guard: with ``weight="likelihood"``, shorten a move that overshoots, as in `CADPS`; the paper has no guard.
         through_clip: evaluate and differentiate the clipped ``x_hat``, as in k-diffusion codes.
 
     Raises:
@@ -48,6 +49,7 @@ class PiGDM(Solver):
     weight: Weight = "likelihood"
     data_variance: float | None = None
     covariance: Covariance | str | None = None
+    guard: bool = True
     through_clip: bool = False
 
     needs_linear: ClassVar[bool] = True
@@ -69,9 +71,13 @@ class PiGDM(Solver):
     def needs_graph(self) -> bool:
         return self.scale > 0
 
+    @property
+    def sigma(self) -> Covariance:
+        """The covariance in use."""
+        return self.covariance if isinstance(self.covariance, Covariance) else Isotropic(self.data_variance)
+
     def needs_graph_at(self, ratio: float) -> bool:
-        inside = not isinstance(self.covariance, Covariance) or self.covariance.needs_graph(ratio)
-        return self.needs_graph and inside
+        return self.needs_graph and self.sigma.needs_graph(ratio)
 
     def pull(self, step: Step) -> Tensor:
         """``J^T A^T S^-1 (y - A x_hat)``, shape of ``x_t``."""
@@ -82,10 +88,12 @@ class PiGDM(Solver):
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""
-        if isinstance(self.covariance, Covariance):
-            bound = self.covariance.at(step)
-            w = bound.solve(step.measurement.residual(step.x_hat.detach()))
-            return step.x_hat.detach() + self.scale * bound.move(w)
+        if self.weight == "likelihood" and not self.through_clip:
+            residual = step.measurement.residual(step.x_hat.detach())
+            bound = self.sigma.at(step)
+            w = bound.solve(residual)
+            move = bound.move(w)
+            return step.x_hat.detach() + self.scale * (shortened(step, move, w, residual) if self.guard else move)
         w, r2 = step.covariance_gain, isotropic_variance(step, self.data_variance)
         if self.weight != "likelihood":
             w = w * r2 if self.weight == "adaptive" else step.level_t[0] * r2

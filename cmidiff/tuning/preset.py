@@ -191,7 +191,7 @@ def _description(hint: Any) -> str:
 def _converted(value: Any, hint: Any, where: str) -> Any:
     alternatives = _alternatives(hint)
     for one in alternatives:
-        if one is Covariance and value in COVARIANCES:
+        if one is Covariance and isinstance(value, str) and value in COVARIANCES:
             return COVARIANCES.make(value)
         if one is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
