@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MEASUREMENT_SUFFIX = ".safetensors"
 
 TASK_HELP = (
-    "How the picture was degraded: denoise, inpaint-box, inpaint-random, deblur-gaussian, deblur-motion, "
-    "super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
+    "How the picture was degraded: denoise, inpaint-box, inpaint-random, inpaint-scratches, deblur-gaussian, "
+    "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
 
 
@@ -44,7 +44,7 @@ Size = Annotated[int | None, _option("--size", text="inpaint-box: side of the ho
 Position = Annotated[
     tuple[int, int] | None, _option("--position", text="inpaint-box: top and left of the hole.", metavar="TOP LEFT")
 ]
-Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random: fraction of hidden pixels.")]
+Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random, -scratches: fraction of hidden pixels.")]
 KernelSize = Annotated[int | None, _option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.")]
 Std = Annotated[float | None, _option("--std", text="deblur-gaussian: width of the blur in pixels.")]
 Intensity = Annotated[float | None, _option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.")]

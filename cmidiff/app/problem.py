@@ -206,7 +206,7 @@ def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tens
             return values, (channels, height * factor, width * factor)
         case "colorize":
             return to_gray(values), (3, height, width)
-        case "inpaint-random":
+        case "inpaint-random" | "inpaint-scratches":
             raise BadInput("which pixels are missing? give them with --mask FILE (bright: seen, dark: hidden)")
         case "inpaint-box" if not {"position", "size"} <= set(options):
             raise BadInput("where is the hole? give --position TOP LEFT and --size N, or --mask FILE")
