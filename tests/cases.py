@@ -92,16 +92,33 @@ def _own(noise_std: float) -> LinearPhysics:
     return named.from_callable(lambda x: x[..., 1:] - x[..., :-1], (3, 8, 8), noise_std=noise_std, dtype=F64)
 
 
+def _matrix(noise_std: float) -> LinearPhysics:
+    """A dense matrix, with its singular value decomposition."""
+    return named.from_matrix(randn(60, 192, seed=43) / 8, (3, 8, 8), noise_std=noise_std, dtype=F64)
+
+
+def _masked_blur(noise_std: float) -> LinearPhysics:
+    """A blur of which half of the pixels are seen."""
+    blur = named.deblur_gaussian((3, 8, 8), kernel_size=5, std=0.6, padding="reflect", noise_std=0.0, dtype=F64)
+    physics = named.inpaint_random((3, 8, 8), hidden=0.5, noise_std=noise_std, dtype=F64) * blur
+    assert isinstance(physics, LinearPhysics)
+    return physics
+
+
 PHYSICS: dict[str, PhysicsCase] = {
     "denoise": _task("denoise"),
     "inpaint-box": _task("inpaint-box"),
     "inpaint-random": _task("inpaint-random", hidden=0.7),
+    "inpaint-scratches": _task("inpaint-scratches", hidden=0.2),
     "deblur-gaussian": _task("deblur-gaussian", kernel_size=5, std=0.8),
     "deblur-motion": _task("deblur-motion", kernel_size=5),
     "super-resolution": _task("super-resolution"),
     "colorize": _task("colorize"),
     "compressed-sensing": _task("compressed-sensing"),
     "reflect-blur": _task("deblur-gaussian", kernel_size=5, std=0.6, padding="reflect"),
+    "valid-blur": _task("deblur-gaussian", kernel_size=3, std=0.6, padding="valid"),
+    "matrix": PhysicsCase(_matrix),
+    "masked-blur": PhysicsCase(_masked_blur),
     "gray-super-resolution": _task("super-resolution", (1, 8, 8), factor=2),
     "gray-compressed-sensing": _task("compressed-sensing", (1, 8, 8)),
     "own": PhysicsCase(_own),

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from cmidiff.app import demo, duration, options, problem, run
 from cmidiff.app.cli import app
+from cmidiff.app.findings import find_noise
 from cmidiff.app.unpainted import keep_unpainted
 from cmidiff.images import encode_image, read_image
 from cmidiff.moments import SecondMoments
@@ -281,6 +282,9 @@ def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
     made = options.problem_of(photograph, None, {}, None, Path("kernel.png"), 0.1)
     x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(made.physics.A(x)[..., 1:, 1:], x[..., :-1, :-1], rtol=0, atol=1e-6)
+    assert "must be written motion:LENGTH,ANGLE" in refused("restore", photograph, "--kernel", "motion:3", *FAST)
+    wide = options.problem_of(photograph, None, {}, None, Path("gaussian:1"), 0.1)
+    assert float(wide.physics.A(x).std()) < 0.7 * float(x.std())
     result = cmidiff("restore", photograph, "--kernel", "kernel.png", *FAST)
     assert result.exit_code == 0, result.output
 
@@ -585,6 +589,7 @@ def test_a_compressed_photograph_is_recognised_and_repaired() -> None:
     assert "task jpeg (quality 20, in its file)" in said(result, "assumed: ")[0]
     record = json.loads(Path("restored/run.json").read_text())
     assert (record["options"]["measurement"]["task"], record["options"]["measurement"]["quality"]) == ("jpeg", 20)
+    assert record["options"]["estimate"] == {"name": "jpeg"}
     assert Path("restored/restored.png").is_file()
     assert "gives one estimate" in cmidiff("restore", "photo.jpg", "--samples", 1, "-o", "other", *FAST).stderr
     Image.open("photo.jpg").save("copy.png")
@@ -689,3 +694,15 @@ def test_the_time_of_a_large_image_counts_its_tiles() -> None:
     assert duration.pixels_seen(small, (3, 256, 200), "auto") == 256 * 200
     across, down = -(-(4000 - 32) // 96), -(-(3000 - 32) // 96)  # tiles of 128 that share 32
     assert duration.pixels_seen(small, (3, 3000, 4000), "auto") == across * down * 128**2
+
+
+def test_the_noise_of_a_damaged_photograph_is_that_of_its_intact_pixels() -> None:
+    clean = written_photograph("photo.png", noise=0.05, side=64)
+    values, seen = read_image("photo.png").values, torch.ones(1, 64, 64)
+    seen[:, 20:26, 5:60] = 0
+    scratched = torch.where(seen > 0, values, 1.0)
+    found, words = find_noise(scratched, seen)
+    assert found == pytest.approx(0.05, rel=0.25)
+    assert "estimated" in words
+    assert find_noise(clean)[0] == pytest.approx(1 / 255, rel=0.01)  # the least that is told
+    assert find_noise(scratched, (torch.rand(1, 64, 64) < 0.3).float())[0] == 0.02

@@ -26,8 +26,8 @@ MEASUREMENT_SUFFIX = ".safetensors"
 LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
 
 TASK_HELP = (
-    "How the image was degraded: denoise, inpaint-box, inpaint-random, scratches, deblur-gaussian, deblur-motion, "
-    "super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
+    "How the image was degraded: denoise, inpaint-box, inpaint-random, inpaint-scratches, deblur-gaussian, "
+    "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
 RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
 
@@ -87,7 +87,9 @@ Position = Annotated[
     tuple[int, int] | None,
     _option("--position", text="inpaint-box: top and left of the hole.", **whole(0, WIDEST) | {"metavar": "TOP LEFT"}),
 ]
-Hidden = Annotated[float | None, _option("--hidden", text="inpaint-random: fraction of hidden pixels.", **number(0, 1))]
+Hidden = Annotated[
+    float | None, _option("--hidden", text="inpaint-random, -scratches: fraction of hidden pixels.", **number(0, 1))
+]
 KernelSize = Annotated[
     int | None, _option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.", **whole(1, 4095))
 ]
@@ -112,7 +114,12 @@ MaskFile = Annotated[
     _option("--mask", text="An image of the damage: paint on black, on transparency or on a copy of the photograph."),
 ]
 SeenFile = Annotated[Path | None, _option("--seen", text="An image that is bright where pixels were measured.")]
-KernelFile = Annotated[Path | None, _option("--kernel", text="An image of the blur kernel.")]
+KernelFile = Annotated[
+    Path | None,
+    _option(
+        "--kernel", text="The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels."
+    ),
+]
 ValueRange = Annotated[
     Any,
     _option(

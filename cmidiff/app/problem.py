@@ -29,7 +29,7 @@ from cmidiff.app.findings import find_compression, find_noise, find_task
 from cmidiff.app.masks import read_kernel
 from cmidiff.app.unpainted import keep_unpainted
 from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure
+from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure, parse_kernel
 
 FORMAT = 1
 KEY = "cmidiff"
@@ -158,11 +158,11 @@ def task_of(
         raise BadInput("--mask or --seen and --kernel exclude each other: an image is either partly hidden or blurred")
     try:
         if seen is not None:
-            _fits(name, ("inpaint", "scratches"), "--mask or --seen")
+            _fits(name, "inpaint", "--mask or --seen")
             return Task("mask", dict(options), {"mask": seen})
         if kernel is not None:
-            _fits(name, ("deblur",), "--kernel")
-            return Task("kernel", dict(options), {"kernel": read_kernel(kernel, *shape[1:])})
+            _fits(name, "deblur", "--kernel")
+            return Task("kernel", dict(options), {"kernel": _kernel_of(kernel, shape)})
         if name is None:
             raise BadInput(
                 f"how was the image degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
@@ -173,9 +173,16 @@ def task_of(
         raise BadInput(str(error)) from error
 
 
-def _fits(name: str | None, kinds: tuple[str, ...], option: str) -> None:
-    if name is not None and not name.startswith(kinds):
-        raise BadInput(f"{option} is for {kinds[0]}ing, not for --task {name}: leave one of them out")
+def _kernel_of(kernel: Path, shape: tuple[int, int, int]) -> Tensor:
+    """The kernel in an image file, or of a specification as ``gaussian:1.5``, (h, w) with sum 1."""
+    if ":" in str(kernel) and not kernel.exists():
+        return parse_kernel(str(kernel))
+    return read_kernel(kernel, *shape[1:])
+
+
+def _fits(name: str | None, kind: str, option: str) -> None:
+    if name is not None and not name.startswith(kind):
+        raise BadInput(f"{option} is for {kind}ing, not for --task {name}: leave one of them out")
 
 
 def built(task: Task, shape: tuple[int, int, int]) -> Physics:
@@ -304,7 +311,7 @@ def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tens
             return values, (channels, height * factor, width * factor)
         case "colorize":
             return to_gray(values), (3, height, width)
-        case "inpaint-random" | "scratches":
+        case "inpaint-random" | "inpaint-scratches":
             raise BadInput("which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE")
         case "inpaint-box" if not {"position", "size"} <= set(options):
             raise BadInput("where is the hole? give --position TOP LEFT and --size N, or --mask FILE")

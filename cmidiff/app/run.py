@@ -64,7 +64,7 @@ class Settings:
 
     Attributes:
         solver_name, solver: the solver, by its name at the command line and as the object; None for the best estimate
-            by `DPIR`, and samples by `CADPS`.
+            by `DPIR`, and samples by `CADPS`. The task ``jpeg`` has its own name and no object.
         cmi: the CMI correction of the samples, or None.
         prior: name or path of the prior.
         steps: of the solver; None for its default.
@@ -91,7 +91,7 @@ class Settings:
     def estimator(self) -> tuple[str, Solver] | None:
         """What gives the best estimate; None if it is the mean of the samples."""
         if self.solver is None:
-            return "dpir", DPIR()
+            return self.solver_name or "dpir", DPIR()
         return (str(self.solver_name), self.solver) if self.solver.point else None
 
     @property
@@ -111,11 +111,12 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         names = ("prior", "tile", "steps", "samples", "seed", "batch", "device")
-        estimator = None if self.estimator is None else {"name": self.estimator[0]} | describe(self.estimator[1])
+        name, estimator = self.estimator or (None, None)
+        estimate = None if name is None else {"name": name} | ({} if name == JPEG else describe(estimator))
         cmi = None if self.cmi is None else describe(self.cmi)
         sampler = None if self.sampler is None else {"name": type(self.sampler).__name__} | describe(self.sampler)
         solver = {"name": self.drawer[0]} | describe(self.drawer[1])
-        record = {"estimate": estimator, "solver": solver, "cmi": cmi, "sampler": sampler}
+        record = {"estimate": estimate, "solver": solver, "cmi": cmi, "sampler": sampler}
         return record | {name: getattr(self, name) for name in names}
 
 
@@ -130,6 +131,8 @@ def adapt(settings: Settings, problem: Problem) -> Settings:
             f"the task jpeg gives one estimate: for --solver or --samples use --task denoise --noise-std "
             f"{problem.noise_std:.3g}, a noise as strong as its artefacts"
         )
+    if problem.name == JPEG:
+        return replace(settings, solver_name=JPEG)
     if settings.solver is None and not isinstance(problem.physics, LinearPhysics):
         return replace(settings, solver_name="dps", solver=DPS(), samples=max(1, settings.samples))
     return settings

@@ -44,9 +44,9 @@ from cmidiff.physics.tasks import (
     hdr,
     inpaint_box,
     inpaint_random,
+    inpaint_scratches,
     nonlinear_blur,
     phase_retrieval,
-    scratches,
     super_resolution,
 )
 
@@ -82,6 +82,7 @@ __all__ = [
     "hdr",
     "inpaint_box",
     "inpaint_random",
+    "inpaint_scratches",
     "jpeg_noise_std",
     "jpeg_quality",
     "known_entries",
@@ -97,7 +98,6 @@ __all__ = [
     "read_tables",
     "restore_jpeg",
     "scratch_mask",
-    "scratches",
     "super_resolution",
     "tables_of",
 ]

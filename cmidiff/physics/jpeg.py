@@ -225,7 +225,7 @@ def _is_quantised(coefficients: Tensor, step: Tensor) -> bool:
 def restore_jpeg(
     y: Tensor, denoise: Callable[[Tensor, float], Tensor], tables: Tables, *, level: float | None = None
 ) -> Tensor:
-    """Restore decoded JPEG images with a denoiser: the levels fall, and after each call the cells are met again.
+    """Restore decoded JPEG images with a denoiser: the levels fall, and the cells are met before each call.
 
     Args:
         y: ``(B, C, H, W)`` in [0, 1], as decoded.
@@ -244,9 +244,9 @@ def restore_jpeg(
     cells = Quantisation(y, tables)
     if not cells.consistent:
         return denoise(y, level).clamp(0, 1)
-    x = y
-    for factor in LEVELS:
-        x = cells.project(denoise(x, factor * level))
+    x = denoise(y, LEVELS[0] * level)
+    for factor in LEVELS[1:]:
+        x = denoise(cells.project(x), factor * level)
     return x.clamp(0, 1)
 
 

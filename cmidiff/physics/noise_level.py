@@ -43,13 +43,13 @@ SMALLEST = 16  # side of an image, pixels
 def estimate_noise(x: Tensor, *, value_range: tuple[float, float] | None = (0.0, 1.0)) -> Tensor:
     """Estimate the standard deviation of the white noise in each image.
 
-    The noise of the channels is taken to be equally strong; the median of theirs is returned. Noise whose neighbours are correlated (of a photograph that
-    was enlarged, or strongly compressed after the noise) is underestimated. The estimate includes the rounding to 8
-    bits, 0.3 of 255.
+    The noise of the channels is taken to be equally strong: the median of theirs is returned. Noise whose neighbours
+    are correlated (of a photograph that was enlarged, or strongly compressed after the noise) is underestimated. The
+    estimate includes the rounding to 8 bits, 0.3 of 255.
 
     Args:
         x: images ``(B, C, H, W)`` or one image ``(C, H, W)``, float, both sides at least 16 pixels.
-        value_range: values at which the image is cut off; None if it is not.
+        value_range: values at which the image is cut off; None if it is not. An image with values outside of it is not.
 
     Returns:
         Noise standard deviation in the units of ``x``: ``(B,)``, or a scalar tensor for one image. It is 0 for a
@@ -74,6 +74,8 @@ def estimate_noise(x: Tensor, *, value_range: tuple[float, float] | None = (0.0,
 
 def _variance(channel: Tensor, low: float, high: float) -> float:
     """The noise variance of one channel ``(H, W)``."""
+    if channel.min() < low or channel.max() > high:
+        low, high = -math.inf, math.inf
     offset, scale = float(channel.min()), float(channel.max() - channel.min())
     if scale == 0:
         return 0.0

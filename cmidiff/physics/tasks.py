@@ -75,7 +75,7 @@ def inpaint_random(
     return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
 
 
-def scratches(
+def inpaint_scratches(
     shape: Shape,
     *,
     hidden: float = 0.04,
@@ -223,7 +223,7 @@ TASKS: dict[str, Callable[..., Physics]] = {
     "denoise": denoise,
     "inpaint-box": inpaint_box,
     "inpaint-random": inpaint_random,
-    "scratches": scratches,
+    "inpaint-scratches": inpaint_scratches,
     "deblur-gaussian": deblur_gaussian,
     "deblur-motion": deblur_motion,
     "super-resolution": super_resolution,
@@ -238,7 +238,7 @@ TASKS: dict[str, Callable[..., Physics]] = {
 _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "inpaint-box": ("mask", box_mask),
     "inpaint-random": ("mask", random_mask),
-    "scratches": ("mask", scratch_mask),
+    "inpaint-scratches": ("mask", scratch_mask),
     "deblur-gaussian": ("kernel", gaussian_kernel),
     "deblur-motion": ("kernel", motion_kernel),
     "compressed-sensing": ("signs", random_signs),

@@ -109,6 +109,12 @@ EXPERIMENTS: dict[str, Case] = {
     "inpaint-box": Case(
         "hide a box", "inpaint-box", Strength("Side of the box (fraction)", "size", 0.1, 0.8, 0.4, 0.05), 0.05
     ),
+    "inpaint-scratches": Case(
+        "scratch it",
+        "inpaint-scratches",
+        Strength("Fraction of the pixels to hide", "hidden", 0.01, 0.2, 0.04, 0.01),
+        0.02,
+    ),
     "super-resolution": Case("shrink it", "super-resolution", replace(_FACTOR, label="Shrink so many times"), 0.05),
     "deblur-gaussian": Case("blur it", "deblur-gaussian", replace(_BLUR, label="Width of the blur (pixels)"), 0.05),
     "deblur-motion": Case("shake the camera", "deblur-motion", _SHAKE, 0.05),
