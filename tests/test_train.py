@@ -173,6 +173,23 @@ def test_v_zero_is_the_exact_posterior_mean_of_white_images() -> None:
     assert float(loss) == pytest.approx(1.0, rel=0.02)
 
 
+def test_the_weight_of_detail_acts_within_blocks_and_at_high_noise_only() -> None:
+    x_0 = torch.zeros(2, 3, 8, 8)
+    blocks = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    smooth = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    weave = torch.tensor([1.0, -1.0]).repeat(4).expand(2, 3, 8, 8)
+
+    def loss(error: Tensor, detail: float, ratio: float = 1.0) -> float:
+        t = time_of(torch.full((2,), ratio))
+        alpha_t, _ = (k.float()[:, None, None, None] for k in kernel(t))
+        return float(v_loss(lambda x, _: alpha_t * smooth + error, x_0, t, smooth, False, detail=detail))
+
+    assert loss(smooth, 8) == pytest.approx(loss(smooth, 0), rel=1e-5)
+    assert loss(weave, 0) == pytest.approx(1, rel=1e-4)
+    assert loss(weave, 8) == pytest.approx(5, rel=1e-4)  # sigma_t^2 = 1/2
+    assert loss(weave, 8, 0.1) == pytest.approx(1 + 8 * 0.01 / 1.01, rel=1e-3)
+
+
 def test_the_learning_rate_warms_up_stays_and_ends_at_zero(config: TrainConfig) -> None:
     state = new_state(config)
     config = replace(config, steps=1000, warmup=10, cooldown=0.2)

@@ -46,6 +46,8 @@ class TrainConfig:
         weight_decay: of the optimiser.
         clip: largest norm of a gradient.
         ema: largest decay of the exponential moving average of the weights.
+        detail: extra weight, times ``sigma_t^2``, of the error within the blocks of the pixel-unshuffle; it removes
+            patterns of the blocks' period and leaves the minimum of the loss where it is.
         uniform_share: fraction of each batch with ``t`` uniform; the others have ``log(sigma_t/alpha_t)`` normal.
         log_sigma_mean: mean of that normal.
         log_sigma_std: its standard deviation.
@@ -91,6 +93,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
+    detail: float = 0.0
     uniform_share: float = 0.3
     log_sigma_mean: float = -1.0
     log_sigma_std: float = 1.4
@@ -140,6 +143,7 @@ class TrainConfig:
             ),
             (not 0 <= self.uniform_share <= 1, f"uniform_share must be in [0, 1], received {self.uniform_share}"),
             (self.learning_rate <= 0, f"learning_rate must be positive, received {self.learning_rate}"),
+            (self.detail < 0, f"detail must be at least 0, received {self.detail}"),
             (not 0 <= self.ema < 1, f"ema must be in [0, 1), received {self.ema}"),
         ]
 
