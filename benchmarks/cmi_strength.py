@@ -19,7 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,22 +93,19 @@ def solver_of(name: str, steps: int) -> Any:
     return known[name]
 
 
-@dataclass(frozen=True)
-class AtRandom:
+def at_random(cmi: Any) -> Any:
     """The control: CMI's moves, as large as they are, in directions that know nothing."""
 
-    cmi: Any
+    class AtRandom(type(cmi)):
+        def __call__(self, step: Any) -> Any:
+            moved = super().__call__(step)
+            if moved is step:
+                return step
+            anywhere = step.draws.normal("control", step.index, moved.correction)
+            scale = moved.correction.flatten(1).norm(dim=1) / anywhere.flatten(1).norm(dim=1)
+            return replace(moved, correction=anywhere * scale.reshape(-1, *[1] * (anywhere.ndim - 1)))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cmi, name)
-
-    def __call__(self, step: Any) -> Any:
-        moved = self.cmi(step)
-        if moved is step:
-            return step
-        anywhere = step.draws.normal("control", step.index, moved.shift)
-        scale = moved.shift.flatten(1).norm(dim=1) / anywhere.flatten(1).norm(dim=1)
-        return step.moved(anywhere * scale.reshape(-1, *[1] * (anywhere.ndim - 1)))
+    return AtRandom(**{field.name: getattr(cmi, field.name) for field in fields(cmi)})
 
 
 def cmi_of(setting: Setting) -> Any:
@@ -120,7 +117,7 @@ def cmi_of(setting: Setting) -> Any:
     options: dict[str, Any] = {name: getattr(setting, name) for name in ("eta", "weight", "cap", "every")}
     options |= {"contraction": setting.contraction, "covariance": setting.covariance}
     cmi = CMI(window=(setting.low, setting.high), **options)
-    return cmi if setting.direction == "gradient" else AtRandom(cmi)
+    return cmi if setting.direction == "gradient" else at_random(cmi)
 
 
 def done(path: Path) -> dict[tuple[Setting, int], dict[str, float]]:

@@ -46,7 +46,7 @@ def test_the_base_stands_once_and_first(bench: ModuleType) -> None:
     assert bench.cmi_of(settings[0]) is None
     expected = CMI(eta=-0.3, weight="snr", window=(0.0, 3.5), cap=0.5, contraction="finite-difference")
     assert bench.cmi_of(settings[2]) == expected
-    assert bench.solver_of("dps", 50) == DPS(4.0)
+    assert bench.solver_of("dps", 50) == DPS(0.2)
 
 
 def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
@@ -56,16 +56,14 @@ def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
         *_, setting = bench.grid(**CHOICES | {"eta": "0.3", "weight": "snr", "direction": direction})
         kept = moves.setdefault(direction, [])
 
-        class Watched:
+        class Watched(DPS):
             """DPS that keeps what CMI has moved."""
 
-            needs_graph, needs_linear = True, False
+            def step(self, step: Any, carry: Any, kept: list[Any] = kept) -> Any:
+                kept.append(step.correction)
+                return super().step(step, carry)
 
-            def __call__(self, step: Any, kept: list[Any] = kept) -> Any:
-                kept.append(step.shift)
-                return DPS(0.3)(step)
-
-        restored(problem, prior(), Watched(), bench.cmi_of(setting), steps=4)  # pyright: ignore[reportArgumentType]
+        restored(problem, prior(), Watched(0.0012), bench.cmi_of(setting), steps=4)
     assert any(move is not None for move in moves["gradient"])
     first, control = (next(m for m in moves[name] if m is not None) for name in ("gradient", "random"))
     torch.testing.assert_close(control.flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))

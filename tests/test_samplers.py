@@ -296,7 +296,13 @@ def test_churned_state_has_the_variance_of_its_level():
     for schedule in SCHEDULES.values():
         prior, t = gaussian(D, schedule=schedule), schedule.time(2.0)
         step = step_at(
-            prior, measured(MATRIX, randn(1, M), 0.5), torch.zeros(20000, D, dtype=F64), t, 0.9 * t, draws=Bulk(1)
+            prior,
+            measured(MATRIX, randn(1, M), 0.5),
+            torch.zeros(20000, D, dtype=F64),
+            t,
+            0.9 * t,
+            draws=Bulk(1),
+            steps=10,
         )
         churned = ProbabilityFlow(churn=3.0).prepare(step)  # a level 1.3 times as high
         alpha, sigma = schedule(churned.t)

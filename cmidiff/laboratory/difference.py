@@ -108,8 +108,7 @@ def _curves(
         )
         for how in CONTRACTIONS
     }
-    ones = replace(step, x_hat=step.x_hat.detach())
-    quantities["diagonal"] = (_exact_slope(exact), lambda size: _row_sums(ones, size))
+    quantities["diagonal"] = (_exact_slope(exact), lambda size: _row_sums(step, size))
     dtype = step.x_t.dtype
     for quantity, (target, attempt) in quantities.items():
         default = default_step(quantity, dtype)

@@ -1,0 +1,69 @@
+"""How well the noise level and the blur width of a photograph are estimated (docs/estimates.md).
+
+Noise: white noise is added to every image; 8-bit images are rounded and cut off at 0 and 1. Blur: the images are
+blurred by a Gaussian, their surroundings are cut off, and noise of known level is added.
+
+    python benchmarks/estimates.py FOLDER            # of images of 256x256, or a tar archive
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from cmidiff.images import decoded, sources
+from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
+
+LEVELS = (0, 2, 5, 10, 15, 25, 50)  # of 255
+WIDTHS = (0.8, 1.5, 2.5, 4.0)  # pixels
+NOISES = (0.002, 0.01, 0.02)
+
+
+def main(
+    images: Annotated[Path, typer.Argument(help="A folder or tar archive of images.")],
+    size: Annotated[int, typer.Option(help="Side of the square that is taken of each, pixels.")] = 256,
+    limit: Annotated[int, typer.Option(help="How many images.")] = 12,
+) -> None:
+    pixels = [torch.from_numpy(decoded(source.read(), size).copy()) for source in sources(images)[:limit]]
+    batch = torch.stack(pixels).permute(0, 3, 1, 2).double() / 255
+    print("noise of 255 | 8 bits: bias, RMS error | not cut off: bias, RMS error | median of wavelets, 8 bits")
+    for level in LEVELS:
+        noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(level), dtype=batch.dtype)
+        y = batch + level / 255 * noise
+        stored = (255 * y).round().clamp(0, 255) / 255
+        print(level, *(_error(255 * s - level) for s in (estimate_noise(stored), estimate_noise(y), wavelets(stored))))
+    print("blur width | noise | median, 90% quantile of the relative error | bias")
+    for width in WIDTHS:
+        kernel = parse_kernel(f"gaussian:{width}")
+        border = canvas_shape(kernel, batch.shape[1:])[1] - batch.shape[2]
+        photograph = (3, size - border, size - border)
+        for noise_std in NOISES:
+            blur = from_kernel(
+                kernel,
+                canvas_shape(kernel, photograph),
+                padding="valid",
+                noise_std=noise_std,
+                dtype=batch.dtype,
+            )
+            y = measure(batch, blur, seed=range(len(batch)))
+            error = estimate_blur_width(y, noise_std) / width - 1
+            median, most = error.abs().quantile(torch.tensor([0.5, 0.9], dtype=error.dtype)).tolist()
+            print(f"{width} {noise_std} {median:.2f} {most:.2f} {float(error.mean()):+.2f}")
+
+
+def _error(error: Tensor) -> str:
+    return f"{float(error.mean()):+.2f} {float(error.square().mean().sqrt()):.2f}"
+
+
+def wavelets(x: Tensor) -> Tensor:
+    """The usual estimate: the median of the finest diagonal Haar coefficients over 0.6745."""
+    diagonal = x[..., ::2, ::2] - x[..., 1::2, ::2] - x[..., ::2, 1::2] + x[..., 1::2, 1::2]
+    return (diagonal / 2).abs().flatten(1).median(1).values / 0.6745
+
+
+if __name__ == "__main__":
+    typer.run(main)
