@@ -37,7 +37,7 @@ from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import deblur_gaussian, super_resolution
 from cmidiff.result import RestorationWarning
 
-COLUMNS = ("job", "image", "size", "prior", "method", "psnr", "ssim", "lpips", "hidden_psnr", "seconds")
+COLUMNS: list[str] = [*("job", "image", "size", "prior", "method", "psnr", "ssim", "lpips", "hidden_psnr", "seconds")]
 console = Console(stderr=True)
 
 
@@ -64,7 +64,8 @@ def enlarge(x: Tensor, seed: int) -> Case:
 
 
 def fill(x: Tensor, seen: Tensor, seed: int) -> Case:
-    physics = Inpainting(x.shape[1:], mask=seen.expand(1, *x.shape[1:]), noise_model=gaussian(0.01))
+    shape: Any = tuple(x.shape[1:])
+    physics = Inpainting(shape, mask=seen.expand(1, *x.shape[1:]), noise_model=gaussian(0.01))
     y, hidden = measure(x, physics, seed=seed), seen == 0
     mask = hidden[0, 0].numpy()
 
@@ -113,7 +114,7 @@ def blur(guess: float) -> Callable[[Tensor, int], Case]:
         y = measure(x, true, seed=seed)
         kernel = point_spread(assumed, x)
 
-        def each_channel(run: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        def each_channel(run: Callable[..., Any]) -> Tensor:
             return tensor(np.stack([run(channel) for channel in y[0].numpy()], -1))
 
         def wiener() -> Tensor:

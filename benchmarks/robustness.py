@@ -30,7 +30,7 @@ from cmidiff.result import RestorationWarning
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 STEPS = (10, 25, 100)
 SOLVERS = "dpir,cadps,cadps-diagonal,cadps-exact,cadps-isotropic,pigdm,mcg,dsg,dps,cadps+cmi,pigdm+cmi,dps+cmi"
-COLUMNS = ("task", "noise", "steps", "solver", "psnr", "misfit", "reported")
+COLUMNS: list[str] = [*("task", "noise", "steps", "solver", "psnr", "misfit", "reported")]
 Shape = tuple[int, ...]
 console = Console(stderr=True)
 
@@ -44,11 +44,15 @@ def scratches(shape: Shape, noise_std: float) -> LinearPhysics:
         mask[..., rows % shape[1], columns] = 0
         mask[..., rows % shape[1], (columns + 1) % shape[2]] = 0
     noise: Any = GaussianNoise(noise_std)
-    return Inpainting(shape, mask=mask, noise_model=noise)
+    size: Any = shape
+    return Inpainting(size, mask=mask, noise_model=noise)
 
 
 def named(task: str, **options: Any) -> Callable[[Shape, float], LinearPhysics]:
-    return lambda shape, noise_std: TASKS[task](shape, noise_std=noise_std, **options)
+    def make(shape: Shape, noise_std: float) -> Any:
+        return TASKS[task](shape, noise_std=noise_std, **options)
+
+    return make
 
 
 PHYSICS: dict[str, Callable[[Shape, float], LinearPhysics]] = {

@@ -13,7 +13,7 @@ from cmidiff.covariance import Diagonal, Exact, Hybrid, Isotropic, SecondMoments
 from cmidiff.covariance.diagonal import of_paper
 from cmidiff.information import CMI
 from cmidiff.loop import sample
-from cmidiff.prior import Prediction, WrappedPrior
+from cmidiff.prior import Denoiser, Prediction, WrappedPrior
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.solvers import (
     CADPS,
@@ -38,7 +38,7 @@ class Counting(WrappedPrior):
     """A mixture that notes each evaluation: rows, and whether a graph is built."""
 
     def __init__(self) -> None:
-        self.inner = mixture(D, 3)
+        self.inner: Denoiser = mixture(D, 3)
         self.calls: list[tuple[int, bool]] = []
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:

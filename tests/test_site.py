@@ -51,7 +51,7 @@ def test_every_formula_of_the_theory_has_its_function_and_its_test() -> None:
 
 
 def test_every_solver_has_a_page_with_its_update_source_differences_and_cost() -> None:
-    from cmidiff.solvers import SOLVERS
+    from cmidiff.registry import SOLVERS
 
     pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "solvers").glob("*.md") if path.stem != "index"}
     assert {name.split("-")[0] for name in SOLVERS} - {"unconditional"} <= set(pages)

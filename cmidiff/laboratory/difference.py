@@ -117,7 +117,7 @@ def _curves(
             yield [quantity, on, str(dtype).removeprefix("torch."), level, size, error, str(size == default)]
 
 
-def _row_sums(step: Step, size: float) -> Tensor:
+def _row_sums(step: Step, size: float | None) -> Tensor:
     """``(sigma_t^2 / alpha_t) J 1`` by a difference of a given size, in its bounds."""
     return bounded(step, slope(step, torch.ones_like(step.x_t), size), FLOOR).variance
 

@@ -138,13 +138,16 @@ class Prior(ABC):
     multiple: int = 1
     size: int | None = None
     smooth: bool = True
-    second_moments: SecondMoments | None = None
     min_ratio: float = 0.0
     max_ratio: float = math.inf
 
     @property
     def clip(self) -> Range | None:
         return self.value_range
+
+    @property
+    def second_moments(self) -> SecondMoments | None:
+        return None
 
     @property
     def variance(self) -> float:

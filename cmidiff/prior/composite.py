@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Prior, Range, digest
 from cmidiff.schedule import Limited, Schedule, level, within
 
@@ -68,7 +69,6 @@ class Composite(Prior):
         self.multiple = math.lcm(low.multiple, high.multiple)
         self.size = low.size if high.size is None else high.size
         self.smooth = low.smooth and high.smooth
-        self.second_moments = high.second_moments
         self.min_ratio, self.max_ratio = low.min_ratio / self.gain, high.max_ratio
         self.schedule: Schedule = _schedule(low, high, at, self.gain)
         self._name = f"{low.name} below {at:.4g}, {high.name} above" if name is None else name
@@ -77,6 +77,10 @@ class Composite(Prior):
     @property
     def clip(self) -> Range | None:
         return self.high.clip
+
+    @property
+    def second_moments(self) -> SecondMoments | None:
+        return self.high.second_moments
 
     @property
     def dtype(self) -> torch.dtype | None:

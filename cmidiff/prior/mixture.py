@@ -65,8 +65,12 @@ class GaussianMixture(Prior):
     def device(self) -> torch.device | None:
         return self.means.device
 
-    @cached_property
+    @property
     def second_moments(self) -> SecondMoments | None:
+        return self._moments
+
+    @cached_property
+    def _moments(self) -> SecondMoments | None:
         """The exact ones, of the signal's shape; None for signals too large for their dense covariance."""
         if self.d > DENSE:
             return None

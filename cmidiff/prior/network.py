@@ -110,7 +110,7 @@ class NetworkPrior(Prior):
         self.smooth = smooth
         self.min_ratio = min_ratio
         self.max_ratio = max_ratio
-        self.second_moments = second_moments
+        self._moments = second_moments
         self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
 
     @property
@@ -120,6 +120,10 @@ class NetworkPrior(Prior):
     @property
     def dtype(self) -> torch.dtype | None:
         return self._dtype
+
+    @property
+    def second_moments(self) -> SecondMoments | None:
+        return self._moments
 
     @property
     def device(self) -> torch.device | None:
