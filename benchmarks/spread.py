@@ -1,6 +1,6 @@
 """Are samples as uncertain as they are wrong? Spread against error, and the CRPS, by task and solver.
 
-If samples and truth come from the same posterior, ``std sqrt(1 + 1 / K)`` over K samples equals the error of their mean.
+If samples and truth come from the same posterior, ``std sqrt(1 + 1 / K)`` over K samples is the error of their mean.
 
     python benchmarks/spread.py IMAGES --solvers pigdm,cadps
 """

@@ -30,6 +30,7 @@ from cmidiff.evaluate.run import Options, Unwritable, evaluate
 from cmidiff.evaluate.work import Done, Job, compute, seed_of
 from cmidiff.images import encode_image, sources
 from cmidiff.metrics import psnr
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import DDPM
@@ -56,7 +57,8 @@ def exploding(x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def prior_of(network: Callable[[Tensor, Tensor], Tensor] = gaussian) -> NetworkPrior:
-    return NetworkPrior(network, "eps", SCHEDULE)
+    moments = SecondMoments(torch.zeros(3), torch.full((3, 16, 16), 0.25, dtype=torch.float64))
+    return NetworkPrior(network, "eps", SCHEDULE, second_moments=moments)
 
 
 def picture(path: Path, seed: int, side: int = SIDE) -> None:
@@ -138,7 +140,7 @@ def test_a_configuration_says_what_is_wrong(tmp_path: Path, text: str, message: 
         ({"tasks": ["super-resolutoin"]}, "did you mean super-resolution?"),
         ({"tasks": ["denoise:factor=3"]}, "task denoise has no parameter 'factor'"),
         ({"solvers": ["dsp"]}, "did you mean dsg or dps"),
-        ({"solvers": ["dps:rate=1"]}, "has no option 'rate': it has scale"),
+        ({"solvers": ["dps:rate=1"]}, "has no option 'rate': choose one of scale"),
         ({"solvers": ["dps:scale=-1"]}, "scale"),
         ({"cmi_options": {"prob": 1}}, "unknown option 'prob'"),
     ],

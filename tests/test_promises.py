@@ -315,8 +315,8 @@ def test_a_diverged_sample_is_a_status_and_costs_no_other(problem: tuple[Tensor,
 @pytest.mark.parametrize("solver", ["cadps-isotropic", "dpir"])
 def test_a_signal_without_a_range_diverges_with_a_status(solver: str) -> None:
     """A denoiser that enlarges its argument: nothing is clipped, and states grow without bound."""
-    prior = NetworkPrior(lambda x, t: 30 * x, "x0", channels=None, value_range=None)
-    prior.second_moments = SecondMoments(torch.zeros(12).double(), torch.ones(12).double())
+    moments = SecondMoments(torch.zeros(12).double(), torch.ones(12).double())
+    prior = NetworkPrior(lambda x, t: 30 * x, "x0", channels=None, value_range=None, second_moments=moments)
     task = physics.from_callable(lambda x: x[..., ::2], (12,), noise_std=0.1)
     y = torch.ones(2, 6)
     y[1] = 0.0

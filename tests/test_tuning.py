@@ -146,7 +146,7 @@ def test_an_image_has_the_same_mask_noise_and_sample_in_every_batch() -> None:
 
 def test_a_sample_that_diverged_scores_as_grey() -> None:
     problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
-    wild = restored(problem, prior(), DPS(lambda ratio: 1e12), None, steps=5)
+    wild = restored(problem, prior(), DPS(lambda ratio: 1e12, guard=False), None, steps=5)
     assert not wild.ok.any()
     expected = -10 * (problem.images.truth - 0.5).square().flatten(1).mean(1).log10()
     torch.testing.assert_close(quality(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5)
@@ -342,7 +342,7 @@ HEAD = 'format = "cmidiff preset 1"\n[solver]\nname = "dps"\n'
         ('format = "cmidiff preset 1"\nsteps = 0\n[solver]\nname = "dps"', r"steps must be a whole number >= 1"),
         ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"needs a name, one of dpir, .*; received 'dbs'"),
         ('format = "cmidiff preset 1"\nsolver = "dps"', r"solver must be a table \[solver\]"),
-        (HEAD + "zeta = 1", r"dps has an unknown entry 'zeta': it may hold scale, through_clip"),
+        (HEAD + "zeta = 1", r"dps has an unknown entry 'zeta': it may hold scale, guard, through_clip"),
         (HEAD + 'scale = "much"', r"scale must be a number or a ramp \{ start = ..., end = ... \}, received 'much'"),
         (HEAD + "scale = { start = 1 }", r"a ramp lacks end"),
         (HEAD + "scale = { start = 1, end = -1 }", r"Ramp: start and end must be numbers > 0"),
@@ -433,7 +433,8 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
     cmi = CMI(eta=-0.4, weight="snr", every=2)
     save_preset("mine.toml", Preset(DPS(Ramp(2.0, 1.0)), cmi, DDIM(0.5), 12, {"prior": "pictures"}))
     plain = dry("--preset", "mine.toml")
-    assert plain["solver"] == {"name": "dps", "scale": {"start": 2.0, "end": 1.0}, "through_clip": False}
+    ramp = {"class": "Ramp", "start": 2.0, "end": 1.0}
+    assert plain["solver"] == {"name": "dps", "scale": ramp, "guard": True, "through_clip": False}
     assert (plain["steps"], plain["sampler"]) == (12, {"name": "DDIM", "eta": 0.5})
     assert (plain["cmi"]["eta"], plain["cmi"]["weight"], plain["cmi"]["every"]) == (-0.4, "snr", 2)
     assert dry("--preset", "mine.toml", "--no-cmi")["cmi"] is None

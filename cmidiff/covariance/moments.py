@@ -23,6 +23,7 @@ from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.measurement import Measurement, probe_diagonal
 from cmidiff.prior.base import Denoiser
+from cmidiff.prior.wrapped import WrappedPrior
 from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
 
@@ -181,6 +182,8 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
     """
     if prior.second_moments is not None:
         return prior.second_moments
+    while isinstance(prior, WrappedPrior):  # what wraps it changes nothing, and need not measure again
+        prior = prior.inner
     image = prior.value_range is not None and len(shape) == 3
     drawn = (shape[0], SIDE, SIDE) if image else tuple(shape)
     known = _measured.setdefault(prior, {})

@@ -13,6 +13,7 @@ from torch import Tensor
 from cmidiff.evaluate.config import Config
 from cmidiff.evaluate.counted import Counted
 from cmidiff.evaluate.database import Cell
+from cmidiff.moments import SecondMoments
 from cmidiff.physics import inpaint_random, measure
 from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
@@ -75,7 +76,8 @@ def _gaussian(schedule: Schedule) -> NetworkPrior:
         alpha_t, sigma_t = schedule(float(t[0]))
         return sigma_t * x_t / (alpha_t**2 / 4 + sigma_t**2)
 
-    return NetworkPrior(network, "eps", schedule)
+    moments = SecondMoments(torch.zeros(3), torch.full((3, 64, 64), 0.25, dtype=torch.float64))
+    return NetworkPrior(network, "eps", schedule, second_moments=moments)
 
 
 def speed(prior: Denoiser, *, samples: int, size: int, device: str) -> Speed:
