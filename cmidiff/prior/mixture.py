@@ -65,15 +65,17 @@ class GaussianMixture(Prior):
     def device(self) -> torch.device | None:
         return self.means.device
 
-    @cached_property
-    def second_moments(self) -> SecondMoments | None:
-        """The exact ones, of the signal's shape; None for signals too large for their dense covariance."""
+    def _exact_moments(self) -> SecondMoments | None:
+        """Those of the signal's shape; None for signals too large for their dense covariance."""
         if self.d > DENSE:
             return None
         mean, covariance = self.moments()
         columns = dct(covariance.reshape(self.d, *self.shape).double()).reshape(self.d, self.d)
         diagonal = dct(columns.mT.reshape(self.d, *self.shape)).reshape(self.d, self.d).diagonal()
         return SecondMoments(mean.double().cpu(), diagonal.reshape(self.shape).cpu())
+
+    # Computed when first read; an attribute for the type checker, as in the base class.
+    second_moments: SecondMoments | None = cached_property(_exact_moments)  # pyright: ignore[reportAssignmentType]
 
     @property
     def fingerprint(self) -> str:
