@@ -442,7 +442,7 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
     assert (weaker["cmi"]["eta"], weaker["cmi"]["weight"], weaker["steps"]) == (0.2, "snr", 100)
     other = dry("--preset", "mine.toml", "--solver", "pigdm")  # the default, yet asked for
     assert (other["solver"]["name"], other["cmi"]["eta"]) == ("pigdm", -0.4)
-    assert dry()["solver"]["name"] == "pigdm"
+    assert dry()["solver"]["name"] == "cadps"
     save_preset("base.toml", Preset(DPS(), None, steps=12))
     assert dry("--preset", "base.toml")["cmi"] is None
     assert dry("--preset", "base.toml", "--cmi")["cmi"]["eta"] == CMI().eta

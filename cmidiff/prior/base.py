@@ -12,9 +12,10 @@ Code that uses a prior reads these facts and nothing else.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +54,6 @@ class Evaluation(NamedTuple):
     batch: int
 
 
-@runtime_checkable
 class Denoiser(Protocol):
     """A pretrained prior.
 
@@ -203,7 +203,9 @@ def check_prior(prior: object) -> None:
     Raises:
         TypeError: it cannot be called, or lacks facts.
     """
-    missing = [name for name in (*FACTS, "smooth_at", "evaluations", "to") if not hasattr(prior, name)]
+    nothing = object()  # facts are looked up without being computed: a fingerprint reads all weights
+    names = (*FACTS, "smooth_at", "evaluations", "to")
+    missing = [name for name in names if inspect.getattr_static(prior, name, nothing) is nothing]
     if missing or not callable(prior):
         lacks = f" without {', '.join(missing)}" if 0 < len(missing) <= 8 else ""
         raise TypeError(

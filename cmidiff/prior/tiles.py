@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -129,12 +130,11 @@ class Tiled(WrappedPrior):
             return self.inner(x_t, t)
         return Prediction(*_Blend.apply(x_t, t, self))
 
-    def places(self, shape: tuple[int, ...]) -> Iterator[list[tuple[Place, Tensor]]]:
-        """The tiles of a signal of shape (C, ...), a chunk at a time: where each lies, and its window."""
-        sides = shape[1:]
+    def places(self, x: Tensor) -> Iterator[list[tuple[Place, Tensor]]]:
+        """The tiles of signals (B, C, ...), a chunk at a time: where each lies, and its window, as numbers of ``x``."""
         along = [
-            [(slice(at, at + min(n, self.tile)), w) for at, w in zip(self._starts(n), self._windows(n), strict=True)]
-            for n in sides
+            [(slice(at, at + min(n, self.tile)), w) for at, w in zip(self._starts(n), self._windows(n, x), strict=True)]
+            for n in x.shape[2:]
         ]
         tiles = iter(itertools.product(*along))
         while chunk := list(itertools.islice(tiles, self.chunk)):
@@ -143,8 +143,16 @@ class Tiled(WrappedPrior):
     def _starts(self, side: int) -> list[int]:
         return starts(side, self.tile, self.overlap, self.multiple)
 
-    def _windows(self, side: int) -> Tensor:
-        return windows(side, self.tile, self.overlap, self.multiple)
+    def _windows(self, side: int, x: Tensor) -> Tensor:
+        return _windows_like(side, self.tile, self.overlap, self.multiple, x.dtype, x.device)
+
+
+@lru_cache(maxsize=32)
+def _windows_like(
+    side: int, tile: int, overlap: int, multiple: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`windows`, rounded before they reach the device, which may have no double precision; made once."""
+    return windows(side, tile, overlap, multiple).to(dtype).to(device)
 
 
 class _Blend(torch.autograd.Function):
@@ -155,7 +163,7 @@ class _Blend(torch.autograd.Function):
         ctx.save_for_backward(x_t)
         ctx.t, ctx.tiled = t, tiled
         mean, fraction = torch.zeros_like(x_t), None
-        for chunk in tiled.places(tuple(x_t.shape[1:])):
+        for chunk in tiled.places(x_t):
             prediction = tiled.inner(_cut(x_t, chunk), t)
             _paste(mean, chunk, prediction.mean, windowed=True)
             if prediction.variance_fraction is not None:
@@ -171,7 +179,7 @@ class _Blend(torch.autograd.Function):
             raise RuntimeError("a tiled prior has no second derivative: each chunk's graph is gone after its pass")
         (x_t,), v = ctx.saved_tensors, grads[0]
         pulled = torch.zeros_like(x_t)
-        for chunk in ctx.tiled.places(tuple(x_t.shape[1:])):
+        for chunk in ctx.tiled.places(x_t):
             with torch.enable_grad():
                 tiles = _cut(x_t.detach(), chunk).requires_grad_()
                 x_hat = ctx.tiled.inner(tiles, ctx.t).mean
@@ -187,7 +195,7 @@ def _cut(x: Tensor, chunk: list[tuple[Place, Tensor]]) -> Tensor:
 
 def _stacked(chunk: list[tuple[Place, Tensor]], like: Tensor) -> Tensor:
     """The windows of a chunk, shape (tiles * B, 1, ...)."""
-    return torch.stack([window for _, window in chunk]).to(like).repeat_interleave(len(like), 0).unsqueeze(1)
+    return torch.stack([window for _, window in chunk]).repeat_interleave(len(like), 0).unsqueeze(1)
 
 
 def _paste(x: Tensor, chunk: list[tuple[Place, Tensor]], tiles: Tensor, *, windowed: bool) -> None:
