@@ -29,7 +29,7 @@ from functools import cached_property
 from typing import cast
 
 import torch
-from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
+from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics, Physics
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -186,6 +186,11 @@ class Measurement:
         found = probe_diagonal(lambda v: self.At(self.A(v)), like)
         assert found is not None
         return found.clamp_min(0.0)
+
+    @property
+    def identity(self) -> bool:
+        """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
+        return isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
     @property
     def tight(self) -> bool:

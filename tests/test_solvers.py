@@ -11,12 +11,12 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff import CMI, DDIM, Ancestral, ProbabilityFlow, Restoration, measure, registry, restore
+from cmidiff import physics as named
 from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic
 from cmidiff.covariance import SecondMoments as Moments
 from cmidiff.covariance.moments import wiener_estimate
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
-from cmidiff.moments import SecondMoments
 from cmidiff.prior import GaussianMixture
 from cmidiff.schedule import VE, VP, RectifiedFlow, Schedule
 from cmidiff.solvers import (
@@ -506,7 +506,6 @@ def in_the_dct_domain(schedule: Schedule | None = None) -> tuple[GaussianMixture
     variances = torch.linspace(1.5, 0.05, D, dtype=F64)
     cov = q.mT @ (variances[:, None] * q)
     prior: Any = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D, seed=5), cov[None], schedule)
-    prior.second_moments = SecondMoments(prior.means[0], variances)
     return prior, cov
 
 
@@ -778,3 +777,15 @@ def test_rows_of_the_table_depend_on_their_seed_alone():
     alone = restore(y, physics, prior, samples=1, first_sample=2, **options).samples
     torch.testing.assert_close(alone[0, 0], together[0, 2], rtol=1e-10, atol=1e-11)
     assert rows(1, 7).normal("kernel", 0, y).shape == y.shape
+
+
+def test_dpir_of_white_noise_is_one_evaluation_at_its_level():
+    """The posterior mean of ``y = x + n`` is the denoiser itself: exact on a mixture, whatever the number of steps."""
+    prior, noise_std = pictures((3, 8, 8)), 0.2
+    task = named.TASKS["denoise"]((3, 8, 8), noise_std=noise_std, dtype=F64)
+    y = prior.sample(2, generator(3)) + noise_std * randn(2, 3, 8, 8, seed=4)
+    found = restore(y, task, prior, solver="dpir", value_range=None, tile=None)
+    t = prior.schedule.time(noise_std)
+    alpha_t, _ = prior.schedule(t)
+    torch.testing.assert_close(found.estimate, prior(alpha_t * y, t).mean, rtol=1e-9, atol=1e-9)
+    assert found.stats["misfit"].shape[0] == 1

@@ -62,15 +62,20 @@ class DPIR(Solver):
                 raise ValueError(f"DPIR: {name} must be a number > 0, received {getattr(self, name)!r}")
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
-        """Noise levels even in the logarithm, from the start down to the noise of the measurement."""
+        """Noise levels even in the logarithm, from the start down to the noise of the measurement; that level alone
+        where the measurement is the image with white noise, whose best estimate is one evaluation of the denoiser."""
         unit = _half_range(problem)
         high = unit * (self.start_level if problem.initial is None else self.polish_level)
+        if self._denoises(problem):
+            return levels(problem, 1, problem.measurement.noise_std, problem.measurement.noise_std)
         low = min(max(problem.measurement.noise_std, 2 * unit * LEAST_NOISE, problem.prior.min_ratio), high / 2)
         return levels(problem, steps, high, low)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
-        x = wiener_estimate(problem.prior, problem.measurement) if problem.initial is None else problem.initial
         alpha_t, sigma_t = problem.prior.schedule(t)
+        if self._denoises(problem):
+            return alpha_t * problem.measurement.y, None
+        x = wiener_estimate(problem.prior, problem.measurement) if problem.initial is None else problem.initial
         return alpha_t * self._fit(problem, x, sigma_t / alpha_t), None
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
@@ -79,6 +84,13 @@ class DPIR(Solver):
             return z, carry
         alpha_s, sigma_s = step.level_s
         return alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals), carry
+
+    @staticmethod
+    def _denoises(problem: Problem) -> bool:
+        least = max(2 * _half_range(problem) * LEAST_NOISE, problem.prior.min_ratio)
+        high = problem.prior.schedule.grid(1)[0]
+        alpha, sigma = problem.prior.schedule(high)
+        return problem.measurement.identity and least <= problem.measurement.noise_std <= sigma / alpha
 
     def _fit(self, problem: Problem, z: Tensor, ratio: float, residuals: list[Tensor] | None = None) -> Tensor:
         """The first line above."""
