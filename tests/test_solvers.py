@@ -533,8 +533,6 @@ def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measure
     unit = math.sqrt(problem.prior.variance)  # of a signal without a range
     times = torch.tensor(DPIR(start_level=4.0).times(problem, 5), dtype=F64)
     torch.testing.assert_close(times.log2(), torch.linspace(math.log2(4 * unit), math.log2(NOISE), 5, dtype=F64))
-    polished = DPIR(polish_level=2.0).times(replace(problem, initial=randn(B, D)), 5)
-    assert (polished[0], polished[-1]) == pytest.approx((2 * unit, NOISE))
 
 
 def test_draws_of_the_gaussian_posterior_make_exact_samples_in_any_number_of_steps():
@@ -596,7 +594,7 @@ def test_what_cannot_be_meant_is_refused():
         (CADPSReleased, {"scale": -1.0}, "scale"),
         (DPIR, {"strength": 0.0}, "strength must be a number > 0"),
         (DPIR, {"start_level": math.inf}, "start_level must be a number > 0"),
-        (DPIR, {"polish_level": -1.0}, "polish_level must be a number > 0"),
+        (DPIR, {"start_level": -1.0}, "start_level must be a number > 0"),
         (DSG, {"rate": 1.5}, "rate in"),
         (DSG, {"rate": math.nan}, "rate in"),
         (DSG, {"interval": 0}, "interval >= 1"),

@@ -41,23 +41,22 @@ class DPIR(Solver):
         strength: ``lambda > 0``; None: 0.1 where ``A A^T`` is declared to be a multiple of the identity (masks,
             denoising), otherwise 0.25. With ``lambda >= 1/4`` the first line amplifies no component of the measurement
             noise beyond ``sigma_k``, which is what the denoiser removes.
-        start: noise level ``sigma / alpha`` of the first step, relative to half the range of the images.
-        polish: that of a run that starts from an image instead of the Wiener estimate.
+        start_level: noise level ``sigma / alpha`` of the first step, relative to half the range of the images. Higher
+            levels gain nothing on blurs and lose up to 1 dB where many pixels are hidden.
 
     Raises:
         ValueError: a number that is not positive.
     """
 
     strength: float | None = None
-    start_level: float = 1.18
-    polish_level: float = 0.4
+    start_level: float = 0.4
 
     needs_linear: ClassVar[bool] = True
     point: ClassVar[bool] = True
     default_steps: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
-        for name in ("strength", "start_level", "polish_level"):
+        for name in ("strength", "start_level"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"DPIR: {name} must be a number > 0, received {getattr(self, name)!r}")
 
@@ -65,7 +64,7 @@ class DPIR(Solver):
         """Noise levels even in the logarithm, from the start down to the noise of the measurement; that level alone
         where the measurement is the image with white noise, whose best estimate is one evaluation of the denoiser."""
         unit = _half_range(problem)
-        high = unit * (self.start_level if problem.initial is None else self.polish_level)
+        high = unit * self.start_level
         if self._denoises(problem):
             return levels(problem, 1, problem.measurement.noise_std, problem.measurement.noise_std)
         low = min(max(problem.measurement.noise_std, 2 * unit * LEAST_NOISE, problem.prior.min_ratio), high / 2)
