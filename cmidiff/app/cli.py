@@ -443,7 +443,7 @@ def serve(
     device: o.Device = "auto",
     jobs: Annotated[int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.")] = 1,
     seconds: Annotated[int, typer.Option("--seconds", help="Time limit of one restoration.")] = 300,
-    side: Annotated[int, typer.Option("--side", help="Largest longer side of a result, in pixels.")] = 256,
+    side: Annotated[int, typer.Option("--side", help="Largest longer side of what is computed, in pixels.")] = 1024,
     megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.")] = 20,
     megapixels: Annotated[int, typer.Option("--megapixels", help="Largest picture.")] = 25,
 ) -> None:
