@@ -12,15 +12,17 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import matplotlib
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load, load_file
 from typer.testing import CliRunner
 
@@ -29,68 +31,106 @@ from cmidiff.app.cli import app
 from cmidiff.app.errors import BadInput
 from cmidiff.app.masks import read_kernel
 from cmidiff.app.options import settings_of
-from cmidiff.app.problem import load_problem
-from cmidiff.app.web import inputs
-from cmidiff.app.web.inputs import CASES, EXPERIMENTS, Ask, Photograph, problem_of
-from cmidiff.app.web.jobs import Job, Visit
+from cmidiff.app.problem import JPEG, load_problem, save_problem
+from cmidiff.app.repair import fit_mask, put_back, whole
+from cmidiff.app.run import Settings, adapt
+from cmidiff.app.speed import Speed
+from cmidiff.app.web import inputs, jobs
+from cmidiff.app.web.inputs import CASES, EXPERIMENTS, WISHES, Ask, Limits, result_size, work_of
+from cmidiff.app.web.jobs import Job, Visits
+from cmidiff.app.web.shown import doubt, status
 from cmidiff.images import Image as Picture
+from cmidiff.images import read_image, to_pil, write_image
 from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
-from tests.web import LIMITS, Visitor, bomb, gaussian_prior, png, server
+from cmidiff.result import MISFIT_BOUND
+from tests.web import LIMITS, Visitor, bomb, gaussian_prior, png, server, shown_text
 
 # what a visitor gives
 
 
-def photograph_of(height: int = 48, width: int = 64, side: int | None = None) -> Photograph:
+def photograph_of(folder: Path, height: int = 48, width: int = 64) -> Path:
+    """The file of a smooth photograph."""
     rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
     values = torch.stack([rows * columns, 1 - rows + 0 * columns, 0.5 + 0 * rows * columns])
-    return Photograph(Picture(values), side or max(height, width))
+    write_image(folder / "photo.png", values)
+    return folder / "photo.png"
 
 
 def test_every_task_of_the_command_line_is_an_experiment() -> None:
     assert set(EXPERIMENTS) == set(TASKS)
     assert all(case.task == name for name, case in EXPERIMENTS.items())
+    assert all(case.task in (None, JPEG, *TASKS) for case in WISHES.values())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "blocks"])
 def test_every_case_is_a_problem_that_its_file_restores(tmp_path: Path, name: str) -> None:
-    from cmidiff.app.problem import save_problem
-
-    case, given = CASES[name], photograph_of()
-    paint, blur = Picture(torch.zeros(1, 96, 128)), Picture(torch.ones(1, 5, 3))
-    paint.values[:, 40:50] = 1
-    ask = Ask(name, case.strength.value if case.strength else 0.0, case.noise_std, 64)
-    problem, truth = problem_of(ask, given, paint, blur, tmp_path)
-    assert (truth is not None) == (name in EXPERIMENTS)
-    assert problem.noise_std == pytest.approx(case.noise_std)
-    save_problem(tmp_path / "m.safetensors", problem)
+    case, photo = CASES[name], photograph_of(tmp_path)
+    mask = torch.zeros(1, 96, 128)
+    mask[:, 40:50] = 1
+    ask = Ask(name, case.strength.value if case.strength else 0.0, 0.03, 64)
+    work = work_of(ask, photo, LIMITS, mask, None, tmp_path)
+    assert (work.truth is not None) == (name in EXPERIMENTS)
+    assert work.problem.noise_std == pytest.approx(0.03)
+    save_problem(tmp_path / "m.safetensors", work.problem)
     again = load_problem(tmp_path / "m.safetensors")
-    torch.testing.assert_close(again.y, problem.y, rtol=0, atol=0)
-    x = torch.rand(1, *problem.shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(again.physics.A(x), problem.physics.A(x), rtol=0, atol=0)
+    torch.testing.assert_close(again.y, work.problem.y, rtol=0, atol=0)
+    x = torch.rand(1, *work.problem.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again.physics.A(x), work.problem.physics.A(x), rtol=0, atol=0)
+    if ask.case != "scratches":
+        assert result_size(ask, (48, 64)) == work.problem.shape[1:]
 
 
 def test_paint_hides_what_was_painted_and_nothing_else(tmp_path: Path) -> None:
-    """Painted on a picture four times as large as what is restored: the pixels under the paint are unknown."""
-    paint = Picture(torch.zeros(1, 192, 256))
-    paint.values[:, 64:96, 128:160] = 1  # 8 x 8 pixels of the restored picture
-    problem, _ = problem_of(Ask("scratches", 0, 0.02, 64), photograph_of(192, 256), paint, None, tmp_path)
-    seen = problem.physics.A(torch.ones(1, *problem.shape))[0, 0]
+    """Painted on a canvas of another size than the photograph: the pixels under the paint are unknown."""
+    mask = torch.zeros(1, 192, 256)
+    mask[:, 64:96, 128:160] = 1  # 8 x 8 pixels of the photograph
+    work = work_of(Ask("scratches", 0, 0.02, 64, whole=True), photograph_of(tmp_path), LIMITS, mask, None, tmp_path)
+    seen = work.problem.physics.A(torch.ones(1, *work.problem.shape))[0, 0]
     expected = torch.ones(48, 64)
     expected[16:24, 32:40] = 0
-    inner = torch.zeros(48, 64, dtype=torch.bool)
-    inner[16:24, 32:40] = True
-    assert bool((seen[inner] == 0).all())
+    assert bool((seen[16:24, 32:40] == 0).all())
     assert int((seen != expected).sum()) <= 4 * 8 + 4, "no more than the rim, where paint touches a pixel"
+
+
+@pytest.mark.parametrize("side", [64, 256], ids=["computed at a lower resolution", "at full resolution"])
+def test_a_repair_changes_painted_pixels_alone(tmp_path: Path, side: int) -> None:
+    """The computed region is the paint and its surroundings; it returns to its place in the whole photograph."""
+    photo, mask = photograph_of(tmp_path, 200, 300), torch.zeros(1, 200, 300)
+    mask[:, 90:110, 100:160] = 1
+    work = work_of(Ask("scratches", 0, 0.02, side), photo, LIMITS, mask, None, tmp_path)
+    assert work.finish is not None
+    assert max(work.problem.shape) <= side
+    assert 200 > max(work.problem.shape[1:]) >= 64, "not the whole photograph"
+    before, after = read_image(photo).values, work.finish(torch.full(work.problem.shape, 0.5)).values
+    changed = (after != before).any(0)
+    assert after.shape == before.shape
+    assert bool((changed <= fit_mask(mask, (200, 300))[0]).all()), "a pixel outside of the paint has changed"
+    assert float((after - 0.5).abs()[:, 98:102, 110:150].mean()) < 0.05, "inside, it is the restoration"
+
+
+def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
+    """A restoration with a constant offset leaves no step at the border of the paint."""
+    photo, painted = photograph_of(tmp_path, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    painted[:, 24:40, 24:40] = True
+    before = Picture(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
+    after = put_back(before, before.values + 0.1, painted, whole(painted))
+    difference = (after.values - before.values).abs().amax(0)
+    assert float(difference[24, 24:40].max()) < 0.05, "half of the offset is gone at the first painted pixel"
+    assert float(difference[32, 32]) > 0.08, "far inside, the restoration is kept"
+    assert after.alpha is not None
+    torch.testing.assert_close(after.alpha, painted.float(), rtol=0, atol=0)
 
 
 def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
     """A streak of 16 pixels in an upload of 256 is one of 4 in a picture of 64."""
-    blur = Picture(torch.zeros(1, 24, 24))
-    blur.values[:, 11:13, 4:20] = 1
-    problem_of(Ask("kernel", 0, 0.02, 64), photograph_of(192, 256), None, blur, tmp_path)
+    blur = torch.zeros(1, 24, 24)
+    blur[:, 11:13, 4:20] = 1
+    write_image(tmp_path / "blur.png", blur)
+    ask = Ask("blurred", 1, 0.02, 64)
+    work_of(ask, photograph_of(tmp_path, 192, 256), LIMITS, None, tmp_path / "blur.png", tmp_path)
     kernel = read_kernel(tmp_path / "kernel.png", 48, 64)
     columns = torch.arange(6.0) - 2.5
     spread = float(((kernel.sum(0) * columns**2).sum() - (kernel.sum(0) * columns).sum() ** 2).sqrt())
@@ -99,42 +139,104 @@ def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
 
 
 def test_enlarging_measures_what_is_there(tmp_path: Path) -> None:
-    problem, _ = problem_of(Ask("small", 4, 0.02, 128), photograph_of(24, 32), None, None, tmp_path)
+    photo = photograph_of(tmp_path, 24, 32)
+    problem = work_of(Ask("small", 4, 0.02, 128), photo, LIMITS, None, None, tmp_path).problem
     assert problem.shape == (3, 96, 128)
-    torch.testing.assert_close(problem.y[0], photograph_of(24, 32).picture.values, rtol=0, atol=0)
+    torch.testing.assert_close(problem.y[0], read_image(photo).values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("noise_std", [0.02, 0.1])
+def test_the_noise_of_a_photograph_is_estimated(tmp_path: Path, noise_std: float) -> None:
+    clean = read_image(photograph_of(tmp_path, 64, 64)).values
+    noisy = clean + noise_std * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    write_image(tmp_path / "noisy.png", noisy * 0.5 + 0.25)
+    work = work_of(Ask("grainy"), tmp_path / "noisy.png", LIMITS, None, None, tmp_path)
+    assert work.problem.noise_std == pytest.approx(noise_std / 2, rel=0.25)  # rounded to eight bits
+    assert "estimated" in work.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("painted", "told"),
     [
-        (Ask("scratches", 0, 0.02, 64), "Nothing is painted"),
-        (Ask("kernel", 0, 0.02, 64), "picture of the blur is missing"),
+        (None, "Nothing is painted yet.*inside the photograph"),
+        (torch.zeros(1, 48, 64), "Nothing is marked as damaged"),
+        (torch.ones(1, 48, 64), "Everything is marked as damaged"),
+        (torch.eye(64)[None], "The mask has 64 x 64 pixels and the photograph 64 x 48"),
     ],
 )
-def test_what_is_missing_is_said(tmp_path: Path, ask: Ask, told: str) -> None:
+def test_a_mask_that_cannot_be_meant_is_refused(tmp_path: Path, painted: torch.Tensor | None, told: str) -> None:
     with pytest.raises(BadInput, match=told):
-        problem_of(ask, photograph_of(), None, None, tmp_path)
+        work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted, None, tmp_path)
+
+
+def test_a_mask_that_hides_nearly_everything_is_doubted(tmp_path: Path) -> None:
+    painted = torch.ones(1, 48, 64)
+    painted[:, :10] = 0
+    work = work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted, None, tmp_path)
+    assert any("hides 79% of the photograph" in note and "inverted" in note for note in work.notes)
+
+
+def test_the_time_is_measured_and_learnt(tmp_path: Path) -> None:
+    settings = settings_for("pigdm", steps=10, samples=2)
+    speed = Speed(gaussian_prior(0.01))
+    first = speed.seconds(settings, (3, 64, 64))
+    assert first >= 0.01 * 10 * 2, "no less than the network alone"
+    assert speed.seconds(settings, (3, 128, 64)) == pytest.approx(2 * first)
+    problem = work_of(Ask("grainy", side=64), photograph_of(tmp_path, 64, 64), LIMITS, None, None, tmp_path).problem
+    speed.learn(settings, problem, 0, 7.0)
+    assert speed.seconds(settings, (3, 64, 64)) == pytest.approx(14.0)
+    assert speed.seconds(settings_for("pigdm", steps=5, samples=2), (3, 64, 64)) == pytest.approx(7.0)
+    best = settings_for(None, samples=0)
+    assert speed.seconds(best, (3, 64, 64), holes=True) > speed.seconds(best, (3, 64, 64)) > 0
+
+
+def jpeg_of(folder: Path, height: int = 48, width: int = 64) -> Path:
+    """A strongly compressed photograph."""
+    values = read_image(photograph_of(folder, height, width)).values
+    grain = 0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+    to_pil(values + grain).save(folder / "photo.jpg", quality=10)
+    return folder / "photo.jpg"
+
+
+def test_a_jpeg_is_repaired_at_its_own_resolution(tmp_path: Path) -> None:
+    """Smaller than the size that is asked for, and of the strength that its file tells."""
+    ask = Ask("blocks", side=24)
+    work = work_of(ask, jpeg_of(tmp_path), LIMITS, None, None, tmp_path)
+    assert work.problem.shape == (3, 48, 64)
+    assert result_size(ask, (48, 64)) == (48, 64)
+    assert work.problem.tables is not None
+    assert "quality 10" in work.notes[0]
+    with pytest.raises(BadInput, match="no sign of JPEG compression"):
+        work_of(ask, photograph_of(tmp_path), LIMITS, None, None, tmp_path)
+    with pytest.raises(BadInput, match="too large for the repair"):
+        work_of(ask, jpeg_of(tmp_path), replace(LIMITS, side=32), None, None, tmp_path)
 
 
 # a job
 
 
-def job_of(folder: Path, prior: Denoiser, name: str = "natural-64", seconds: float = 60.0, **asked: object) -> Job:
-    problem, truth = problem_of(Ask("inpaint-random", 0.5, 0.05, 24), photograph_of(18, 24), None, None, folder)
-    given = {"steps": 3, "samples": 2, "seed": 5, "batch": 1, "device": "cpu", "solver": "pigdm", "prior": name}
-    common = given | asked
-    runs = {
-        "base": settings_of(cmi=False, eta=None, **common),  # pyright: ignore[reportArgumentType]
-        "cmi": settings_of(cmi=True, eta=-0.25, **common),  # pyright: ignore[reportArgumentType]
-    }
-    return Job(problem, runs, prior, truth, folder / "job", seconds)
+def settings_for(solver: str | None, **given: Any) -> Settings:
+    values = {"steps": 3, "samples": 2, "seed": 5, "batch": 1, "device": "cpu", "prior": "natural-64"} | given
+    return settings_of(solver=solver, **{"cmi": False, "eta": None} | values)
+
+
+def job_of(folder: Path, prior: Denoiser, name: str = "natural-64", limits: Limits = LIMITS, **asked: Any) -> Job:
+    work = work_of(Ask("inpaint-random", 0.5, 0.05, 24), photograph_of(folder, 18, 24), limits, None, None, folder)
+    given = {"prior": name} | asked
+    runs = {"base": settings_for("pigdm", **given), "cmi": settings_for("pigdm", cmi=True, eta=-0.25, **given)}
+    return Job(work, runs, prior, folder / "job", limits)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
 
 
 def test_the_commands_of_an_archive_repeat_it_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the embedded prior, both runs of a comparison; another seed is another result."""
     job = job_of(tmp_path, load_prior("natural-64"))
-    job.start()
-    assert job.wait(60)
+    job.run()
     assert job.view.state == "done", job.view.message
     assert all(len(result.good) == 2 for result in job.view.results)
     unpacked = tmp_path / "unpacked"
@@ -158,9 +260,31 @@ def test_the_commands_of_an_archive_repeat_it_bit_for_bit(tmp_path: Path, monkey
     assert not torch.equal(base, load_file("other/sample-00.safetensors")["sample"])
 
 
-def test_a_job_stops_at_any_step_and_keeps_what_is_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["inpaint-random", "blocks"])
+def test_the_command_of_an_estimate_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first result of the page is one estimate by default."""
+    photo = jpeg_of(tmp_path, 18, 24) if name == "blocks" else photograph_of(tmp_path, 18, 24)
+    work = work_of(Ask(name, 0.5, None, 24), photo, LIMITS, None, None, tmp_path)
+    settings = adapt(settings_for(None, samples=0), work.problem)
+    job = Job(work, {"result": settings}, load_prior("natural-64"), tmp_path / "job", LIMITS)
+    job.run()
+    assert job.view.state == "done", job.view.message
+    (result,) = job.view.results
+    assert result.best is not None
+    assert result.samples == []
+    assert [row.name for row in result.rows] == ["restored"]
+    monkeypatch.chdir(job.folder)
+    words = Path("command.txt").read_text().split()
+    ran = CliRunner().invoke(app, words[1:])
+    assert ran.exit_code == 0, ran.output
+    before, after = (load_file(f"{folder}/estimate.safetensors")["sample"] for folder in ("result", "result-again"))
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert Path("result.png").read_bytes() == Path("result/restored.png").read_bytes()
+
+
+def test_a_job_stops_at_any_step_and_keeps_what_is_finished(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     job = job_of(tmp_path, gaussian_prior(0.01), str(tmp_path), steps=40, samples=4)
-    job.start()
+    job.start(pool)
     while not job.view.results[0].samples:
         time.sleep(0.01)
     job.cancel()
@@ -172,36 +296,74 @@ def test_a_job_stops_at_any_step_and_keeps_what_is_finished(tmp_path: Path) -> N
     with zipfile.ZipFile(job.archive) as archive:
         names = archive.namelist()
     assert sum(name.endswith(".safetensors") and "sample-" in name for name in names) == finished >= 1
+    assert "result.png" in names
 
 
-def test_a_job_has_a_time_limit(tmp_path: Path) -> None:
-    job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), seconds=0.3, steps=200)
-    job.start()
-    assert job.wait(10)
-    assert job.view.state == "out of time"
+@pytest.mark.parametrize(
+    ("limit", "state"), [({"seconds": 0.3}, "out of time"), ({"away": 0.3}, "cancelled")], ids=["time", "nobody looks"]
+)
+def test_a_job_has_limits(tmp_path: Path, limit: dict[str, float], state: str) -> None:
+    """Of its time, and of the time in which no browser asks for it."""
+    job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), replace(LIMITS, **limit), steps=200)
+    job.run()
+    assert job.view.state == state
     assert job.view.fraction < 0.5
 
 
+def test_a_job_that_waits_can_be_cancelled_at_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    over = threading.Event()
+    pool.submit(over.wait)
+    job = job_of(tmp_path, gaussian_prior())
+    job.start(pool)
+    assert job.view.state == "waiting"
+    job.cancel()
+    assert job.wait(0)
+    assert job.view.state == "cancelled"
+    over.set()
+
+
 def test_what_restore_refuses_is_told(tmp_path: Path) -> None:
-    problem, truth = problem_of(Ask("hdr", 2, 0.05, 24), photograph_of(18, 24), None, None, tmp_path)
-    settings = settings_of(
-        solver="pigdm", cmi=None, eta=None, prior=str(tmp_path), steps=2, samples=1, seed=0, batch=1, device="cpu"
-    )
-    job = Job(problem, {"base": settings}, gaussian_prior(), truth, tmp_path / "job", 10)
-    job.start()
-    assert job.wait(10)
+    work = work_of(Ask("hdr", 2, 0.05, 24), photograph_of(tmp_path, 18, 24), LIMITS, None, None, tmp_path)
+    job = Job(work, {"result": settings_for("pigdm")}, gaussian_prior(), tmp_path / "job", LIMITS)
+    job.run()
     assert job.view.state == "failed"
     assert "needs a linear physics" in job.view.message
+    assert str(tmp_path) not in job.view.message
 
 
-def test_the_end_of_a_visit_ends_its_job_and_removes_its_folder(tmp_path: Path) -> None:
-    visit = Visit.begin(tmp_path / "work")
+def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
+    """Of a prior that contradicts the photograph; the same photograph under a prior that fits it is not doubted."""
+    work = work_of(Ask("grainy", 0, 0.01, 24), photograph_of(tmp_path, 18, 24), LIMITS, None, None, tmp_path)
+    views = []
+    for steps in (2, 30):
+        settings = settings_for("pigdm", prior=str(tmp_path), steps=steps)
+        job = Job(work, {"result": settings}, gaussian_prior(), tmp_path / str(steps), LIMITS)
+        job.run()
+        views.append(job.view)
+    rough, good = (view.results[0].rows[-1].misfit for view in views)
+    assert rough is not None
+    assert good is not None
+    assert rough > MISFIT_BOUND > good, (rough, good)
+    assert f"{rough:.1f} times the noise" in doubt(views[0])
+    assert "doubtful" in status(views[0])
+    assert doubt(views[1]) == ""
+    assert ">Finished<" in status(views[1])
+
+
+def test_old_visits_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their files and their jobs; a token that nobody was given opens a new visit."""
+    visits = Visits(tmp_path / "work", LIMITS)
+    visit = visits.open("")
+    assert visits.open(visit.token) is visit
+    assert visits.open("unknown").token != "unknown"
     job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), steps=200)
-    visit.take(job)
-    job.start()
-    visit.end()
+    visits.submit(visit, "result", job)
+    monkeypatch.setattr(jobs, "KEEP", -1.0)
+    visits.sweep()
     assert job.wait(5)
     assert not visit.folder.exists()
+    assert visits.open(visit.token).token != visit.token
+    visits.close()
 
 
 # the server
@@ -260,20 +422,22 @@ def test_a_file_without_end_is_refused_before_it_is_sent(page: tuple[str, Path],
 @pytest.mark.parametrize(
     ("data", "name", "told"),
     [
-        (b"no picture at all", "photo.png", "no picture that can be read"),
-        (b"", "photo.png", "no picture that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "photo.eps", "no picture that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "photo.svg", "no picture that can be read"),
+        (b"no picture at all", "photo.png", "not an image that can be read"),
+        (b"", "photo.png", "not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "photo.eps", "not an image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "photo.svg", "not an image that can be read"),
         (png(64, 64, grain=40)[:3000], "cut.png", "damaged"),
         (bomb(60_000, 60_000), "bomb.png", "too many pixels"),
         (bomb(800, 600), "many.png", "too many pixels"),
         (png(600, 3), "strip.png", "too narrow"),
     ],
 )
-def test_a_wrong_file_is_refused_with_a_line(visitor: Visitor, data: bytes, name: str, told: str) -> None:
+def test_a_wrong_file_is_refused_with_a_line(
+    visitor: Visitor, page: tuple[str, Path], data: bytes, name: str, told: str
+) -> None:
     line = visitor.take(data, name) or visitor.restore("grainy")[0]
     assert told in line
-    assert "/tmp" not in line
+    assert str(page[1]) not in line
     assert "Traceback" not in line
 
 
@@ -332,14 +496,125 @@ def test_a_message_must_be_small_and_sound(visitor: Visitor) -> None:
         assert visitor.http.post("/gradio_api/queue/join", content=body, headers=headers).status_code == code
 
 
-def test_numbers_out_of_range_are_refused(visitor: Visitor) -> None:
+BAD: list[tuple[str, Any, str]] = [
+    *(("steps", value, "steps must be a whole number from 2 to 400") for value in ("abc", 3.7, True, 10**30, -1)),
+    *(
+        ("noise", value, "noise must be a number from 0 to 1")
+        for value in (float("nan"), float("inf"), "a", "nan", -0.1)
+    ),
+    *(("seed", value, "seed must be a whole number") for value in (-1, 2**31, [], None)),
+    *(("side", value, "side must be a whole number from 8 to 64") for value in (4096, 7, None, {})),
+    ("case", "../x", "case must be one of"),
+    ("experiment", None, "experiment must be one of"),
+    ("solver", "../x", "solver must be one of"),
+    ("strength", "a", "strength must be a number"),
+    ("whole", "yes", "whole must be one of"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), BAD)
+def test_a_bad_value_is_named_in_a_message(
+    visitor: Visitor, capfd: pytest.CaptureFixture[str], name: str, value: Any, told: str
+) -> None:
+    """And it leaves no traceback in the server's log."""
     visitor.take(png(20, 20))
-    visitor.choose("grainy")
-    event = visitor.event("start", "click")
-    for change in ({"steps": 10**6}, {"samples": 99}, {"side": 4096}, {"solver": "../x"}, {"seed": -1}):
-        visitor.join(event, visitor.asked("grainy", **change)).raise_for_status()
-        *_, last = visitor.messages()
-        assert not last["success"], change
+    case = "inpaint-random" if name in ("experiment", "strength") else "grainy"
+    last = visitor.answer(visitor.event("start", "click"), visitor.asked(case, **{name: value}))
+    assert not last["success"]
+    assert told in last["output"]["error"]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("samples", 99, "samples"),
+        ("sampler", 3, "sampler"),
+        ("cmi", "maybe", "cmi"),
+        ("eta", "x", "eta must be a number"),
+    ],
+)
+def test_a_bad_value_for_samples_is_named_in_a_message(visitor: Visitor, name: str, value: Any, told: str) -> None:
+    last = visitor.answer(visitor.event("draw", "click"), visitor.asked("grainy", **{name: value}))
+    assert not last["success"]
+    assert f"{told}" in last["output"]["error"]
+    line, _ = visitor.restore("grainy", "draw")
+    assert "no result yet" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: data[:-1], "data must be a list of 18 values, received 17 values"),
+        (lambda _: "abc", "data must be a list of 18 values, received abc"),
+        (lambda _: None, "data must be a list of 18 values, received None"),
+        (lambda data: [data[0], "photo.png", *data[2:]], "photo must be an uploaded file, received photo.png"),
+        (lambda data: [*data[:6], {"layers": "x"}, *data[7:]], "paint must be an uploaded file"),
+    ],
+)
+def test_a_malformed_event_is_refused(
+    visitor: Visitor, capfd: pytest.CaptureFixture[str], change: Callable[[Any], Any], told: str
+) -> None:
+    answer = visitor.join(visitor.event("start", "click"), change(visitor.asked("grainy")))
+    assert answer.status_code == 400
+    assert told in answer.text
+    for index in (None, "1", 10**9, True):
+        answer = visitor.join({"id": index}, [])
+        assert answer.status_code == 400
+        assert "fn_index" in answer.text
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_the_size_and_the_time_are_told_before_the_run(visitor: Visitor) -> None:
+    """A repair has the size of the photograph, other results that of the choice; an enlargement that of its factor."""
+    visitor.take(png(120, 90))
+    event = visitor.event("side", "input")
+
+    def told(case: str, **changed: Any) -> tuple[str, list[Any]]:
+        outputs = visitor.run(event, visitor.asked(case, **changed))
+        return shown_text(outputs[visitor.ids["size"]]), outputs[visitor.ids["side"]]["choices"]
+
+    line, choices = told("grainy")
+    assert "The result has 64 x 48 pixels (the photograph: 120 x 90 pixels) and takes about" in line
+    assert [value for _, value in choices] == [64]
+    assert "The result has the size of the photograph, 120 x 90 pixels." in told("scratches")[0]
+    visitor.take(png(20, 10))
+    assert "The result has 40 x 20 pixels" in told("small", strength=2, side=40)[0]
+
+
+def test_a_second_photograph_takes_the_place_of_the_first(visitor: Visitor, page: tuple[str, Path]) -> None:
+    """Its result is that of the file that is sent with the run, and the first result is gone."""
+    for colour in ((200, 30, 40), (20, 210, 60), (10, 20, 220)):
+        assert visitor.take(png(40, 32, colour)) == ""
+        line, files = visitor.restore("grainy", noise=0.01)
+        assert "inished" in line
+        assert all(str(page[1].parent).encode() not in text for text in files.values()), "a path of the server"
+        y = load(files["measurement.safetensors"])["y"]
+        torch.testing.assert_close(y, torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, 32, 40) / 255)
+    visitor.take(png(40, 32))
+    assert "no result yet" in visitor.restore("grainy", "draw")[0]
+
+
+def test_samples_follow_the_result(visitor: Visitor) -> None:
+    """They are drawn for the problem of the result that is shown, whatever the controls say by then."""
+    visitor.take(png(40, 32, (200, 30, 40)))
+    _, first = visitor.restore("small", strength=2, side=64)
+    line, files = visitor.restore("grainy", "draw", cmi="compare", samples=2)
+    assert "inished" in line
+    assert {"samples/sample-01.png", "samples-cmi/sample-01.png", "samples/std.png"} <= set(files)
+    assert files["measurement.safetensors"] == first["measurement.safetensors"]
+
+
+def test_a_window_that_reloads_finds_its_result(visitor: Visitor) -> None:
+    visitor.take(png(40, 32))
+    visitor.restore("grainy")
+    again = Visitor(visitor.address, token=visitor.token)
+    assert again.token == visitor.token
+    load = next(d for d in again.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
+    assert again.run(load, [again.token])[again.ids["photo"]]["path"] == (visitor.photo or {})["path"]
+    outputs = again.run(again.after(again.event("start", "click")), [again.token])
+    assert "inished" in shown_text(outputs[again.ids["status"]])
+    assert Visitor(visitor.address, token="of nobody").token != "of nobody"
 
 
 def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
@@ -356,7 +631,7 @@ def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(visit, colours))
     for colour, (line, files) in zip(colours, answers, strict=True):
-        assert "Finished" in line
+        assert "inished" in line
         assert f"--seed {colour[0]} " in files["command.txt"].decode()
         y = load(files["measurement.safetensors"])["y"]
         torch.testing.assert_close(y, torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, 32, 40) / 255)
@@ -368,50 +643,49 @@ def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
             steps=4,
             seed=colour[0],
         )
-        sample = load(files["base/sample-00.safetensors"])["sample"]
+        sample = load(files["result/sample-00.safetensors"])["sample"]
         torch.testing.assert_close(sample, expected.samples[0, 0], rtol=0, atol=1e-6)
 
 
-def test_paint_arrives_as_the_page_sends_it(visitor: Visitor) -> None:
-    """Through the editor's own way for pictures, and as an uploaded layer; a bomb is refused there too."""
-    visitor.take(png(40, 32))
+def test_paint_and_masks_arrive(visitor: Visitor) -> None:
+    """As a layer that the editor uploads, and as a file; a bomb is refused there, too."""
+    visitor.take(png(40, 32, grain=40))
     layer = Image.new("RGBA", (40, 32))
     layer.paste((255, 0, 0, 255), (8, 8, 16, 16))
-    data = io.BytesIO()
-    layer.save(data, format="PNG")
-    form = {"type": "layer", "index": "0", "id": visitor.session, "fn_name": "accept_blobs"}
-    form |= {"component_id": str(visitor.ids["paint"]), "session_hash": visitor.session}
-    sent = visitor.http.post("/gradio_api/component_server", data=form, files={"file": ("blob", data.getvalue())})
-    assert sent.status_code == 200, sent.text
+    files = [io.BytesIO(), io.BytesIO()]
+    layer.save(files[0], format="PNG")
+    layer.getchannel("A").save(files[1], format="PNG")
+    painted, mask = (visitor.upload(file.getvalue(), "layer.png") for file in files)
     empty = {"background": None, "layers": [], "composite": None}
-    for paint in (empty | {"id": visitor.session}, empty | {"layers": [visitor.upload(data.getvalue(), "layer.png")]}):
-        line, files = visitor.restore("scratches", paint=paint)
-        assert "Finished" in line
-        mask = load(files["measurement.safetensors"])["task.mask"].squeeze()
-        assert float((1 - mask).sum()) == pytest.approx(64, abs=32)
-        assert float(mask[10:14, 10:14].sum()) == 0
+    ways: list[dict[str, Any]] = [{"paint": empty | {"layers": [painted]}}, {"mask": mask}, {"mask": painted}]
+    for given in ways:
+        line, archive = visitor.restore("scratches", **given)
+        assert "inished" in line
+        seen = load(archive["measurement.safetensors"])["task.mask"].squeeze()
+        assert float((1 - seen).sum()) == pytest.approx(64, abs=32)
+        assert float(seen[10:14, 10:14].sum()) == 0
+        before = Image.open(io.BytesIO(png(40, 32, grain=40)))
+        changed = ImageChops.difference(before, Image.open(io.BytesIO(archive["result.png"])))
+        left, top, right, bottom = changed.getbbox() or (0, 0, 40, 32)
+        assert 7 <= left < 9, "the result is the photograph outside of the paint"
+        assert (top >= 7, right <= 17, bottom <= 17) == (True, True, True)
     line, _ = visitor.restore("scratches", paint=empty | {"layers": [visitor.upload(bomb(9000, 9000), "l.png")]})
     assert "too many pixels" in line
+    assert "Nothing is painted yet" in visitor.restore("scratches", paint=empty)[0]
 
 
 def test_a_visitor_who_leaves_takes_the_job_along(tmp_path: Path) -> None:
-    def working() -> int:
-        return sum(thread.name == "restoration" for thread in threading.enumerate())
-
-    with server(tmp_path, delay=0.05) as (address, _):
+    """After a while in which the window might have been reloaded."""
+    with server(tmp_path, delay=0.05, limits=replace(LIMITS, away=0.5, seconds=60)) as (address, _):
         visitor = Visitor(address)
         visitor.take(png(20, 20))
-        visitor.choose("grainy")
-        visitor.join(visitor.event("start", "click"), visitor.asked("grainy", steps=400)).raise_for_status()
-        for message in visitor.messages():
-            if message["msg"] == "process_generating":
-                break
-        assert working() == 1
+        event = visitor.event("start", "click")
+        visitor.run(event, visitor.asked("grainy", steps=400))
         visitor.http.close()
-        end = time.monotonic() + 15
-        while working() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert working() == 0
+        time.sleep(1)
+        again = Visitor(address, token=visitor.token)
+        outputs = again.run(again.after(event), [again.token])
+        assert "Cancelled" in shown_text(outputs[again.ids["status"]])
 
 
 def test_the_command_serves_this_machine_alone_and_leaves_nothing(tmp_path: Path) -> None:
@@ -461,7 +735,7 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 def test_without_gradio_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("layout", "shown"):
+    for name in ("page", "layout", "look"):
         monkeypatch.delitem(sys.modules, f"cmidiff.app.web.{name}", raising=False)
     result = CliRunner().invoke(app, ["serve", "--port", "0"])
     assert result.exit_code == 2

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 import cmidiff
-from cmidiff.app.web.inputs import CASES, DEGRADED, Limits
+from cmidiff.app.web.inputs import CASES, EXPERIMENT, WISHES, Limits
+from cmidiff.app.web.page import CONTROLS
 from cmidiff.app.web.server import serving
 from cmidiff.prior import NetworkPrior
 from cmidiff.schedule import DDPM
@@ -81,18 +82,25 @@ class Visitor:
 
     address: str
     session: str = field(default_factory=lambda: secrets.token_hex(8))
+    token: str = ""
+    photo: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.http = httpx.Client(base_url=self.address, timeout=60)
         self.config = self.http.get("/config").json()
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
+        load = next(d for d in self.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
+        outputs = self.run(load, [self.token])
+        self.token = outputs[load["outputs"][0]]
 
     def event(self, element: str, trigger: str) -> dict[str, Any]:
-        """What happens at a component's event, or after that: the one with the most inputs, where there are several."""
+        """What the server does at an event of a component, at once or after the browser has done something."""
         wanted, all_events = [self.ids[element], trigger], self.config["dependencies"]
-        found = [d for d in all_events if wanted in [list(target) for target in d["targets"]]]
-        found += [d for d in all_events if d["trigger_after"] in {first["id"] for first in found}]
-        return max(found, key=lambda dependency: len(dependency["inputs"]))
+        (first,) = [d for d in all_events if wanted in [list(target) for target in d["targets"]]]
+        return first if first["backend_fn"] else self.after(first)
+
+    def after(self, event: dict[str, Any]) -> dict[str, Any]:
+        return next(d for d in self.config["dependencies"] if d["trigger_after"] == event["id"])
 
     def upload(self, data: bytes, name: str = "photo.png") -> dict[str, Any]:
         """Send a file, as the page does."""
@@ -102,7 +110,8 @@ class Visitor:
 
     def join(self, event: dict[str, Any], data: list[Any]) -> httpx.Response:
         body = {"data": data, "fn_index": event["id"], "session_hash": self.session}
-        return self.http.post("/gradio_api/queue/join", json=body)
+        headers = {"content-type": "application/json"}
+        return self.http.post("/gradio_api/queue/join", content=json.dumps(body), headers=headers)
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the server says, until an event has ended."""
@@ -114,45 +123,46 @@ class Visitor:
                     if message["msg"] in ("process_completed", "close_stream", "unexpected_error"):
                         return
 
-    def call(self, element: str, trigger: str, data: list[Any]) -> dict[int, Any]:
-        """Cause an event, and return its last outputs by the component's number."""
-        event = self.event(element, trigger)
+    def answer(self, event: dict[str, Any], data: list[Any]) -> dict[str, Any]:
+        """Cause an event, and return the last message about it."""
         self.join(event, data).raise_for_status()
         *_, last = self.messages()
         assert last["msg"] == "process_completed", last
+        return last
+
+    def run(self, event: dict[str, Any], data: list[Any]) -> dict[int, Any]:
+        """Cause an event, and return its last outputs by the number of the component."""
+        last = self.answer(event, data)
         assert last["success"], last
         return dict(zip(event["outputs"], last["output"]["data"], strict=True))
 
     def take(self, data: bytes, name: str = "photo.png") -> str:
         """Give a photograph, and return the line of refusal, or ""."""
-        outputs = self.call("photo", "upload", [self.upload(data, name), None])
-        return shown_text(outputs[self.ids["note"]])
+        self.photo = self.upload(data, name)
+        outputs = self.run(self.event("photo", "upload"), [self.token, self.photo])
+        line = shown_text(outputs[self.ids["note"]])
+        self.photo = None if line else self.photo
+        return line
 
-    def choose(self, case: str) -> None:
-        """Say what is wrong with the picture."""
-        self.call("mode", "input", ["restore" if case in DEGRADED else "simulate"])
-        self.call("case", "input", [case])
-
-    def asked(self, case: str, **changed: Any) -> list[Any]:
+    def asked(self, case: str, /, **changed: Any) -> list[Any]:
         """All that the button sends."""
-        strength = CASES[case].strength
-        values = {
-            "strength": 0.5 if strength is None else strength.value,
-            "noise": 0.02,
-            "paint": None,
-            "blur": None,
-            "side": 64,
-            "solver": "pigdm",
-        }
-        values |= {"cmi": "off", "eta": -0.3, "steps": 4, "samples": 1, "seed": 0} | changed
-        return [None, case, *values.values()]
+        wish = case if case in WISHES else EXPERIMENT
+        strength = CASES[case].strength if case in CASES else None
+        values = {"photo": self.photo, "case": wish, "experiment": case if wish == EXPERIMENT else "denoise"}
+        values |= {"strength": 0.5 if strength is None else strength.value, "noise": 0.02, "paint": None, "mask": None}
+        values |= {"blur": None, "whole": False, "side": 64, "solver": "pigdm", "steps": 4, "seed": 0}
+        values |= {"samples": 2, "sampler": "pigdm", "cmi": "off", "eta": -0.3}
+        assert tuple(values) == CONTROLS
+        return [self.token, *(values | changed).values()]
 
-    def restore(self, case: str, **changed: Any) -> tuple[str, dict[str, bytes]]:
-        """Press the button, and return the status in words, and what is in the archive."""
-        self.choose(case)
-        outputs = self.call("start", "click", self.asked(case, **changed))
-        archive = outputs[self.ids["download"]]
-        path = (archive.get("value") or archive).get("path") if isinstance(archive, dict) else None
+    def restore(self, case: str, /, button: str = "start", **changed: Any) -> tuple[str, dict[str, bytes]]:
+        """Press a button, and return the status in words, and what is in the archive."""
+        event = self.event(button, "click")
+        line = shown_text(self.run(event, self.asked(case, **changed))[self.ids["status"]])
+        if "refusal" in line:
+            return line, {}
+        outputs = self.run(self.after(event), [self.token])
+        path = (outputs[self.ids["archive"]].get("value") or {}).get("path")
         return shown_text(outputs[self.ids["status"]]), {} if path is None else self.archive(path)
 
     def archive(self, path: str) -> dict[str, bytes]:

@@ -514,7 +514,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    prior: o.Prior = "natural-64",
+    prior: o.Prior = "photo",
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -523,8 +523,8 @@ def serve(
         int, typer.Option("--seconds", help="Time limit of one restoration.", **o.whole(1, o.MOST))
     ] = 300,
     side: Annotated[
-        int, typer.Option("--side", help="Largest longer side of a result, in pixels.", **o.whole(64, o.WIDEST))
-    ] = 256,
+        int, typer.Option("--side", help="Largest longer side of what is computed, in pixels.", **o.whole(64, o.WIDEST))
+    ] = 1024,
     megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.", **o.whole(1, 10_000))] = 20,
     megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:

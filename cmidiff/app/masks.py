@@ -47,14 +47,11 @@ def read_mask(path: Path, image: Image) -> Tensor:
         BadInput: not an image, another size than ``image``, nothing is marked, or everything is.
     """
     mask = _read(path, image, "--mask")
-    values, alpha = _rgb(mask), _alpha(mask)
-    damaged = _painted_over(values, alpha, _rgb(image))
-    if damaged is None:
-        damaged = values.max(0) * alpha > PAINTED
+    damaged = find_damage(mask, image)
     if not damaged.any():
         raise BadInput(
-            f"the mask {path} marks nothing (its brightest value is {values.max():.2g} of 1): paint what is damaged in "
-            "white or in a colour, on black, on a transparent layer or on a copy of the photograph"
+            f"the mask {path} marks nothing (its brightest value is {mask.values.max():.2g} of 1): paint what is "
+            "damaged in white or in a colour, on black, on a transparent layer or on a copy of the photograph"
         )
     if damaged.all():
         raise BadInput(
@@ -67,6 +64,18 @@ def read_mask(path: Path, image: Image) -> Tensor:
             "(bright pixels were measured), give it with --seen"
         )
     return _seen(~damaged)
+
+
+def find_damage(mask: Image, image: Image) -> Bools:
+    """Return which pixels a mask marks as damaged, (H, W).
+
+    Args:
+        mask: white or coloured paint on black, on a transparent layer or on a copy of ``image``.
+        image: the photograph, of the same size.
+    """
+    values, alpha = _rgb(mask), _alpha(mask)
+    damaged = _painted_over(values, alpha, _rgb(image))
+    return values.max(0) * alpha > PAINTED if damaged is None else damaged
 
 
 def read_seen(path: Path, image: Image) -> Tensor:

@@ -354,9 +354,17 @@ def compute(
 
 
 def estimate(
-    problem: Problem, settings: Settings, prior: Denoiser, show: Callable[[float, str, float], None]
+    problem: Problem,
+    settings: Settings,
+    prior: Denoiser,
+    show: Callable[[float, str, float], None],
+    look: Callable[[Progress], None] | None = None,
 ) -> Sample:
     """The best estimate.
+
+    Args:
+        show: as in `compute`.
+        look: is told each step, before ``show``; never for the task ``jpeg``.
 
     Raises:
         BadInput: as `posterior`.
@@ -370,6 +378,8 @@ def estimate(
 
     def watch(now: Progress) -> None:
         nonlocal filled
+        if look is not None:
+            look(now)
         fraction, doing = now.step / now.steps, "estimate"
         if now.sample >= 0:
             filled, doing, fraction = True, "filling what is hidden", POLISH * fraction

@@ -19,28 +19,29 @@ from torch.nn.functional import conv2d, pad
 WIDTH = 2.0  # pixels, standard deviation of G
 
 
-def keep_unpainted(x: Tensor, photograph: Tensor, seen: Tensor) -> Tensor:
+def keep_unpainted(x: Tensor, photograph: Tensor, seen: Tensor, *, width: float = WIDTH) -> Tensor:
     """Return the restoration of the painted pixels in the photograph.
 
     Args:
         x: the restoration, (C, H, W).
         photograph: (C, H, W).
         seen: (1, H, W), 1 where nothing is painted, 0 where there is paint.
+        width: standard deviation of G, in pixels.
 
     Returns:
         (C, H, W), equal to the photograph where nothing is painted.
     """
     seen = seen.to(x)
-    weight, offset = _smooth(seen), _smooth(seen * (photograph - x))
+    weight, offset = _smooth(seen, width), _smooth(seen * (photograph - x), width)
     blended = x + (2 * weight).clamp_max(1) * offset / weight.clamp_min(1e-6)
     return torch.where(seen > 0, photograph, blended)
 
 
-def _smooth(x: Tensor) -> Tensor:
+def _smooth(x: Tensor, width: float) -> Tensor:
     """``G x`` of each channel, nothing being beyond the border."""
-    reach = round(4 * WIDTH)
+    reach = round(4 * width)
     place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    row = torch.exp(-0.5 * (place / WIDTH) ** 2)
+    row = torch.exp(-0.5 * (place / width) ** 2)
     row = row / row.sum()
     wide = conv2d(pad(x[:, None], (reach, reach, 0, 0)), row[None, None, None, :])
     return conv2d(pad(wide, (0, 0, reach, reach)), row[None, None, :, None])[:, 0]

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from cmidiff.app.web.page import Page
+
 API = "/gradio_api"
 PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 READ = ("/assets/", "/static/", *(f"{API}/{name}" for name in ("heartbeat/", "file=", "queue/data", "upload_progress")))
 READ += (f"{API}/startup-events", f"{API}/theme.css", f"{API}/info")
-WRITE = tuple(
-    f"{API}/{name}" for name in ("queue/join", "run/predict", "cancel", "reset", "upload", "component_server")
-)
+JOIN = f"{API}/queue/join"
+WRITE = tuple(f"{API}/{name}" for name in ("queue/join", "cancel", "reset", "upload"))
+QUEUE = 200  # events that may wait, runs not counted
 MESSAGE_BYTES = 2**20  # of a request that carries no file
 ENVELOPE = 2**16  # bytes that a form adds to its file
 POLICY = (
@@ -69,8 +71,8 @@ def own_folder() -> Iterator[Path]:
 class Guard:
     """Refuses what the page never sends: other routes, large bodies, and files by a path that is no upload's."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, cache: Path) -> None:
-        self.app, self.limits, self.cache = app, limits, cache
+    def __init__(self, app: ASGIApp, page: Page, cache: Path) -> None:
+        self.app, self.page, self.limits, self.cache = app, page, page.limits, cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,7 +100,7 @@ class Guard:
         form = headers.get("content-type", "").startswith("multipart/form-data")
         if int(length) > (self.limits.file_bytes + ENVELOPE if form else MESSAGE_BYTES):
             return (413, f"This is too large: at most {self.limits.file_bytes / 2**20:.0f} MB can be taken."), receive
-        return (None, receive) if form else await self._message(receive)
+        return (None, receive) if form else await self._message(path, receive)
 
     def _reading(self, path: str) -> tuple[int, str] | None:
         if path not in PAGES and not path.startswith(READ):
@@ -106,20 +108,40 @@ class Guard:
         _, found, name = path.partition(f"{API}/file=")
         return (403, "This is no file of this server.") if found and not self._inside(name) else None
 
-    async def _message(self, receive: Receive) -> tuple[tuple[int, str] | None, Receive]:
-        """A JSON body, read whole, and given on as it was."""
+    async def _message(self, path: str, receive: Receive) -> tuple[tuple[int, str] | None, Receive]:
+        """Read a JSON body as a whole, judge it, and pass it on as it was."""
         body, more = b"", True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False) and len(body) <= MESSAGE_BYTES
         try:
-            paths = list(_paths(json.loads(body or b"{}")))
+            content = json.loads(body or b"{}")
+            paths = list(_paths(content))
         except (ValueError, RecursionError):
-            return (400, "This is no JSON."), receive
+            return (400, "The body must be JSON."), receive
         if not all(self._inside(path) for path in paths):
             return (403, "Files are given by uploading them, not by a path."), receive
+        if path.startswith(JOIN) and (wrong := self._wrong(content)):
+            return (400, wrong), receive
         return None, _replay(body, receive)
+
+    def _wrong(self, content: Any) -> str:
+        """Return what is wrong with the values of an event, before Gradio reads them."""
+        index, data = (content.get(key) for key in ("fn_index", "data")) if isinstance(content, dict) else (None, None)
+        event = self.page.blocks.fns.get(index) if type(index) is int else None
+        if event is None:
+            return f"fn_index must be the number of an event of the page, received {str(index)[:40]}."
+        if not isinstance(data, list) or len(data) != len(event.inputs):
+            found = f"{len(data)} values" if isinstance(data, list) else str(data)[:40]
+            return f"data must be a list of {len(event.inputs)} values, received {found}."
+        for block, value in zip(event.inputs, data, strict=True):
+            model = getattr(block, "data_model", None)
+            try:
+                _ = None if model is None or value is None else model.model_validate(value)
+            except ValueError:
+                return f"{block.elem_id} must be an uploaded file, received {str(value)[:40]}."
+        return ""
 
     def _inside(self, path: str) -> bool:
         try:
@@ -189,19 +211,19 @@ def serving(
     """
     port = _free_port(host, port)
     with own_folder() as root:
-        blocks, guard = _page(limits, prior, device, root)
-        _launch(blocks, guard, limits, host, port)
+        page, guard = _page(limits, prior, device, root)
+        _launch(page.blocks, guard, limits, host, port)
         try:
             yield f"http://{'localhost' if host in ('127.0.0.1', 'localhost') else host}:{port}", root
         finally:
-            blocks.close(verbose=False)
+            page.close()
 
 
-def _page(limits: Limits, prior: str, device: str, root: Path) -> tuple[Blocks, Any]:
+def _page(limits: Limits, prior: str, device: str, root: Path) -> tuple[Page, Any]:
     try:
         from starlette.middleware import Middleware
 
-        from cmidiff.app.web.layout import Page, Shop
+        from cmidiff.app.web.page import Page
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "starlette"):
             raise
@@ -212,17 +234,15 @@ def _page(limits: Limits, prior: str, device: str, root: Path) -> tuple[Blocks, 
         network = load_prior(prior, device=device)
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
-    page = Page(Shop(limits, network, prior, device, root / "work"))
-    return page.blocks, Middleware(Guard, limits=limits, cache=root / "cache")  # pyright: ignore[reportArgumentType]
+    page = Page(limits, network, prior, device, root / "work")
+    guard = Middleware(Guard, page=page, cache=root / "cache")  # pyright: ignore[reportArgumentType]
+    return page, guard
 
 
 def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) -> None:
-    from gradio.themes import Soft
+    from cmidiff.app.web.look import CSS, theme
 
-    from cmidiff.app.web.look import head
-
-    theme = Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # Gradio's own are fetched
-    blocks.queue(max_size=limits.waiting, default_concurrency_limit=4, api_open=False)
+    blocks.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
     blocks.launch(
         server_name=host,
         server_port=port,
@@ -240,8 +260,8 @@ def _launch(blocks: Blocks, guard: Any, limits: Limits, host: str, port: int) ->
         num_workers=0,
         max_file_size=limits.file_bytes,
         app_kwargs={"middleware": [guard]},
-        theme=theme,
-        head=head(limits.file_bytes),
+        theme=theme(),
+        css=CSS,
     )
 
 

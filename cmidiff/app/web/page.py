@@ -1,0 +1,356 @@
+"""What happens when a person does something on the page.
+
+The photograph that is shown is the one that is restored: each run reads the file of the component. Values arrive as the
+browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window keeps the token of its
+visit, so a reload finds the run and its result again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from cmidiff.app.errors import BadInput
+from cmidiff.app.options import settings_of
+from cmidiff.app.run import Settings, adapt
+from cmidiff.app.speed import Speed
+from cmidiff.app.web import inputs
+from cmidiff.app.web.inputs import CASES, EXPERIMENT, Ask, Limits, choice, file_of, number
+from cmidiff.app.web.jobs import Job, View, Visit, Visits
+from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
+from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, shown, status, summary
+from cmidiff.prior.base import Denoiser
+from cmidiff.registry import SOLVERS
+
+SAMPLE = Path(__file__).parents[2] / "assets" / "plane.png"
+PERIOD = 0.4  # seconds between two looks at a run
+SIDES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+PATIENCE = 60  # seconds that the size chosen at first may take
+LAYERS = 4  # of one painting
+MEAN = 2  # samples whose mean is the result of a solver that draws samples
+UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
+CONTROLS: tuple[str, ...] = ("photo", "case", "experiment", "strength", "noise", "paint", "mask", "blur", "whole")
+CONTROLS += ("side", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
+OPEN = "() => [sessionStorage.getItem('cmidiff') || '']"
+KEEP = "token => { sessionStorage.setItem('cmidiff', token); return []; }"
+HOLD, READY = (f"() => ({{ __type__: 'update', interactive: {value} }})" for value in ("false", "true"))
+CUT = "position => ({ __type__: 'update', slider_position: position })"
+Updates = dict[Any, Any]
+
+
+def clear(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """Return a handler whose refusals reach the browser as messages of Gradio, and never the log."""
+
+    @wraps(handler)
+    def call(*values: Any) -> Updates:
+        try:
+            return handler(*values)
+        except BadInput as error:
+            raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+
+    return call
+
+
+class Page(Layout):
+    """The page of a server.
+
+    Args:
+        limits: of what one person may ask.
+        prior, name, device: the network, its name at the command line, and where it is.
+        root: the folder in which each visit has one.
+    """
+
+    def __init__(self, limits: Limits, prior: Denoiser, name: str, device: str, root: Path) -> None:
+        super().__init__(limits)
+        self.prior, self.name, self.device = prior, name, device
+        self.visits, self.speed = Visits(root, limits), Speed(prior)
+        with self.blocks:
+            self._connect()
+        first = self.options(SOLVER, None, 0)
+        self._measuring = threading.Thread(target=self.speed.seconds, args=(first, (3, 64, 64)))
+        self._measuring.start()
+
+    def close(self) -> None:
+        """Cancel all runs and wait for their end."""
+        self.blocks.close(verbose=False)
+        self.visits.close()
+        self.speed.close()
+        self._measuring.join()
+
+    def _connect(self) -> None:
+        local = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        asked = [self.token, *(getattr(self, name) for name in CONTROLS)]
+        fresh = [self.photo, self.note, self.paint, self.mask, self.blur, self.side]
+        fresh += [self.results, self.live, self.status]
+        shows = [self.status, self.live, self.results, self.slider, self.doubt, self.download, self.draw, self.gallery]
+        shows += [self.figures, self.archive, self.command]
+
+        def on(event: Any, handler: Any, given: Sequence[Any], changed: Sequence[Any], **options: Any) -> Any:
+            shared = {"concurrency_limit": 4, "concurrency_id": "quick"} | options
+            private = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+            return event(handler, list(given), list(changed), **private, **shared)
+
+        def size(event: Any, **options: Any) -> Any:
+            return on(event, clear(self._size), asked, [self.side, self.size], **options)
+
+        unlimited = {"concurrency_limit": None, "concurrency_id": "watch"}
+
+        def watch(event: Any) -> None:
+            on(event.then, self._watch, [self.token], shows, trigger_mode="multiple", **unlimited)
+
+        def take(event: Any, handler: Any, given: Sequence[Any]) -> None:
+            taken = on(event(None, None, self.start, js=HOLD, **local).then, clear(handler), given, fresh)
+            size(taken.then).then(None, None, self.start, js=READY, **local)
+
+        opened = on(self.blocks.load, self._open, [self.token], [self.token, *fresh], js=OPEN)
+        size(opened.then(None, self.token, None, js=KEEP, **local).then)
+        watch(opened)
+        take(self.photo.upload, self._take, [self.token, self.photo])
+        take(self.photo.clear, self._clear, [self.token])
+        take(self.example.click, self._take_example, [self.token])
+        shape = [self.side, self.experiment, self.hint, self.strength, self.paint_box, self.blur_box]
+        for event in (self.case.input, self.experiment.input):
+            size(on(event, clear(self._case), [self.case, self.experiment], shape).then)
+        for control in (self.strength, self.side, self.whole, self.solver, self.steps):
+            size(control.input, trigger_mode="always_last")
+        watch(on(self.start.click, clear(self._restore), asked, shows))
+        watch(on(self.draw.click, clear(self._draw), asked, shows))
+        on(self.cancel.click, self._cancel, [self.token], [self.status])
+        self.cut.input(None, self.cut, self.slider, js=CUT, **local)
+
+    # the photograph
+
+    def _open(self, token: Any) -> Updates:
+        """Take up the visit of a window that was reloaded, or begin one."""
+        visit = self.visits.open(token)
+        photo = visit.photo if visit.photo is not None and visit.photo.is_file() else None
+        found = {} if photo is None else {self.photo: str(photo), self.paint: self._canvas(photo)}
+        return {self.token: visit.token} | found
+
+    def _take(self, token: Any, photo: Any) -> Updates:
+        """Show a photograph, and forget the results of the one before."""
+        visit, path = self.visits.open(token), file_of("photo", photo)
+        if path is None:
+            return self._clear(token)
+        try:
+            canvas = self._canvas(path)
+        except BadInput as error:
+            return self._clear(token) | {self.note: gr.HTML(refusal(str(error)), visible=True)}
+        visit.photo = path
+        seen = {self.photo: canvas["background"]} if path.suffix.lower() in UNSEEN else {}
+        return self._without_results(visit) | {self.paint: canvas} | seen
+
+    def _take_example(self, token: Any) -> Updates:
+        return self._take(token, {"path": str(SAMPLE)}) | {self.photo: str(SAMPLE)}
+
+    def _clear(self, token: Any) -> Updates:
+        visit = self.visits.open(token)
+        visit.photo = None
+        return self._without_results(visit) | {self.photo: None, self.paint: None}
+
+    def _without_results(self, visit: Visit) -> Updates:
+        visit.drop(*visit.jobs)
+        hidden = gr.update(visible=False)
+        files = {self.mask: None, self.blur: None, self.side: None}
+        return {self.note: hidden, self.results: hidden, self.live: hidden, self.status: NOTHING} | files
+
+    def _canvas(self, path: Path) -> dict[str, Any]:
+        picture = inputs.shrink(inputs.read_upload(path, self.limits), inputs.CANVAS)
+        return {"background": shown(picture.values), "layers": [], "composite": None}
+
+    # the controls
+
+    def _case(self, wish: Any, experiment: Any) -> Updates:
+        name = choice("case", experiment if wish == EXPERIMENT else wish, CASES)
+        return {
+            self.side: None,
+            self.experiment: gr.update(visible=wish == EXPERIMENT),
+            self.hint: gr.Markdown(CASES[name].hint, visible=bool(CASES[name].hint)),
+            self.strength: gr.Slider(**strength_of(name)),
+            self.paint_box: gr.update(visible=name == "scratches"),
+            self.blur_box: gr.update(visible=name == "blurred"),
+        }
+
+    def _size(self, _token: Any, *values: Any) -> Updates:
+        """Offer the sizes that the server has time for, and say what the chosen one means."""
+        controls = dict(zip(CONTROLS, values, strict=True))
+        path = file_of("photo", controls["photo"])
+        if path is None or not path.is_file():
+            return {self.size: ""}
+        size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": inputs.LEAST}, self.limits)
+        natural = min(self.limits.side, max(size) * (int(ask.strength) if ask.case == "small" else 1))
+        found = dict[int, tuple[str, float]]()
+        sides = [] if ask.case == "blocks" else [n for n in SIDES if n < natural]
+        for side in [*sides, natural]:
+            with suppress(BadInput):  # too narrow at this size
+                found[side] = self._cost(ask, size, side)
+            if len(found) > 1 and found.get(side, ("", 0.0))[1] > self.limits.seconds:
+                del found[side]
+                break
+        if not found:
+            raise BadInput("This image is too narrow: crop it.")
+        best = max([side for side, (_, seconds) in found.items() if seconds <= PATIENCE], default=min(found))
+        if ask.case == "small" and best <= max(size):  # a result that is smaller than the photograph is no enlargement
+            best = next((side for side in found if side > max(size)), best)
+        side = controls["side"] if controls["side"] in found else best
+        choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
+        _, longest = self._cost(ask, size, side, holes=True)
+        words = self._words(replace(ask, side=side), size, *found[side], longest)
+        return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
+
+    def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
+        """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
+        height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
+        options = self.options(ask.solver, ask.steps, ask.seed)
+        return f"{width} x {height} pixels", self.speed.seconds(options, (3, height, width), holes=holes)
+
+    @staticmethod
+    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float, longest: float) -> str:
+        photograph = f"{size[1]} x {size[0]} pixels"
+        if ask.case == "scratches" and not ask.whole:
+            return (
+                f"The result has the size of the photograph, {photograph}. The painted parts and their surroundings "
+                f"are computed at up to {text}, which takes up to about {duration(seconds)}, or {duration(longest)} "
+                "if large areas are painted."
+            )
+        return f"The result has {text} (the photograph: {photograph}) and takes about {duration(seconds)}."
+
+    def options(
+        self, solver: str, steps: int | None, seed: int, samples: int | None = None, eta: float | None = None
+    ) -> Settings:
+        """Return the options of a run; without ``samples``, of one that gives the best image."""
+        if samples is None and solver != SOLVER:
+            samples = 0 if SOLVERS.make(solver).point else MEAN
+        return settings_of(
+            solver=None if solver == SOLVER else solver,
+            cmi=eta is not None,
+            eta=eta,
+            prior=self.name,
+            steps=steps,
+            samples=samples,
+            seed=seed,
+            batch=1,
+            device=self.device,
+        )
+
+    # the runs
+
+    def _restore(self, token: Any, *values: Any) -> Updates:
+        """Queue the run that the controls describe."""
+        visit, controls = self.visits.open(token), dict(zip(CONTROLS, values, strict=True))
+        path = file_of("photo", controls["photo"])
+        if path is None:
+            return {self.status: refusal("There is no photograph yet: give one above, or use the example.")}
+        ask = Ask.read(controls, self.limits)
+        mask, blur = file_of("mask", controls["mask"]), file_of("blur", controls["blur"])
+        layers = self._layers(controls["paint"])
+        options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+
+        def make() -> Job:
+            paint = None
+            if ask.case == "scratches":
+                paint = inputs.read_mask(mask, path, self.limits) if mask else inputs.read_paint(layers, self.limits)
+            work = inputs.work_of(ask, path, self.limits, paint, blur, visit.folder)
+            runs = {"result": adapt(options, work.problem)}
+            return Job(work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
+
+        return self._submit(visit, "result", make) | {self.results: gr.update(visible=False)}
+
+    def _layers(self, paint: Any) -> list[Path]:
+        layers = (paint or {}).get("layers") or []
+        return [path for layer in layers[:LAYERS] if (path := file_of("paint", layer)) is not None]
+
+    def _draw(self, token: Any, *values: Any) -> Updates:
+        """Queue the run that draws samples for the problem of the result that is shown."""
+        visit, controls = self.visits.open(token), dict(zip(CONTROLS, values, strict=True))
+        ask, solver = Ask.read(controls, self.limits), choice("sampler", controls["sampler"], samplers())
+        samples = int(number("samples", controls["samples"], 1, self.limits.samples, whole=True))
+        etas = {"samples": None, "samples-cmi": number("eta", controls["eta"], -1, 1)}
+        names = {"off": ["samples"], "on": ["samples-cmi"], "compare": list(etas)}
+        chosen = names[choice("cmi", controls["cmi"], names)]
+        runs = {name: self.options(solver, ask.steps, ask.seed, samples, etas[name]) for name in chosen}
+
+        def make() -> Job:
+            first = visit.jobs.get("result")
+            if first is None:
+                raise BadInput("There is no result yet: restore a photograph first.")
+            if first.work.problem.tables is not None:
+                raise BadInput("The repair of JPEG artefacts has no samples: choose Remove noise to draw some.")
+            return Job(first.work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
+
+        return self._submit(visit, "samples", make)
+
+    def _submit(self, visit: Visit, name: str, make: Callable[[], Job]) -> Updates:
+        try:
+            job = make()
+            self.visits.submit(visit, name, job)
+        except BadInput as error:
+            return {self.status: refusal(str(error).replace(f"{visit.folder}/", ""))}
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            return {self.status: refusal("Something went wrong on the server: try another image or other settings.")}
+        return {self.status: status(job.view)}
+
+    def _cancel(self, token: Any) -> Updates:
+        """Cancel what runs or waits; who watches it shows what it finished."""
+        jobs = [job for job in self.visits.open(token).jobs.values() if not job.view.over]
+        for job in jobs:
+            job.cancel()
+        return {self.status: line("cancelling" if jobs else "nothing is running")}
+
+    async def _watch(self, token: Any) -> AsyncIterator[Updates]:
+        """Show how the jobs of a visit stand, until they end."""
+        visit, told = self.visits.open(token), set[Job]()
+        while rest := [(name, job) for name, job in visit.jobs.items() if job not in told]:
+            (name, job), seen = rest[0], None
+            while not job.view.over and visit.jobs.get(name) is job:
+                job.seen = visit.used = time.monotonic()
+                if job.view is not seen:
+                    seen = job.view
+                    yield await asyncio.to_thread(self._running, name, seen)
+                await asyncio.sleep(PERIOD)
+            told.add(job)
+            if visit.jobs.get(name) is job:
+                yield await asyncio.to_thread(self._ended, name, job)
+        if not visit.jobs:  # also after a new photograph has ended a run
+            yield {self.status: NOTHING, self.live: gr.update(visible=False)}
+
+    def _running(self, name: str, view: View) -> Updates:
+        if name != "result" or view.x_hat is None:
+            return {self.status: status(view)}
+        return {self.status: status(view), self.live: gr.Image(shown(view.x_hat), visible=True)}
+
+    def _ended(self, name: str, job: Job) -> Updates:
+        view = job.view
+        updates: Updates = {self.status: status(view), self.live: gr.update(visible=False)}
+        if all(result.best is None for result in view.results) or view.state == "failed":
+            return updates
+        updates |= {
+            self.figures: summary(view.results),
+            self.archive: gr.DownloadButton(value=str(job.archive)),
+            self.command: "\n".join(job.commands.values()),
+        }
+        if name == "samples":
+            return updates | {self.gallery: gr.Gallery(gallery(job), visible=True)}
+        words = "; ".join(filter(None, (doubt(view), *job.work.notes)))
+        one = self.speed.seconds(self.options(SAMPLER, job.steps, 0, samples=1), job.work.problem.shape)
+        return updates | {
+            self.results: gr.update(visible=True),
+            self.slider: gr.ImageSlider(comparison(job), slider_position=50),
+            self.doubt: gr.HTML(note(words, doubtful=bool(doubt(view))), visible=bool(words)),
+            self.download: gr.DownloadButton(value=str(job.image)),
+            self.draw: f"Draw samples (about {duration(one)} each)",
+            self.gallery: gr.Gallery(None, visible=False),
+        }
