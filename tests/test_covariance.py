@@ -209,7 +209,7 @@ def stationary(shape: tuple[int, ...] = (3, 8, 8), schedule=None) -> tuple[Gauss
     prior: Any = GaussianMixture(
         torch.ones(1, dtype=F64), 0.3 * randn(1, *shape, seed=5), cov.reshape(1, d, d), schedule
     )
-    prior.second_moments = Moments(prior.means[0].reshape(shape), table)
+    prior._moments = Moments(prior.means[0].reshape(shape), table)
     return prior, cov
 
 
@@ -220,7 +220,7 @@ def stationary(shape: tuple[int, ...] = (3, 8, 8), schedule=None) -> tuple[Gauss
 def test_second_moments_against_dense_matrices(schedule, t, noise_std):
     q, variances = dct_matrix((D,)), torch.linspace(1.5, 0.05, D, dtype=F64)
     prior: Any = mixture(schedule=schedule)
-    prior.second_moments = Moments(torch.zeros(D, dtype=F64), variances)
+    prior._moments = Moments(torch.zeros(D, dtype=F64), variances)
     step = step_at(prior, measured(MATRIX, randn(2, M), noise_std), randn(2, D), t, 0.5 * t, graph=False)
     sigma = q.mT @ torch.diag(1 / (1 / variances + 1 / step.ratio**2)) @ q
     bound = SecondMoments(tolerance=1e-10).at(step)
@@ -265,7 +265,7 @@ def test_the_wiener_estimate_is_the_posterior_mean_of_a_gaussian():
 def test_moments_that_do_not_come_with_a_prior_are_those_of_its_samples():
     prior, _ = stationary()
     known: Any = prior.second_moments
-    prior.second_moments = None  # pyright: ignore[reportAttributeAccessIssue]
+    prior._moments = None  # pyright: ignore[reportAttributeAccessIssue]
     found = moments_of(prior, (3, 8, 8))
     assert moments_of(prior, (3, 8, 8)) is found
     ratio = found.variances / known.variances  # of 32 samples, chi-squared, in 20 steps
