@@ -490,15 +490,6 @@ def test_a_large_file_is_told_and_never_sent(page: Page) -> None:
     taken(page, png(40, 32), 40, 32)
 
 
-def test_a_number_that_cannot_be_meant_is_told(page: Page) -> None:
-    taken(page, png(40, 32), 40, 32)
-    wish(page, "Remove noise")
-    page.get_by_role("button", name="Settings").click()
-    page.locator("#seed input").fill("1.5")
-    page.locator("#start").click()
-    expect(page.get_by_test_id("toast-body")).to_contain_text("seed must be a whole number")
-
-
 def test_a_path_in_a_name_is_only_a_name(page: Page, served: tuple[str, Path]) -> None:
     """The photograph is taken under its name, and nothing lies where the name points."""
     before = set(served[1].parent.iterdir())
