@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 import threading
 import zipfile
@@ -538,55 +537,3 @@ def check_page(page: Page, width: int) -> None:
     ]
     assert serious == [], "\n".join(serious)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_the_keyboard_is_enough(page: Page) -> None:
-    """From the top of the page by Tab alone to the example, a wish and the run."""
-    reach(page, "#sample")
-    page.keyboard.press("Enter")
-    expect(page.locator("#size")).to_contain_text("96 x 96")
-    reach(page, "#case")
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#case input").nth(1)).to_be_checked()
-    expect(page.locator("#strength input[type=number]")).to_have_value("4")
-    set_steps(page, 3)
-    reach(page, "#start")
-    page.keyboard.press("Enter")
-    finished(page)
-
-
-def test_the_comparison_is_moved_by_keyboard(page: Page) -> None:
-    taken(page, png(40, 32), 40, 32)
-    wish(page, "Remove noise")
-    set_steps(page, 3)
-    restored(page)
-    page.locator("#slider").scroll_into_view_if_needed()
-    position = page.get_by_role("slider", name="range slider for Before to after")
-    after = page.locator("#slider img").nth(1)
-    for key, place in (("ArrowRight", "51"), ("ArrowLeft", "50"), ("Home", "0")):
-        position.press(key)
-        expect(after).to_have_css("clip-path", re.compile(rf"inset\(0px 0px 0px {place}(\.0\d*)?%\)"))
-
-
-def test_every_control_is_reached_and_has_a_name(page: Page) -> None:
-    """All that can be clicked, moved or written in is met by Tab alone, or by arrows within its group."""
-    page.get_by_role("button", name="Settings").click()
-    expect(page.locator("#steps")).to_be_visible()
-    page.evaluate(
-        """() => document.querySelectorAll("button, input, select, textarea, [role=tab]").forEach((control, k) => {
-            if (control.checkVisibility() && !control.disabled && control.tabIndex >= 0) control.dataset.control = k;
-        })"""
-    )
-    described = """control => control.type === "radio" ? "radio:" + control.name : control.dataset.control"""
-    wanted = set(page.locator("[data-control]").evaluate_all(f"all => all.map({described})"))
-    page.evaluate("document.body.focus(), window.scrollTo(0, 0)")
-    met = set()
-    for _ in range(3 * len(wanted)):
-        page.keyboard.press("Tab")
-        met.add(page.evaluate(f"(({described})(document.activeElement))"))
-    assert wanted - met == set()
-    unnamed = page.locator("[data-control]").evaluate_all(
-        """all => all.filter(control => !(control.ariaLabel || control.title || control.innerText?.trim()
-            || control.labels?.length || control.type === "file")).map(control => control.outerHTML)"""
-    )
-    assert unnamed == []
