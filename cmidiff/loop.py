@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmidiff.information import CMI
 from cmidiff.krylov import dot, per_sample
+from cmidiff.prior.base import IMAGE_VARIANCE
 from cmidiff.schedule import pairs
 from cmidiff.solvers.base import Solver
 from cmidiff.step import Problem, Step
@@ -60,7 +61,9 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
         ValueError: CMI moves the denoised image and the solver does not use it.
     """
     steps = pairs(times, problem.prior.schedule.end)
-    x, carry = solver.start(problem, times[0])
+    if solver.needs_linear and not solver.decodes and problem.measurement.decoder is not None:
+        problem = replace(problem, linearise=True)
+    x, carry = solver.start(_beginning(problem), times[0])
     alive, last = torch.ones(len(x), dtype=torch.bool, device=x.device), x
     misfit = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
     zero, limit = torch.zeros_like(misfit), _limit(problem, x)
@@ -88,6 +91,20 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
         alive = alive & (x_s.flatten(1).abs().amax(1) < limit)
         x = torch.where(per_sample(alive, x_s), x_s, 0.0)
         yield Trace(index, len(steps), step.t, x, last, misfit, guidance, moved, residual, alive)
+
+
+def _beginning(problem: Problem) -> Problem:
+    """What a solver starts from: where the run linearises, the measurement linearised at the encoded least-squares
+    image, or at zero without an encoder."""
+    if not problem.linearise:
+        return problem
+    prior, image = problem.prior, problem.measurement.of_image
+    low, high = prior.value_range or (-1.0, 1.0)
+    z = problem.like()
+    if prior.decoder is not None and prior.decoder.encode is not None:
+        grey = torch.full((len(z), *image.shape), 0.5 * (low + high), dtype=z.dtype, device=z.device)
+        z = prior.encode(image.prox(grey, IMAGE_VARIANCE * (0.5 * (high - low)) ** 2))
+    return replace(problem, measurement=problem.measurement.linearised(z), linearise=False)
 
 
 def upward(step: Step) -> bool:

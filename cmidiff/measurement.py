@@ -12,6 +12,9 @@ linear.
 Noise whose variance differs from entry to entry (photons) is whitened: ``y`` and ``A`` are both multiplied by
 ``weight``, after which ``sigma_y`` is one number again.
 
+A latent prior has states ``z`` and a decoder ``D``: its measurement is ``A(D(z))``, which is not linear. What needs a
+linear operator takes the linearisation at a state (`Measurement.linearised`), by products with the decoder's Jacobian.
+
 Two products carry every covariance-aware solver while ``Sigma_post ~ r^2 I``, with ``S = sigma_y^2 I + r^2 A A^T``:
 
     solve(e, r2)   = A^T S^-1 e        (PiGDM, CA-DPS isotropic)
@@ -24,7 +27,7 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -36,6 +39,7 @@ from torch.nn.functional import avg_pool2d
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.physics import known_entries, measured_count
+from cmidiff.prior.decoder import Decoder
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
@@ -54,6 +58,7 @@ class Measurement:
         image: (c, h, w) of the image; ``h <= H`` and ``w <= W``, and ``c`` is ``C`` or 1.
         affine: ``(gain, offset)`` from the canvas to the image, for a non-linear physics alone.
         weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
+        decoder: of a latent prior; then ``shape`` is that of the latents, (c, h, w).
     """
 
     y: Tensor
@@ -63,10 +68,18 @@ class Measurement:
     image: tuple[int, ...]
     affine: tuple[float, float] = (1.0, 0.0)
     weight: Tensor | None = None
+    decoder: Decoder | None = None
 
     @property
     def linear(self) -> bool:
-        return isinstance(self.physics, LinearPhysics)
+        return isinstance(self.physics, LinearPhysics) and self.decoder is None
+
+    @property
+    def of_image(self) -> Measurement:
+        """The same measurement as one of the decoded image; itself without a decoder."""
+        if self.decoder is None:
+            return self
+        return replace(self, shape=self.decoder.image_shape(self.shape), decoder=None)
 
     @property
     def gain(self) -> float:
@@ -74,11 +87,12 @@ class Measurement:
         return self.image[0] / self.shape[0]
 
     def crop(self, x: Tensor) -> Tensor:
-        """``P x``: canvas (B, C, H, W) to image (B, c, h, w)."""
-        if self.shape == self.image:
+        """``P x``: canvas (B, C, H, W) to image (B, c, h, w); of latents, ``P D(z)``."""
+        x = x if self.decoder is None else self.decoder.decode(x)
+        if tuple(x.shape[1:]) == self.image:
             return x
         x = x[(..., *(slice(0, n) for n in self.image[1:]))]
-        return x if self.image[0] == self.shape[0] else x.mean(1, keepdim=True)
+        return x if self.image[0] == x.shape[1] else x.mean(1, keepdim=True)
 
     def canvas(self, x: Tensor) -> Tensor:
         """``P^T x``: image to canvas."""
@@ -98,6 +112,8 @@ class Measurement:
         """``A^T e``."""
         if not isinstance(self.physics, LinearPhysics):
             raise TypeError(nonlinear("the adjoint", self.physics))
+        if self.decoder is not None:
+            raise TypeError("the adjoint of a measurement of decoded latents is that of its linearisation: take pull")
         return self.canvas(self.physics.A_adjoint(e if self.weight is None else self.weight * e))
 
     def pull(self, x_hat: Tensor, e: Tensor) -> Tensor:
@@ -124,6 +140,8 @@ class Measurement:
         """
         if self.linear:
             return self
+        if self.decoder is not None:
+            return self._through(self.decoder, x_hat.detach())
         with torch.enable_grad():
             x = x_hat.detach().requires_grad_()
             value = self.A(x)
@@ -138,6 +156,25 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=x.device)
         y = self.y - value.detach() + forward(x.detach())
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape)
+
+    def _through(self, decoder: Decoder, z: Tensor) -> Measurement:
+        """`linearised` with a decoder: that of the image at ``D(z)``, times the Jacobian ``dD/dz``: forward products
+        are forward-mode derivatives, which keep no graph; adjoint products are backward passes of one graph."""
+        with torch.enable_grad():
+            z = z.requires_grad_()
+            image = decoder.decode(z)
+        inner = self.of_image.linearised(image.detach())
+
+        def forward(v: Tensor) -> Tensor:
+            with torch.no_grad():
+                return inner.A(torch.func.jvp(decoder.decode, (z.detach(),), (v,))[1])
+
+        def adjoint(u: Tensor) -> Tensor:
+            return torch.autograd.grad(image, z, inner.At(u), retain_graph=True)[0]
+
+        physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
+        y = inner.residual(image.detach()) + forward(z.detach())
         return Measurement(y, physics, self.noise_std, self.shape, self.shape)
 
     def residual(self, x_hat: Tensor) -> Tensor:
@@ -176,8 +213,10 @@ class Measurement:
         return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * inside) if s2 > 0 else None
 
     def prox(self, v: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
-        """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
-        return v + r2 * self.solve(self.residual(v), r2, residuals)
+        """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``; where ``A``
+        is not linear, one Gauss-Newton step from ``v``."""
+        linear = self.linearised(v)
+        return v + r2 * linear.solve(linear.residual(v), r2, residuals)
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -190,7 +229,7 @@ class Measurement:
     @property
     def identity(self) -> bool:
         """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
-        return isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
+        return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
     @property
     def tight(self) -> bool:
@@ -212,7 +251,7 @@ class Measurement:
     @property
     def _decomposed(self) -> bool:
         """Whether the singular values of ``A`` are declared: weights change them."""
-        return isinstance(self.physics, DecomposablePhysics) and self.weight is None
+        return self.linear and isinstance(self.physics, DecomposablePhysics) and self.weight is None
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""

@@ -396,7 +396,7 @@ def check_prior(prior: str) -> None:
         BadInput: an unknown name, no such file, or one that holds no weights.
     """
     from cmidiff.prior.known import PRIORS
-    from cmidiff.prior.pipeline import HUB, hub_repository
+    from cmidiff.prior.hub import HUB, hub_repository
     from cmidiff.prior.weights import SUFFIXES
 
     if prior.startswith(HUB):

@@ -28,6 +28,9 @@ class Solver(ABC):
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
         point: whether it returns one best estimate instead of a sample of the posterior.
+        decodes: whether it evaluates the decoder of a latent prior itself. Otherwise a solver that needs a linear
+            physics sees the measurement linearised at the step's ``x_hat``.
+        refuses_decoder: why it cannot work with a latent prior; empty if it can.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
         default_steps: how many steps a run takes where nothing is said.
@@ -36,6 +39,8 @@ class Solver(ABC):
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
+    refuses_decoder: ClassVar[str] = ""
     refuses_cmi: ClassVar[str] = ""
     default_steps: ClassVar[int] = 25
 
