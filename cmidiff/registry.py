@@ -170,7 +170,7 @@ def _value(value: Any) -> Any:
         return COVARIANCES.read(value)
     if set(value) != {"start", "end"}:
         raise ValueError(
-            f"a table must be a ramp, with start and end, or a covariance, with a name and its options; received {value}"
+            f"a table must be a ramp, with start and end, or a covariance, with a name and options; received {value}"
         )
     return importlib.import_module("cmidiff.solvers").Ramp(**value)
 
