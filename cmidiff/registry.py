@@ -217,6 +217,8 @@ SOLVERS = Registry(
         "dps": "cmidiff.solvers:DPS",
         "mcg": "cmidiff.solvers:MCG",
         "dsg": "cmidiff.solvers:DSG",
+        "psld": "cmidiff.solvers:PSLD",
+        "resample": "cmidiff.solvers:ReSample",
         "unconditional": "cmidiff.solvers:Unconditional",
     },
 )

@@ -202,8 +202,10 @@ class _Run:
         if rows * math.prod(self.intake.measurement.shape) >= SMALL:
             acting = None if cmi is None or cmi.eta == 0 else cmi
             through = solver.needs_linear and self.prior.decoder is not None
-            graph = solver.needs_graph or through or (
-                acting is not None and acting.how in ("finite-difference", "double-backward")
+            graph = (
+                solver.needs_graph
+                or through
+                or (acting is not None and acting.how in ("finite-difference", "double-backward"))
             )
             twice = acting is not None and acting.how == "double-backward"
             check_memory(self.prior, self.intake.measurement.shape, rows, graph=graph, twice=twice)

@@ -28,7 +28,7 @@ from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.schedule import Schedule
-from cmidiff.solvers import CADPS, DPIR, DPS, DSG, MCG, CADPSReleased, PiGDM, Solver, Unconditional
+from cmidiff.solvers import CADPS, DPIR, DPS, DSG, MCG, PSLD, CADPSReleased, PiGDM, ReSample, Solver, Unconditional
 from cmidiff.step import Problem, Sampler, Step
 
 F64 = torch.float64
@@ -181,6 +181,8 @@ SOLVERS: dict[str, Solver] = {
     "cadps-complete": CADPS(Exact(8), complete=True, contraction="double-backward"),
     "cadps-switch": CADPS(Hybrid(high=Isotropic(1.0), low=Exact(8), switch=1.0)),
     "cadps-released": CADPSReleased(0.0075),
+    "psld": PSLD(0.0075, 0.001),
+    "resample": ReSample(every=4, pixel_steps=20, latent_steps=20),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),

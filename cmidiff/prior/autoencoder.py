@@ -73,7 +73,13 @@ class Autoencoder:
                 for module in network.modules():
                     offload_weights(module)
             return NetworkPrior(
-                network, "x0", value_range=None, channels=None, name=f"{part} of {name}", dtype=dtype, max_batch=max_batch
+                network,
+                "x0",
+                value_range=None,
+                channels=None,
+                name=f"{part} of {name}",
+                dtype=dtype,
+                max_batch=max_batch,
             )
 
         decoder, encoder = prior(self.decoder, "the decoder"), prior(self.encoder, "the encoder")

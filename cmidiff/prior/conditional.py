@@ -81,7 +81,9 @@ class ConditionalXL(Conditional):
 
     def predict(self, x: Tensor, t: Tensor, batch: int) -> Tensor:
         height, width = (self.factor * side for side in x.shape[2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x.dtype, device=x.device)  # original, crop, target
+        sizes = torch.tensor(
+            [height, width, 0, 0, height, width], dtype=x.dtype, device=x.device
+        )  # original, crop, target
         added = {"text_embeds": self.embedding("pooled", batch), "time_ids": sizes.expand(len(x), -1)}
         text = self.embedding("text", batch)
         return self.network(x, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]

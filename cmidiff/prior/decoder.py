@@ -53,7 +53,9 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if not callable(self.decode) or not (self.encode is None or callable(self.encode)):
-            raise TypeError(f"decode and encode must be functions of a batch, received {self.decode!r}, {self.encode!r}")
+            raise TypeError(
+                f"decode and encode must be functions of a batch, received {self.decode!r}, {self.encode!r}"
+            )
         for name in ("channels", "factor", "image_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Decoder: {name} must be at least 1, received {getattr(self, name)}")
@@ -107,7 +109,13 @@ def in_tiles(f: Map, x: Tensor, side_in: int, side_out: int, tile: int, overlap:
     if all(side <= tile for side in sides):
         return f(x)
     places = [
-        list(zip(starts(n, tile, overlap), windows(side_out * n, side_out * tile, side_out * overlap, side_out), strict=True))
+        list(
+            zip(
+                starts(n, tile, overlap),
+                windows(side_out * n, side_out * tile, side_out * overlap, side_out),
+                strict=True,
+            )
+        )
         for n in sides
     ]
     total: Tensor | int = 0

@@ -116,14 +116,14 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
     if prompt.stated and kind.conditional is None:
         raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
     if index.values.get("requires_aesthetics_score"):
-        raise index.wrong("requires_aesthetics_score", "false: the refiner of Stable Diffusion XL is no prior by itself")
+        raise index.wrong(
+            "requires_aesthetics_score", "false: the refiner of Stable Diffusion XL is no prior by itself"
+        )
     autoencoder = autoencoder_of(_config(folder, kind.autoencoder), lambda cls: _model(folder, kind.autoencoder, cls))
     config = _config(folder, kind.network)
     noise = _noise(folder, config)
     if kind.conditional is None:
-        found = network_of(
-            build(config, _tensors(folder / kind.network), folder / kind.network, 1), config, 1, noise
-        )
+        found = network_of(build(config, _tensors(folder / kind.network), folder / kind.network, 1), config, 1, noise)
     else:
         found = _conditional(folder, str(name), kind, config, noise, prompt, autoencoder, (device, dtype))
     if found.channels != autoencoder.channels:

@@ -104,7 +104,9 @@ def load_prior(
         name = source if source.startswith(HUB) else folder.name
         return _load_latent(folder, name, stated, told, options, offload)
     if told.stated or offload:
-        raise ValueError(f"prompt, guidance_scale and offload are for latent priors, which {source} is not: leave them out")
+        raise ValueError(
+            f"prompt, guidance_scale and offload are for latent priors, which {source} is not: leave them out"
+        )
     return _load_network(source, folder, stated, label, options)
 
 
@@ -142,9 +144,7 @@ def load_network(
     """
     prior = load_prior(name_or_path, device, dtype, **options)
     if not isinstance(prior, NetworkPrior):
-        raise ValueError(
-            f"the prior {name_or_path} is made of several networks, one is needed: use one of its parts"
-        )
+        raise ValueError(f"the prior {name_or_path} is made of several networks, one is needed: use one of its parts")
     return prior
 
 

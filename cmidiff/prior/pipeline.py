@@ -130,7 +130,9 @@ def _check_config(config: Fields) -> None:
     """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
     kind = config.values.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise config.wrong("_class_name", "UNet2DModel: other networks are read as parts of a pipeline (docs/latent.md)")
+        raise config.wrong(
+            "_class_name", "UNet2DModel: other networks are read as parts of a pipeline (docs/latent.md)"
+        )
     widths = config.numbers("block_out_channels")
     if not 1 <= len(widths) <= 16 or not all(w.is_integer() and 1 <= w <= 2**16 for w in widths):
         raise config.wrong("block_out_channels", "1 to 16 whole numbers from 1 to 65536")

@@ -49,7 +49,9 @@ def encode_text(
         )
     pipeline = _encoders(folder, kind, dtype).to(device)
     with torch.no_grad():
-        rows = [_encode(pipeline, kind, text, device) for text in ([prompt] if negative is None else [negative, prompt])]
+        rows = [
+            _encode(pipeline, kind, text, device) for text in ([prompt] if negative is None else [negative, prompt])
+        ]
     found = {name: torch.cat([row[name] for row in rows]).float().cpu() for name in rows[0]}
     del pipeline
     gc.collect()
@@ -80,7 +82,9 @@ def _encoders(folder: Path, kind: str, dtype: torch.dtype) -> Any:
             f"the text encoders of {folder} cannot be read ({type(error).__name__}: {reason}): they must be in "
             "safetensors, with their tokenizers"
         ) from error
-    if "text_encoder_3" in missing:  # zeros take the place of T5's embeddings, as wide as the network's configuration says
+    if (
+        "text_encoder_3" in missing
+    ):  # zeros take the place of T5's embeddings, as wide as the network's configuration says
         config = SimpleNamespace(**Fields.read(folder / "transformer" / "config.json").values)
         object.__setattr__(pipeline, "transformer", SimpleNamespace(config=config))
     return pipeline

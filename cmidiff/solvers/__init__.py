@@ -10,5 +10,7 @@ from cmidiff.solvers.dps import DPS as DPS
 from cmidiff.solvers.dsg import DSG as DSG
 from cmidiff.solvers.mcg import MCG as MCG
 from cmidiff.solvers.pigdm import PiGDM as PiGDM
+from cmidiff.solvers.psld import PSLD as PSLD
+from cmidiff.solvers.resample import ReSample as ReSample
 from cmidiff.solvers.scale import Ramp as Ramp
 from cmidiff.solvers.unconditional import Unconditional as Unconditional

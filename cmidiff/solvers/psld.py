@@ -101,7 +101,9 @@ class PSLD(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         decoder = problem.prior.decoder
         if self.glue > 0 and decoder is not None and decoder.encode is None:
-            raise ValueError(f"PSLD: glue needs an encoder, which {problem.prior.name} has not: take glue=0 (latent DPS)")
+            raise ValueError(
+                f"PSLD: glue needs an encoder, which {problem.prior.name} has not: take glue=0 (latent DPS)"
+            )
         return super().times(problem, steps)
 
     def residual(self, step: Step, measurement: Measurement, image: Tensor) -> Tensor:

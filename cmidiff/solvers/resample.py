@@ -30,6 +30,7 @@ from torch import Tensor
 
 from cmidiff.krylov import per_sample
 from cmidiff.measurement import Measurement
+from cmidiff.physics import measured_count
 from cmidiff.solvers.base import Solver, misfit_gradient
 from cmidiff.step import Carry, Problem, Step
 
@@ -126,6 +127,7 @@ class ReSample(Solver):
             patience: a row also ends where its loss is above that of so many steps before.
         """
         x, alive = x.detach(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+        entries = measurement.y[0].numel() / measured_count(measurement.physics, measurement.y).to(x)
         first, second, losses = torch.zeros_like(x), torch.zeros_like(x), list[Tensor]()
         for k in range(1, steps + 1):
             loss, gradient = _value_and_gradient(lambda v: measurement.residual(v).abs().square().flatten(1).mean(1), x)
@@ -134,7 +136,7 @@ class ReSample(Solver):
             move = first / (1 - BETAS[0] ** k) / ((second / (1 - BETAS[1] ** k)).sqrt() + EPSILON)
             x = torch.where(per_sample(alive, x), x - rate * (self.weight_decay * x + move), x)
             losses.append(loss)
-            alive = alive & (loss >= self.stop_at(measurement))
+            alive = alive & (loss * entries >= self.stop_at(measurement))
             if patience is not None and k > patience:
                 alive = alive & (loss <= losses[-1 - patience])
             if not bool(alive.any()):
