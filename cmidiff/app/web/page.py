@@ -43,7 +43,16 @@ MEAN = 2  # samples whose mean is the result of a solver that draws samples
 UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
 CONTROLS: tuple[str, ...] = ("photo", "case", "experiment", "strength", "noise", "paint", "mask", "blur", "whole")
 CONTROLS += ("side", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
-OPEN = "() => [sessionStorage.getItem('cmidiff') || '']"
+# Gradio loses an update of a component that is not drawn yet: the request waits for the slow ones.
+OPEN = """async () => {
+    while (!document.querySelector("#photo input[type=file]") || !document.querySelector("#paint canvas"))
+        await new Promise(drawn => setTimeout(drawn, 50));
+    document.addEventListener("focusin", ({ target }) => {  // Gradio names each radio apart: arrow keys need one name
+        if (target.type === "radio")
+            for (const radio of target.closest("fieldset").querySelectorAll("input")) radio.name = target.name;
+    });
+    return [sessionStorage.getItem("cmidiff") || ""];
+}"""
 KEEP = "token => { sessionStorage.setItem('cmidiff', token); return []; }"
 HOLD, READY = (f"() => ({{ __type__: 'update', interactive: {value} }})" for value in ("false", "true"))
 CUT = "position => ({ __type__: 'update', slider_position: position })"
