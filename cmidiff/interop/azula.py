@@ -61,7 +61,7 @@ class PosteriorDenoiser(Denoiser):
         ValueError: an argument is invalid, as in `cmidiff.restore`; or, on call, ``t`` differs between rows.
     """
 
-    schedule: PriorSchedule
+    schedule: PriorSchedule  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PosteriorDenoiser(Denoiser):
         self.intake = take(y, physics, self.prior, noise_std, value_range, seed)
         self.schedule = PriorSchedule(self.prior.schedule)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:
+    def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the posterior mean at states of shape (B, C, H, W) and one time ``t`` for all of them."""
         if t.numel() > 1 and len(t.unique()) > 1:
             raise ValueError(f"t must be the same for all rows, received {t.tolist()}: call the denoiser row by row")
