@@ -61,8 +61,6 @@ class PosteriorDenoiser(Denoiser):
         ValueError: an argument is invalid, as in `cmidiff.restore`; or, on call, ``t`` differs between rows.
     """
 
-    schedule: PriorSchedule  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         y: Tensor,
@@ -82,7 +80,7 @@ class PosteriorDenoiser(Denoiser):
         if additive or not isinstance(self.solver, PosteriorMean | PiGDM):
             raise TypeError(f"solver must estimate E[x_0 | x_t, y], as 'pigdm' and 'cadps' do, received {solver!r}")
         self.intake = take(y, physics, self.prior, noise_std, value_range, seed)
-        self.schedule = PriorSchedule(self.prior.schedule)
+        self.schedule = self.times = PriorSchedule(self.prior.schedule)
 
     def forward(self, x_t: Tensor, t: Tensor) -> DiracPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the posterior mean at states of shape (B, C, H, W) and one time ``t`` for all of them."""
@@ -98,9 +96,9 @@ class PosteriorDenoiser(Denoiser):
             raise ValueError(f"{len(measurement.y)} measurements need one state each, received {len(x_t)} states")
         problem = Problem(self.prior, measurement, DDIM(), SeededDraws(rows), images, self.prior.clip)
         index, end = round(float(1 - t) * 10**6), self.prior.schedule.end  # a number of its own for each time
-        ratio = Step.at(problem, x_t, self.schedule.time(t), end, graph=False).ratio
+        ratio = Step.at(problem, x_t, self.times.time(t), end, graph=False).ratio
         graph = self.solver.needs_graph_at(ratio) or (self.cmi is not None and self.cmi.needs_graph_at(ratio))
-        step = Step.at(problem, x_t, self.schedule.time(t), end, graph=graph, index=index)
+        step = Step.at(problem, x_t, self.times.time(t), end, graph=graph, index=index)
         step = step if self.cmi is None else self.cmi(step)
         return DiracPosterior(step.corrected(self.solver.estimate(step)))
 
