@@ -402,6 +402,7 @@ def test_who_waits_is_told_and_can_leave_the_queue(page: Page, address: str) -> 
         taken(window, png(40, 32), 40, 32)
         wish(window, "Remove noise")
         set_steps(window, LIMITS.steps)
+    for window in (*others, page):
         window.locator("#start").click()
         said = "Waiting for its turn" if window is page else "left"
         expect(window.locator("#status")).to_contain_text(said)
