@@ -37,12 +37,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cmidiff.dct import dct, idct
-from cmidiff.krylov import conjugate_gradient
+from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.prior.decoder import Decoder
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
+THROUGH_DECODER = 20  # products with a decoder in one linear solve: each is a forward and a backward pass of it
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 
@@ -59,6 +60,7 @@ class Measurement:
         affine: ``(gain, offset)`` from the canvas to the image, for a non-linear physics alone.
         weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
         decoder: of a latent prior; then ``shape`` is that of the latents, (c, h, w).
+        iterations: at most this many products in `solve` and `whiten`; None: to convergence.
     """
 
     y: Tensor
@@ -69,6 +71,7 @@ class Measurement:
     affine: tuple[float, float] = (1.0, 0.0)
     weight: Tensor | None = None
     decoder: Decoder | None = None
+    iterations: int | None = None
 
     @property
     def linear(self) -> bool:
@@ -175,7 +178,7 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
         y = inner.residual(image.detach()) + forward(z.detach())
-        return Measurement(y, physics, self.noise_std, self.shape, self.shape)
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER)
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
@@ -194,7 +197,10 @@ class Measurement:
             return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
         tolerance = 1e-10 if e.real.dtype == torch.float64 else 1e-5
         found = conjugate_gradient(
-            lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=200, tolerance=tolerance
+            lambda v: s2 * v + r2 * self.At(self.A(v)),
+            self.At(e),
+            iterations=self.iterations or 200,
+            tolerance=tolerance,
         )
         if residuals is not None:
             residuals.append(found.residual)
@@ -245,6 +251,11 @@ class Measurement:
         if self._decomposed:
             return self._spectral(z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
 
+        if self.iterations is not None:
+            root = lanczos_apply(
+                lambda v: s2 * v + r2 * self.A(self.At(v)), z, lambda w: w.clamp_min(s2).rsqrt(), self.iterations
+            )
+            return self.At(root)
         # S^-1/2 on the side of the signal: A^T z is in the range of A^T A, where noise-free measurements are regular
         return inverse_root(lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(z), s2)
 

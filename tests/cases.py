@@ -182,7 +182,7 @@ SOLVERS: dict[str, Solver] = {
     "cadps-switch": CADPS(Hybrid(high=Isotropic(1.0), low=Exact(8), switch=1.0)),
     "cadps-released": CADPSReleased(0.0075),
     "psld": PSLD(0.0075, 0.001),
-    "resample": ReSample(every=4, pixel_steps=20, latent_steps=20),
+    "resample": ReSample(every=4, pixel_steps=50, latent_steps=200),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),

@@ -33,6 +33,7 @@ from cmidiff.samplers import DDIM, Ancestral, ProbabilityFlow
 from cmidiff.schedule import DDPM, VE
 from cmidiff.solvers import DPS, DSG, MCG, CADPSReleased, PiGDM, Solver
 from cmidiff.step import Carry, Sampler, Step
+from tests import conformance_latent
 from tests.cases import problem_of
 
 TOLERANCE = 1e-7
@@ -275,6 +276,8 @@ def replay(path: Path) -> dict[str, tuple[float, float]]:
     """``run -> (largest relative error, tolerance)`` for each run of a file."""
     data = np.load(path)
     meta = json.loads(str(data["meta"]))
+    if meta.get("method") in conformance_latent.METHODS:
+        return conformance_latent.replay(path)
     if meta.get("n_steps") == 1000:
         return full(data, meta, path.parent)
     size = data["x_true"].shape[-1]

@@ -6,8 +6,11 @@ transpose, ReSample's denoised image, its times while it looks ahead, its weight
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +20,6 @@ from torch import Tensor
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
 from cmidiff.prior import Decoder, LatentPrior, NetworkPrior
-from cmidiff.prior.base import Prediction
 from cmidiff.samplers import DDIM
 from cmidiff.schedule import DDPM
 from cmidiff.solvers import PSLD, ReSample
@@ -121,12 +123,29 @@ class OfficialReSample(ReSample):
         return p
 
 
-def replay(data: Any, meta: dict[str, Any], networks: dict[str, Network]) -> dict[str, tuple[float, float]]:
-    """``run -> (largest relative error, tolerance)`` of a file."""
-    errors = {}
-    for name, run in meta["runs"].items():
-        errors[name] = _replay(data, meta, run, name, networks[run["model"]]), 1e-7
-    return errors
+METHODS = ("psld", "resample")
+
+
+def replay(path: Path) -> dict[str, tuple[float, float]]:
+    """``run -> (largest relative error, tolerance)`` of a file; the toy models are in it."""
+    data = np.load(path)
+    meta, networks = json.loads(str(data["meta"])), models(path, data)
+    runs = meta["runs"].items()
+    return {name: (_replay(data, meta, run, name, networks[run["model"]]), 1e-7) for name, run in runs}
+
+
+def models(path: Path, data: Any) -> dict[str, Network]:
+    """The toy denoisers whose weights a file holds; their code is in the same folder, or in one above."""
+    code = next(folder / "refmodels.py" for folder in path.resolve().parents if (folder / "refmodels.py").is_file())
+    spec = importlib.util.spec_from_file_location("refmodels", code)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    weights = {
+        kind: {k.split("/")[1]: data[k] for k in data.files if k.startswith(f"{kind}/")} for kind in ("gmm", "conv")
+    }
+    return {"gmm": module.GMM(weights["gmm"]), "conv": module.Conv(weights["conv"])}
 
 
 def _replay(data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Network) -> float:
@@ -148,11 +167,19 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _psld(
-    data: Any, run: dict[str, Any], name: str, prior: LatentPrior, measurement: Measurement, times: list[float], theirs: Any
+    data: Any,
+    run: dict[str, Any],
+    name: str,
+    prior: LatentPrior,
+    measurement: Measurement,
+    times: list[float],
+    theirs: Any,
 ) -> float:
     steps = len(times)
     z = tensor(data[f"{name}/z"])
-    draws = Recorded({"start": theirs[:1], "kernel": torch.cat([z[1:], z[:1]]), "noise": tensor(data[f"{name}/noise_meas"])})
+    draws = Recorded(
+        {"start": theirs[:1], "kernel": torch.cat([z[1:], z[:1]]), "noise": tensor(data[f"{name}/noise_meas"])}
+    )
     solver = OfficialPSLD(run["omega"] * steps / 1000, run["gamma"] * steps / 1000, transposed, guard=False)
     problem = problem_of(prior, measurement, sampler=DDIM(run["eta"]), draws=draws)
     traces = zip(sample(problem, solver, times), theirs[1:], strict=True)
@@ -160,7 +187,13 @@ def _psld(
 
 
 def _resample(
-    data: Any, run: dict[str, Any], name: str, prior: LatentPrior, measurement: Measurement, times: list[float], theirs: Any
+    data: Any,
+    run: dict[str, Any],
+    name: str,
+    prior: LatentPrior,
+    measurement: Measurement,
+    times: list[float],
+    theirs: Any,
 ) -> float:
     count, draws = len(times), iter(tensor(data[f"{name}/draws"])[:, None])
     streams: dict[str, Tensor] = {"start": next(draws)}

@@ -1,4 +1,4 @@
-"""Tiny random latent pipelines, made with the classes of diffusers and transformers and saved as their users save them."""
+"""Tiny random latent pipelines, made with the classes of diffusers and transformers."""
 
 from __future__ import annotations
 

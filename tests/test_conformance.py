@@ -9,7 +9,10 @@ import pytest
 from tests import conformance
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "conformance"
-FILES = sorted(FOLDER.glob("*_box.npz")) + sorted(FOLDER.glob("*_sr4.npz")) + sorted(FOLDER.glob("dps_full*.npz"))
+LATENT = [path for method in ("psld", "resample") for path in sorted((FOLDER / "part3").glob(f"{method}_*.npz"))]
+FILES = (
+    LATENT + sorted(FOLDER.glob("*_box.npz")) + sorted(FOLDER.glob("*_sr4.npz")) + sorted(FOLDER.glob("dps_full*.npz"))
+)
 
 
 @pytest.mark.skipif(not FILES, reason="the reference trajectories are not part of the project")

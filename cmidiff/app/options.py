@@ -395,8 +395,8 @@ def check_prior(prior: str) -> None:
     Raises:
         BadInput: an unknown name, no such file, or one that holds no weights.
     """
-    from cmidiff.prior.known import PRIORS
     from cmidiff.prior.hub import HUB, hub_repository
+    from cmidiff.prior.known import PRIORS
     from cmidiff.prior.weights import SUFFIXES
 
     if prior.startswith(HUB):

@@ -17,10 +17,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cmidiff.prior.card import Fields
-from cmidiff.prior.checkpointed import Checkpointed
+from cmidiff.prior.checkpointed import Checkpointed, recompute
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.network import NetworkPrior
 
@@ -195,11 +194,6 @@ class _Encode(_Half):
         if self.kind == "AutoencoderKL":
             latent = latent.chunk(2, dim=1)[0]  # the mean; the other half is the logarithm of the variance
         return (latent - self.offset) / self.gain
-
-
-def recompute(module: nn.Module, *inputs: Any) -> Any:
-    """A module whose activations are computed again for a gradient."""
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def offload_weights(module: nn.Module) -> None:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmidiff.prior.autoencoder import recompute
-from cmidiff.prior.checkpointed import Checkpointed
+from cmidiff.prior.checkpointed import Checkpointed, recompute
 
 
 class Conditional(Checkpointed):

@@ -10,13 +10,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 
+from cmidiff.prior.checkpointed import recompute
 from cmidiff.prior.windows import starts, windows
 
 if TYPE_CHECKING:
@@ -79,8 +79,10 @@ class Decoder:
         return self.encode(image)
 
     def tiled(self, tile: int, overlap: int) -> Self:
-        """The same maps on overlapping tiles of ``tile`` latents along a side, blended. One tile at a time is in memory,
-        also for a gradient."""
+        """The same maps on overlapping tiles of ``tile`` latents along a side, blended.
+
+        One tile at a time is in memory, also for a gradient.
+        """
         f, encode = self.factor, self.encode
         return dataclasses.replace(
             self,
@@ -122,10 +124,7 @@ def in_tiles(f: Map, x: Tensor, side_in: int, side_out: int, tile: int, overlap:
     for (top, row), (left, column) in itertools.product(*places):
         height, width = (min(tile, n) for n in sides)
         cut = x[..., side_in * top : side_in * (top + height), side_in * left : side_in * (left + width)]
-        if torch.is_grad_enabled() and x.requires_grad:
-            part = cast(Tensor, checkpoint(f, cut, use_reentrant=False, preserve_rng_state=False))
-        else:
-            part = f(cut)
+        part = recompute(f, cut) if torch.is_grad_enabled() and x.requires_grad else f(cut)
         part = part * (row[:, None] * column).to(part)
         right, below = sides[1] - left - width, sides[0] - top - height
         total = total + pad(part, [side_out * n for n in (left, right, top, below)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -231,7 +234,8 @@ def _play(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need
     state = torch.float64 if setting.dtype is torch.float64 else torch.float32
     census = _Census()
     try:
-        with census, torch.set_grad_enabled(setting.graph):
+        fused = nullcontext() if setting.twice else _FusedAttention()
+        with fused, census, torch.set_grad_enabled(setting.graph):
             x_t = torch.empty(setting.batch, *shape, dtype=state, device="meta", requires_grad=setting.graph)
             x_hat = twin(x_t, prior.schedule.grid(2)[0]).mean
             if setting.graph:
@@ -259,6 +263,33 @@ def _without_numbers(prior: NetworkPrior, setting: Setting) -> NetworkPrior:
     for module in checkpointed(twin.network):
         module.checkpointing = setting.checkpointing
     return twin
+
+
+class _Fused(torch.autograd.Function):
+    """The memory of a fused attention kernel, which keeps its inputs and its output and no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(value) for value in ctx.saved_tensors[:3])
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention as its fused kernels take it: the meta device would carry out the plain one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is not scaled_dot_product_attention or options.get("enable_gqa"):
+            return func(*args, **options)
+        given = [*args[:3], *(options[name] for name in ("query", "key", "value")[len(args) :])]
+        return _Fused.apply(*given)
 
 
 class _Census(TorchDispatchMode):

@@ -66,7 +66,7 @@ def read_scheduler(config: Fields, tokens: int | None = None) -> Noise:
     if name not in KNOWN:
         raise config.wrong(
             "_class_name",
-            f"{FLOW} or a known scheduler with betas (DDPMScheduler, DDIMScheduler, PNDMScheduler, ...: see docs/priors.md; for "
+            f"{FLOW} or a known scheduler with betas (DDPMScheduler, DDIMScheduler, ...: see docs/priors.md; for "
             "other networks use cmidiff.prior.from_callable)",
         )
     fields = Fields(_defaults(name) | {k: v for k, v in config.values.items() if v is not None}, config.where)

@@ -1,5 +1,4 @@
-"""Posterior sampling with latent diffusion: the DPS step through the decoder, and a pull to latents that the autoencoder
-keeps.
+"""Posterior sampling with latent diffusion: the DPS step through the decoder, and a pull to what the autoencoder keeps.
 
     x_s = x'_s - grad_{x_t} ( omega |y - A D(x_hat)| + gamma |E(G(D(x_hat))) - x_hat| )
 
