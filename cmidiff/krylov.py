@@ -91,6 +91,39 @@ def conjugate_gradient(
     return Solution(x, (rr / bb.clamp_min(torch.finfo(bb.dtype).tiny)).sqrt())
 
 
+def gmres(operator: Operator, b: Tensor, *, iterations: int) -> Solution:
+    """Solve ``S x = b`` from ``x = 0`` for any ``S``, one system a sample, by the least residual over a Krylov space.
+
+    A sample whose Krylov space is exhausted has found its solution, and its further directions are zero.
+
+    Args:
+        operator: ``v -> S v``, shape (B, ...).
+        b: right-hand sides, shape (B, ...).
+        iterations: products.
+
+    Source: Saad, Schultz, "GMRES: A Generalized Minimal Residual Algorithm", 1986, https://doi.org/10.1137/0907058
+    """
+    x, v, r = torch.zeros_like(b), b, b
+    pairs: list[tuple[Tensor, Tensor]] = []  # (v, S v), the second of each orthonormal
+    for _ in range(iterations):
+        w = operator(v)
+        size = dot(w, w).sqrt()
+        for _ in range(2):  # twice is enough
+            for v_j, w_j in pairs:
+                along = per_sample(dot(w_j, w), w)
+                v, w = v - along * v_j, w - along * w_j
+        left = dot(w, w).sqrt()
+        alive = left > 1e2 * torch.finfo(left.dtype).eps * size
+        scale = per_sample(torch.where(alive, 1 / left.where(alive, 1.0), 0.0), w)
+        v, w = scale * v, scale * w
+        along = per_sample(dot(w, r), w)
+        x, r = x + along * v, r - along * w
+        pairs.append((v, w))
+        v = w
+    tiny = torch.finfo(b.real.dtype).tiny
+    return Solution(x, (dot(r, r) / dot(b, b).clamp_min(tiny)).sqrt())
+
+
 def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos tridiagonalisation started at ``z``, with full reorthogonalisation.
 

@@ -13,7 +13,7 @@ from cmidiff.information import CMI
 from cmidiff.krylov import dot, per_sample
 from cmidiff.schedule import pairs
 from cmidiff.solvers.base import Solver
-from cmidiff.step import Problem, Step
+from cmidiff.step import Problem, Seen, Step
 
 LIMIT = 1e4  # times the range of the images: a state that is larger has diverged
 
@@ -64,8 +64,11 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
     alive, last = torch.ones(len(x), dtype=torch.bool, device=x.device), x
     misfit = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
     zero, limit = torch.zeros_like(misfit), _limit(problem, x)
+    memory, past = max(solver.memory, 0 if cmi is None else cmi.memory), ()
     for index, (t, s) in enumerate(steps):
-        step = replace(Step.at(problem, x, t, s, graph=False, index=index, steps=len(steps)), keep_graph=False)
+        step = replace(
+            Step.at(problem, x, t, s, graph=False, index=index, steps=len(steps)), past=past, keep_graph=False
+        )
         moved = guidance = residual = zero
         if upward(step):
             x_s = renew(step)
@@ -85,9 +88,19 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
             misfit = problem.measurement.misfit(x_hat)
             alive = alive & (x_hat.flatten(1).abs().amax(1) < limit)
             last = torch.where(per_sample(alive, last), x_hat, last)
+            past = _remembered(past, step, alive, memory)
         alive = alive & (x_s.flatten(1).abs().amax(1) < limit)
         x = torch.where(per_sample(alive, x_s), x_s, 0.0)
         yield Trace(index, len(steps), step.t, x, last, misfit, guidance, moved, residual, alive)
+
+
+def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) -> tuple[Seen, ...]:
+    """The last ``memory`` calls of the denoiser; zeros for rows that have diverged."""
+    if memory == 0:
+        return ()
+    x_t, t, x_hat = step.seen
+    kept = Seen(*(torch.where(per_sample(alive, x), x, 0.0) if isinstance(x, Tensor) else x for x in (x_t, t, x_hat)))
+    return (*past, kept)[-memory:]
 
 
 def upward(step: Step) -> bool:

@@ -34,11 +34,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cmidiff.dct import dct, idct
-from cmidiff.krylov import conjugate_gradient
+from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
+LANCZOS = 40  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 
@@ -216,14 +217,34 @@ class Measurement:
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""
-        physics = self.physics
-        assert isinstance(physics, DecomposablePhysics)
-        w = cast(Tensor, physics.mask)
-        w2 = (w.conj() * w).real
-        largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
-        seen = w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest
-        weight = torch.where(seen, f(torch.where(seen, w2, 1.0)), 0.0)
+        physics, w = self._decomposition()
+        w2 = _squares(w)
+        weight = torch.where(w2 > 0, f(torch.where(w2 > 0, w2, 1.0)), 0.0)
         return self.canvas(physics.V(w.conj() * weight * physics.U_adjoint(e)))
+
+    def _decomposition(self) -> tuple[DecomposablePhysics, Tensor]:
+        """The physics and its singular values, complex in the Fourier domain."""
+        assert isinstance(self.physics, DecomposablePhysics)
+        return self.physics, cast(Tensor, self.physics.mask)
+
+    def filter(self, v: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``f(A^T A) v``, shape of ``v``: through the declared SVD, or by the Lanczos method.
+
+        Args:
+            v: shape (B, ...) of the canvas.
+            f: of the squared singular values, element by element; they are exactly 0 where nothing was measured.
+        """
+        if not self._decomposed:
+            floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(v.dtype).eps)
+
+            def above(values: Tensor) -> Tensor:
+                return f(torch.where(values > floor * values.amax(-1, keepdim=True), values, 0.0))
+
+            return lanczos_apply(lambda x: self.At(self.A(x)), v, above, LANCZOS)
+        physics, w = self._decomposition()
+        w2 = self.gain * _squares(w)
+        hidden = f(w2.new_zeros(()))
+        return hidden * v + self.canvas(physics.V((f(w2) - hidden) * physics.V_adjoint(self.crop(v)))) / self.gain
 
     def misfit(self, x_hat: Tensor) -> Tensor:
         """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
@@ -232,6 +253,13 @@ class Measurement:
         known, m = known_entries(self.physics, r), measured_count(self.physics, r).to(r.real)
         seen = r if known is None else r * known
         return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
+
+
+def _squares(w: Tensor) -> Tensor:
+    """Squared singular values, those that are rounding errors of the largest one of their image set to 0."""
+    w2 = (w.conj() * w).real
+    largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
+    return torch.where(w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest, w2, 0.0)
 
 
 def nonlinear(what: str, physics: Physics) -> str:

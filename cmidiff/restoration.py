@@ -23,7 +23,6 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SAMPLERS, SOLVERS
 from cmidiff.result import MISFIT_BOUND, QUANTUM, Progress, Restoration, RestorationWarning, Status
-from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Problem, Sampler, Step
 
@@ -66,7 +65,8 @@ def restore(
         cmi: the CMI correction of the samples; True for `CMI()`.
         noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``, which may also be
             deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light.
-        sampler: reverse process of the samples: an object, a class or a name; `Ancestral` by default.
+        sampler: reverse process of the samples: an object, a class or a name; by default that of the solver, which is
+            `Ancestral` for most.
         steps: sampling steps; by default those of the solver.
         samples: K, samples for each measurement; by default 1 with a solver and 0 without.
         first_sample: index of the first one: sample k of a seed is the same however samples are grouped into calls.
@@ -87,8 +87,8 @@ def restore(
         RestorationWarning: a result does not explain its measurement (its misfit is above `MISFIT_BOUND`).
     """
     prior = load_prior(prior) if isinstance(prior, str) else prior
-    sampler = Ancestral() if sampler is None else SAMPLERS.resolve(sampler)
-    if not isinstance(sampler, Sampler):
+    sampler = None if sampler is None else SAMPLERS.resolve(sampler)
+    if not isinstance(sampler, Sampler | None):
         raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
     cmi = _correction(cmi)
     chosen: Solver | None = None if solver is None else SOLVERS.resolve(solver)
@@ -101,7 +101,8 @@ def restore(
         raise ValueError(f"first_sample must be a whole number >= 0, received {first_sample!r}")
     count = _count(samples, solver is not None or point is None, point, solver)
     intake = take(y, physics, prior, noise_std, value_range, seed)
-    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), sampler, callback)
+    used_sampler = chosen.sampler if sampler is None else sampler
+    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), used_sampler, callback)
     named = cmi if point is chosen else None  # the estimate that comes with samples is not corrected
     for used, correction in ((point, named), (chosen if count else None, cmi)):
         if used is not None:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -85,6 +85,20 @@ class Problem:
         return self.measurement.y.real.new_zeros(len(self.images), *self.measurement.shape)
 
 
+class Seen(NamedTuple):
+    """An earlier call of the denoiser in the same run.
+
+    Attributes:
+        x_t: the state, shape (B, ...).
+        t: its time.
+        x_hat: the denoised image, not clipped.
+    """
+
+    x_t: Tensor
+    t: float
+    x_hat: Tensor
+
+
 @dataclass(frozen=True)
 class Record:
     """What a step did that its result does not show.
@@ -127,6 +141,8 @@ class Step:
         denoised: the denoiser at ``x_t``.
         correction: what CMI adds to the denoised image, shape of ``x_t``, or None.
         record: what was done on the way, for the statistics of the run.
+        past: the last calls of the denoiser before this step, oldest first: as many as the solver asks for
+            (``Solver.memory``) and the run has made.
         keep_graph: whether the graph outlives the solver's last product. The loop frees it, which saves memory; a
             solver that lets several others pull on one step gives them ``replace(step, keep_graph=True)``.
     """
@@ -140,6 +156,7 @@ class Step:
     denoised: Denoised
     correction: Tensor | None = None
     record: Record = field(default_factory=Record)
+    past: tuple[Seen, ...] = ()
     keep_graph: bool = True
 
     @classmethod
@@ -234,6 +251,11 @@ class Step:
     def z(self) -> Tensor:
         """The sampler's noise, shape of ``x_t``."""
         return self.draws.normal("kernel", self.index, self.x_t.detach())
+
+    @property
+    def seen(self) -> Seen:
+        """This step's own call of the denoiser, without its graph."""
+        return Seen(self.x_t.detach(), self.t, self.x_hat.detach())
 
     @property
     def score_weight(self) -> float:

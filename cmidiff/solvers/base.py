@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.samplers import Ancestral
 from cmidiff.schedule import checked_steps
-from cmidiff.step import Carry, Problem, Step
+from cmidiff.step import Carry, Problem, Sampler, Step
 
 
 class Solver(ABC):
@@ -31,6 +32,8 @@ class Solver(ABC):
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
         default_steps: how many steps a run takes where nothing is said.
+        sampler: the reverse process that a run takes where nothing is said: `Ancestral`, or that of the paper.
+        memory: how many earlier calls of the denoiser each step holds (see `Step.past`).
     """
 
     needs_linear: ClassVar[bool] = False
@@ -42,6 +45,14 @@ class Solver(ABC):
     @property
     def contractions(self) -> tuple[Contraction, ...]:
         return ()
+
+    @property
+    def sampler(self) -> Sampler:
+        return Ancestral()
+
+    @property
+    def memory(self) -> int:
+        return 0
 
     @property
     def needs_graph(self) -> bool:
@@ -84,6 +95,28 @@ def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
     ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
     return [problem.prior.schedule.time(ratio) for ratio in ratios]
+
+
+def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:
+    """Times that go back: each stretch of ``length`` steps is made ``repeat`` times, counted from the end of the grid.
+
+    Args:
+        times: of the grid, noisiest first.
+        length: steps of a jump back.
+        repeat: how often each stretch is made; 1 for none twice.
+
+    Source: Lugmayr et al., "RePaint", 2022, https://arxiv.org/abs/2201.09865 (Algorithm 1, Figure 10)
+    """
+    left = dict.fromkeys(range(0, len(times) - length, length), repeat - 1)
+    found, k = [], len(times)
+    while k >= 1:
+        k -= 1
+        found.append(times[len(times) - 1 - k])
+        if left.get(k, 0) > 0:
+            left[k] -= 1
+            k += length
+            found.extend(times[len(times) - 1 - j] for j in range(k - length + 1, k + 1))
+    return found
 
 
 def noise(problem: Problem, t: float) -> Tensor:

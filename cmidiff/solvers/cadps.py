@@ -84,6 +84,10 @@ class CADPS(PosteriorMean):
         object.__setattr__(self, "covariance", make_covariance(self.covariance, "CADPS"))
 
     @property
+    def memory(self) -> int:
+        return self._sigma.memory
+
+    @property
     def needs_graph(self) -> bool:
         return self.scale > 0
 
