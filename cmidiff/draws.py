@@ -19,7 +19,7 @@ from torch import Tensor
 class Draws(Protocol):
     """A source of standard normal numbers for every step of a run."""
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
         """Standard normal numbers with the shape (B, ...), dtype and device of ``like``.
 
         Args:
@@ -39,9 +39,9 @@ class SeededDraws:
 
     rows: Sequence[tuple[int | str, int]]
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
         rows = [
-            torch.randn(like.shape[1:], generator=_generator(*row, stream, index), dtype=torch.float32, device="cpu")
+            torch.randn(like.shape[1:], generator=_generator(*row, stream, index + 1_000_003 * inner), dtype=torch.float32, device="cpu")
             for row in self.rows
         ]
         return torch.stack(rows).to(like)

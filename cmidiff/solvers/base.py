@@ -18,7 +18,7 @@ from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
 from cmidiff.samplers import Ancestral
 from cmidiff.schedule import checked_steps
-from cmidiff.step import Carry, Problem, Sampler, Step
+from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
 
 class Solver(ABC):
@@ -29,18 +29,22 @@ class Solver(ABC):
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
         point: whether it returns one best estimate instead of a sample of the posterior.
+        together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
         default_steps: how many steps a run takes where nothing is said.
         sampler: the reverse process that a run takes where nothing is said: `Ancestral`, or that of the paper.
         memory: how many earlier calls of the denoiser each step holds (see `Step.past`).
+        default_samples: how many samples of an image are drawn where nothing is said.
     """
 
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
+    together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
     default_steps: ClassVar[int] = 25
+    default_samples: ClassVar[int] = 1
 
     @property
     def contractions(self) -> tuple[Contraction, ...]:
@@ -62,6 +66,10 @@ class Solver(ABC):
         """Return whether it differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
         return self.needs_graph
 
+    def check(self, problem: Problem) -> None:
+        """Raise ``ValueError`` or ``TypeError`` where it cannot work with this problem; called before the run."""
+        return None
+
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Return the times of the run, without the schedule's end; by default the grid of the prior's schedule."""
         return problem.prior.schedule.grid(steps)
@@ -74,13 +82,28 @@ class Solver(ABC):
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         """Return ``x_s``, shape of ``step.x_t``, and what the next step needs to know."""
 
+    def exchange(self, group: Group, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Return states and carry after the samples of each image have interacted; for solvers with ``together``.
+
+        Args:
+            group: which rows belong to which image.
+            x: all states, shape (rows, ...).
+            carry: a named tuple of tensors whose first dimension is that of the rows.
+        """
+        return x, carry
+
     def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
         """Return the restoration from the last state; by default that state."""
         return x
 
+    def report(self, carry: Carry) -> dict[str, Tensor]:
+        """Return numbers of the step for the statistics of the run, by name, each of shape (B,)."""
+        return {}
+
 
 class PosteriorMean(Solver):
-    """A solver that estimates ``E[x_0 | x_t, y]``; any reverse sampler then steps with it."""
+    """A solver that estimates ``E[x_0 | x_t, y]``, or draws from ``p(x_0 | x_t, y)``; any reverse sampler then steps
+    with that."""
 
     @abstractmethod
     def estimate(self, step: Step) -> Tensor:
