@@ -23,6 +23,7 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -179,6 +180,20 @@ class Measurement:
     def prox(self, v: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
         """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
         return v + r2 * self.solve(self.residual(v), r2, residuals)
+
+    def draw(self, v: Tensor, r2: float, n: Tensor, e: Tensor, residuals: list[Tensor] | None = None) -> Tensor:
+        """A draw of ``p(x | y)`` for ``x ~ N(v, r2 I)``: `prox` of a perturbed ``v`` with a perturbed ``y``.
+
+        Args:
+            v: mean, shape (B, ...) of the canvas.
+            r2: variance.
+            n, e: standard normal numbers, shapes of ``v`` and of ``y``.
+            residuals: as in `solve`.
+
+        Source: Papandreou, Yuille, "Gaussian Sampling by Local Perturbations", 2010.
+        """
+        v = v + math.sqrt(r2) * n
+        return v + r2 * self.solve(self.residual(v) + self.noise_std * e, r2, residuals)
 
     @cached_property
     def spectrum(self) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cmidiff.draws import Draws
 from cmidiff.measurement import Measurement
-from cmidiff.prior.base import Denoiser, Prediction
+from cmidiff.prior.base import IMAGE_VARIANCE, Denoiser, Prediction
 
 Estimate = Callable[["Step"], Tensor]
 Carry = Any
@@ -85,6 +85,17 @@ class Problem:
     def like(self) -> Tensor:
         """Zeros of the shape (B, ...), dtype and device of a state."""
         return self.measurement.y.real.new_zeros(len(self.images), *self.measurement.shape)
+
+    @property
+    def unit(self) -> float:
+        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
+        return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
+
+    @property
+    def noisiest(self) -> float:
+        """The largest ``sigma / alpha`` of the prior's grid."""
+        alpha, sigma = self.prior.schedule(self.prior.schedule.grid(1)[0])
+        return sigma / alpha
 
     def uniform(self, stream: str, index: int, inner: int = 0) -> Tensor:
         """One uniform random number in (0, 1) for each row, shape (B,)."""

@@ -40,7 +40,6 @@ from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_varia
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
-from cmidiff.prior.base import IMAGE_VARIANCE
 from cmidiff.solvers.base import PosteriorMean, checked_positive, levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
@@ -106,22 +105,17 @@ class CADPS(PosteriorMean):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
-        high = self._sigma.start * self._unit(problem)
-        if self.scale == 0 or math.isinf(high) or high >= _noisiest(problem):
+        high = self._sigma.start * problem.unit
+        if self.scale == 0 or math.isinf(high) or high >= problem.noisiest:
             return super().times(problem, steps)
-        return levels(problem, steps, high, LAST * self._unit(problem))
+        return levels(problem, steps, high, LAST * problem.unit)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
-        high = self._sigma.start * self._unit(problem)
+        high = self._sigma.start * problem.unit
         if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
-
-    @staticmethod
-    def _unit(problem: Problem) -> float:
-        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
-        return math.sqrt(problem.prior.variance / IMAGE_VARIANCE)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""
@@ -148,11 +142,6 @@ class CADPS(PosteriorMean):
         move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=self.contraction))
         m = measured_count(step.measurement.physics, step.measurement.y).to(move)
         return capped(move, DEVIATIONS * (isotropic_variance(step) * m).sqrt())
-
-
-def _noisiest(problem: Problem) -> float:
-    alpha, sigma = problem.prior.schedule(problem.prior.schedule.grid(1)[0])
-    return sigma / alpha
 
 
 def diagonal() -> CADPS:
