@@ -103,16 +103,20 @@ class DAPS(PosteriorMean):
 
     def flow(self, step: Step) -> Tensor:
         """``x_0|t``: Euler's rule for ``du/dr = (u - x_hat) / r`` in ``u = x / alpha``."""
-        u, x_hat, end = step.x_t.detach() / step.level_t[0], step.x_hat.detach(), self.levels[2] * step.problem.unit
-        if step.ratio <= end:
+        u, x_hat = step.x_t.detach() / step.level_t[0], step.x_hat.detach()
+        ratios = self.flow_levels(step)
+        if step.ratio <= ratios[-1]:
             return x_hat
-        ratios = karras(self.flow_steps + 1, end, step.ratio, RHO)
         for k, (r, s) in enumerate(zip(ratios, ratios[1:], strict=False)):
             if k > 0:
                 t = step.prior.schedule.time(r)
                 x_hat = step.denoise(step.prior.schedule(t)[0] * u, t)
             u = u + (s - r) / r * (u - x_hat)
         return u
+
+    def flow_levels(self, step: Step) -> list[float]:
+        """Noise levels of the flow, the first that of the step."""
+        return karras(self.flow_steps + 1, self.levels[2] * step.problem.unit, step.ratio, RHO)
 
     def variance(self, step: Step) -> float:
         """That of the measurement in the target."""
@@ -144,13 +148,17 @@ class DAPS(PosteriorMean):
                 accepted = step.problem.uniform("accept", step.index, k).log() < -rise
                 u = torch.where(per_sample(accepted, u), new, u)
                 continue
-            gradient = m.pull(u, m.residual(u)) / self.variance(step) + (x_0 - u) / r2
+            gradient = m.pull(u, m.residual(u)) / self.variance(step) + self.prior_gradient(step, x_0, u)
             if v is None:
                 u = u + size * gradient + (2 * size).sqrt() * z
             else:
                 v = self.momentum * v + size.sqrt() * gradient + math.sqrt(2 * (1 - self.momentum)) * z
                 u = u + size.sqrt() * v
         return u
+
+    def prior_gradient(self, step: Step, x_0: Tensor, u: Tensor) -> Tensor:
+        """The gradient of the logarithm of the target's prior part."""
+        return (x_0 - u) / step.ratio**2
 
     def energy(self, step: Step, x_0: Tensor, u: Tensor) -> Tensor:
         """The negative logarithm of the target, shape (B,)."""

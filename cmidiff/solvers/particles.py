@@ -87,7 +87,7 @@ class Particles(Solver):
         w = torch.where(total.isfinite(), (log_w - total).exp(), 1 / count)
         ess = 1 / w.square().sum(1, keepdim=True) / count
         low = (ess < self.threshold) | (ess < 1 - 1e-9 if group.last else False)
-        found = rows.gather(1, ancestors(w, group.uniform("resample")))
+        found = rows.gather(1, self.ancestors(group, w))
         source = torch.empty_like(rows.flatten()).scatter(0, rows.flatten(), torch.where(low, found, rows).flatten())
         even = torch.where(low, 0.0, log_w - total + math.log(count))
 
@@ -102,11 +102,15 @@ class Particles(Solver):
         weights = {"log_w": scattered(even), "log_z": scattered(log_z + total - math.log(count)), "ess": scattered(ess)}
         return x[own] + carry.noise, carry._replace(**weights, gain=gain)
 
+    def ancestors(self, group: Group, w: Tensor) -> Tensor:
+        """The particle that each one is replaced by, shape (images, K), for weights of sum 1."""
+        return systematic(w, group.uniform("resample"))
+
     def report(self, carry: Cloud) -> dict[str, Tensor]:
         return {"ess": carry.ess, "log_evidence": carry.log_z}
 
 
-def ancestors(w: Tensor, u: Tensor) -> Tensor:
+def systematic(w: Tensor, u: Tensor) -> Tensor:
     """Systematic resampling: indices (P, K) for weights (P, K) of sum 1 and one uniform number ``u`` (P,) each."""
     count = w.shape[1]
     at = (torch.arange(count, dtype=w.dtype, device=w.device) + u[:, None]) / count

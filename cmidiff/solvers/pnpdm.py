@@ -94,8 +94,9 @@ class PnPDM(Solver):
 
     def denoised(self, step: Step) -> Tensor:
         """A draw of ``x_0`` given the state."""
-        at, carry = step, None
+        x, carry = step.x_t.detach(), None
         for inner, (t, s) in enumerate(pairs(self.inner_times(step), step.prior.schedule.end)):
-            at = replace(step, s=s) if inner == 0 else replace(at.moved(x_s, t), s=s, inner=inner)  # noqa: F821
-            x_s, carry = at.sampler.prepare(at).advance(carry)
-        return x_s  # pyright: ignore[reportPossiblyUnboundVariable]
+            at = step if t == step.t else step.moved(x, t)
+            at = replace(at, s=s, inner=inner)
+            x, carry = at.sampler.prepare(at).advance(carry)
+        return x
