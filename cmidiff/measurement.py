@@ -40,6 +40,7 @@ from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
+DENSE = 512  # numbers of a signal up to which the eigenvectors of A^T A are computed
 LANCZOS = 40  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
@@ -242,13 +243,31 @@ class Measurement:
         assert isinstance(self.physics, DecomposablePhysics)
         return self.physics, cast(Tensor, self.physics.mask)
 
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (B, d) and eigenvectors (B, d, d) of ``A^T A`` of small signals, with one product a column."""
+        like = self.y.real.new_zeros(len(self.y), math.prod(self.shape))
+        columns = []
+        for j in range(like.shape[1]):
+            one = like.clone()
+            one[:, j] = 1
+            columns.append(self.At(self.A(one.reshape(-1, *self.shape))).flatten(1))
+        matrix = torch.stack(columns, 2)
+        values, basis = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+        floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(values.dtype).eps)
+        return torch.where(values > floor * values.amax(1, keepdim=True), values, 0.0), basis
+
     def filter(self, v: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """``f(A^T A) v``, shape of ``v``: through the declared SVD, or by the Lanczos method.
+        """``f(A^T A) v``, shape of ``v``: through the declared SVD, the eigenvectors of a small signal, or by the Lanczos
+        method.
 
         Args:
             v: shape (B, ...) of the canvas.
             f: of the squared singular values, element by element; they are exactly 0 where nothing was measured.
         """
+        if not self._decomposed and v[0].numel() <= DENSE and not v.is_complex():
+            w2, basis = self._eigen
+            return torch.einsum("bij,bj,bkj,bk->bi", basis, f(w2).expand_as(w2), basis, v.flatten(1)).reshape(v.shape)
         if not self._decomposed:
             floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(v.dtype).eps)
 

@@ -28,7 +28,25 @@ from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.schedule import Schedule
-from cmidiff.solvers import CADPS, DPIR, DPS, DSG, MCG, CADPSReleased, PiGDM, Solver, Unconditional
+from cmidiff.solvers import (
+    CADPS,
+    DAPS,
+    DDRM,
+    DPIR,
+    DPS,
+    DSG,
+    FPS,
+    MCG,
+    TDS,
+    CADPSReleased,
+    MCGDiff,
+    PiGDM,
+    PnPDM,
+    REDDiff,
+    RePaint,
+    Solver,
+    Unconditional,
+)
 from cmidiff.step import Problem, Sampler, Step
 
 F64 = torch.float64
@@ -181,6 +199,16 @@ SOLVERS: dict[str, Solver] = {
     "cadps-complete": CADPS(Exact(8), complete=True, contraction="double-backward"),
     "cadps-switch": CADPS(Hybrid(high=Isotropic(1.0), low=Exact(8), switch=1.0)),
     "cadps-released": CADPSReleased(0.0075),
+    "daps": DAPS(moves=20),
+    "daps-gaussian": DAPS("gaussian"),
+    "pnp-dm": PnPDM(inner_steps=6),
+    "ddrm": DDRM(),
+    "repaint": RePaint(5, 2),
+    "red-diff": REDDiff(),
+    "tds": TDS(),
+    "tds-exact": TDS(covariance=Exact(8)),
+    "mcgdiff": MCGDiff(),
+    "fps": FPS(),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),
