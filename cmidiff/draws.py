@@ -40,8 +40,9 @@ class SeededDraws:
     rows: Sequence[tuple[int | str, int]]
 
     def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
+        number = index + 1_000_003 * inner
         rows = [
-            torch.randn(like.shape[1:], generator=_generator(*row, stream, index + 1_000_003 * inner), dtype=torch.float32, device="cpu")
+            torch.randn(like.shape[1:], generator=_generator(*row, stream, number), dtype=torch.float32, device="cpu")
             for row in self.rows
         ]
         return torch.stack(rows).to(like)

@@ -258,8 +258,7 @@ class Measurement:
         return torch.where(values > floor * values.amax(1, keepdim=True), values, 0.0), basis
 
     def filter(self, v: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """``f(A^T A) v``, shape of ``v``: through the declared SVD, the eigenvectors of a small signal, or by the Lanczos
-        method.
+        """``f(A^T A) v``, shape of ``v``: through the declared SVD, the eigenvectors of small signals, or by Lanczos.
 
         Args:
             v: shape (B, ...) of the canvas.

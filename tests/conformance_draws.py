@@ -3,10 +3,10 @@ differently is set here."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,10 +20,9 @@ from cmidiff.samplers import DDIM, Ancestral, ProbabilityFlow
 from cmidiff.schedule import DDPM, VE
 from cmidiff.solvers import DAPS, DDRM, DPS, PnPDM, REDDiff, RePaint
 from cmidiff.solvers.base import travel
-from cmidiff.solvers.mcg import project
 from cmidiff.step import Carry, Problem, Sampler, Step
 from tests.cases import problem_of
-from tests.conformance import F64, TOLERANCE, Errors, Network, dense_physics, networks_of, operator, relative, tensor
+from tests.conformance import F64, Network, dense_physics, operator, relative, tensor
 
 Picture = tuple[int, ...]
 
@@ -330,7 +329,9 @@ class OfficialRePaint(RePaint):
         m, n = step.measurement, step.normal("guidance")
         x_t = step.x_t.detach()
         pasted = step.moved(x_t - m.At(m.A(x_t)) + m.At(alpha * m.y + sigma * m.A(n)), step.t)
-        x_s, carry = replace(pasted, problem=replace(step.problem, draws=Streams({"kernel": lambda *_: z}))).advance(carry)
+        x_s, carry = replace(pasted, problem=replace(step.problem, draws=Streams({"kernel": lambda *_: z}))).advance(
+            carry
+        )
         return x_s, carry
 
 
@@ -356,7 +357,7 @@ def replay_repaint_azula(data: Any, meta: dict[str, Any], run: dict[str, Any], n
     given = Measurement(tensor(data["y"]), physics_of(data, meta), 0.0, shape, shape)
     numbers, theirs = tensor(data[f"{name}/draws"]), tensor(data[f"{name}/x"])
     levels = sorted((float(t) for t in data["timesteps"]), reverse=True)
-    times = [t for a, b in zip(levels, levels[1:], strict=False) for t in (a, b) * rounds]
+    times = [t for a, b in itertools.pairwise(levels) for t in (a, b) * rounds]
     steps = [t for k, t in enumerate(times) if k == 0 or t != times[k - 1]]
 
     def number(index: int) -> int:
@@ -374,7 +375,7 @@ def replay_repaint_azula(data: Any, meta: dict[str, Any], run: dict[str, Any], n
     ends = range(2 * rounds - 2, (2 * rounds - 1) * (len(levels) - 1), 2 * rounds - 1)
     used = RePaint(1, 1)
     object.__setattr__(used, "start", lambda problem, t: (theirs[:1], None))
-    states = {trace.index: trace.x_s for trace in sample(problem, used, steps[:-1] + [steps[-1]])}
+    states = {trace.index: trace.x_s for trace in sample(problem, used, steps)}
     return max(relative(states[k], theirs[i + 1 : i + 2]) for i, k in enumerate(ends))
 
 
@@ -398,18 +399,4 @@ REPLAYS: dict[tuple[str, str], Callable[..., float]] = {
     ("azula", "repaint"): replay_repaint_azula,
     ("azula", "dps"): replay_dps_azula,
 }
-"""By the code and the method that a file names."""
-
-
-def replay(data: Any, meta: dict[str, Any], path: Path) -> Errors:
-    """``run -> (largest relative error, tolerance)``."""
-    networks = networks_of(data, path)
-    method = REPLAYS[origin(meta), meta["method"]]
-    return {
-        name: (method(data, meta, run, name, networks[run["model"]]), TOLERANCE) for name, run in meta["runs"].items()
-    }
-
-
-def origin(meta: dict[str, Any]) -> str:
-    """The code that a file comes from."""
-    return str(meta["repo"] if "repo" in meta else meta["code"].split()[0])
+"""By the code and the method that a file names; each returns the largest relative error of a run."""

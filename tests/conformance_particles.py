@@ -1,1 +1,3 @@
+"""Replays of FPS, MCGDiff and TDS for `tests.conformance`."""
+
 REPLAYS = {}

@@ -18,6 +18,7 @@ Annealing", 2024, https://arxiv.org/abs/2407.01521
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class DAPS(PosteriorMean):
         ratios = self.flow_levels(step)
         if step.ratio <= ratios[-1]:
             return x_hat
-        for k, (r, s) in enumerate(zip(ratios, ratios[1:], strict=False)):
+        for k, (r, s) in enumerate(itertools.pairwise(ratios)):
             if k > 0:
                 t = step.prior.schedule.time(r)
                 x_hat = step.denoise(step.prior.schedule(t)[0] * u, t)

@@ -16,11 +16,9 @@ https://openreview.net/forum?id=tplXNcHZs1
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from cmidiff.covariance import NOISE_FLOOR
