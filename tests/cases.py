@@ -255,7 +255,7 @@ class Bulk:
     def __post_init__(self) -> None:
         self._generator = generator(self.seed)
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
         return torch.randn(like.shape, generator=self._generator, dtype=like.dtype)
 
 

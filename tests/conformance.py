@@ -47,7 +47,7 @@ class Recorded:
     start: Tensor
     z: Tensor
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
         if stream == "start":
             return self.start.to(like)
         if stream != "kernel":
