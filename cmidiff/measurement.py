@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cmidiff.dct import dct, idct
+from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
@@ -315,10 +316,9 @@ def probe_diagonal(operator: Callable[[Tensor], Tensor], like: Tensor) -> Tensor
     """
     if like.is_complex():
         return None
-    generator, total = torch.Generator("cpu").manual_seed(0), torch.zeros_like(like)
-    for _ in range(PROBES):
-        signs = torch.randint(0, 2, like.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
-        z = (2 * signs - 1).to(like).expand_as(like)
+    draws, total = SeededDraws([(0, 0)]), torch.zeros_like(like)
+    for k in range(PROBES):
+        z = torch.where(draws.normal("diagonal", 0, like[:1], inner=k) < 0, -1.0, 1.0).to(like).expand_as(like)
         total = total + z * dct(operator(idct(z)))
     mean = total / PROBES
     if mean.ndim == 4:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
 from cmidiff.dct import dct, idct
+from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.measurement import Measurement, probe_diagonal
 from cmidiff.prior.base import Denoiser
@@ -83,7 +84,7 @@ class BoundMoments(Iterated):
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
-        z, n = (step.draws.normal(f"posterior-{k}", step.index, like) for k, like in enumerate((step.x_t.detach(), e)))
+        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in enumerate((step.x_t.detach(), e)))
         d = idct(self.variances.sqrt() * z)
         return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
 
@@ -199,10 +200,10 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
 def draw(prior: Denoiser, shape: tuple[int, ...]) -> Tensor:
     """Samples of a prior by DPM-Solver++ (2M), shape (`SAMPLES`, ...), alike in every run. In as many steps DDIM has
     less than half of the variance at high frequencies."""
-    x = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    like = torch.zeros(SAMPLES, *shape, dtype=torch.float32, device=prior.device or "cpu")
     times = prior.schedule.grid(STEPS)
     alpha, sigma = prior.schedule(times[0])
-    x = x.to(prior.device or "cpu") * (alpha**2 + sigma**2) ** 0.5
+    x = (alpha**2 + sigma**2) ** 0.5 * SeededDraws([(0, k) for k in range(SAMPLES)]).normal("start", 0, like)
     before, h_before = x, math.inf
     for t, s in pairs(times, prior.schedule.end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = prior.schedule(t), prior.schedule(s)
