@@ -3,8 +3,8 @@
     r^2(sigma / alpha) = E |x_0 - x_hat(x_t)|^2 / d
 
 over images and noise. It is the isotropic covariance of the greatest likelihood, and depends on the prior and the noise
-level alone. It is measured once, on images or on samples of the prior itself, at a few noise levels, and interpolated in
-the logarithms.
+level alone. It is measured once, on images or on samples of the prior itself, at a few noise levels, and interpolated
+in the logarithms.
 
 Sources: Peng, Zheng, Dai, Xiao, Li, Zou, Xiong, "Improving Diffusion Models for Inverse Problems Using Optimal
 Posterior Covariance", 2024, https://arxiv.org/abs/2402.02149 ("Analytic"); Bao, Li, Zhu, Zhang, "Analytic-DPM", 2022,
@@ -89,8 +89,7 @@ def _of_prior(prior: Denoiser, shape: tuple[int, ...]) -> Analytic:
     prior, drawn = drawable(prior, shape)
     known = _measured.setdefault(prior, {})
     if drawn not in known:
-        logging.getLogger("cmidiff").info(
-            "measuring the error of the prior %s on %d of its samples", prior.name, IMAGES
-        )
+        log = logging.getLogger("cmidiff")
+        log.info("measuring the error of the prior %s on %d samples of it", prior.name, IMAGES)
         known[drawn] = Analytic.measure(prior, draw(prior, drawn, IMAGES))
     return known[drawn]

@@ -80,8 +80,8 @@ class BoundWavelet(Iterated):
 
 
 def haar(x: Tensor, levels: int) -> Tensor:
-    """Orthonormal Haar coefficients over the image axes (the last axis of other signals), in the shape of ``x``: of each
-    level the means first, then the differences."""
+    """Orthonormal Haar coefficients over the image axes (the last axis of other signals), in the shape of ``x``: of
+    each level the means first, then the differences."""
     x = x.clone()
     for corner in _corners(tuple(x.shape), levels):
         part = x[corner]

@@ -6,8 +6,8 @@ where ``c = sqrt(sigma_s^2 - std^2)`` and ``std`` are those of the sampler, and 
 recomputed from ``x_0``. Without noise the result satisfies ``A x = y`` exactly.
 
 With noise (DDNM+) the replaced part carries noise of its own, ``alpha_s sigma_y / w`` along a direction with the
-singular value ``w``. What the sampler adds there is reduced by it, so that ``x_s`` has noise of the level ``sigma_s`` in
-every direction:
+singular value ``w``. What the sampler adds there is reduced by it, so that ``x_s`` has noise of the level ``sigma_s``
+in every direction:
 
     alpha_s sigma_y < w sigma_s:  the whole correction, fresh noise of variance sigma_s^2 - (alpha_s sigma_y / w)^2
     otherwise:                    the correction times w c / (alpha_s sigma_y), fresh noise std
