@@ -39,7 +39,7 @@ from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
-LANCZOS = 40  # iterations for a function of A^T A without a declared SVD
+LANCZOS = 24  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 

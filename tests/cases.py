@@ -214,7 +214,6 @@ SOLVERS: dict[str, Solver] = {
     "tmpd": TMPD(),
     "diffpir": DiffPIR(),
     "ddnm": DDNM(),
-    "ddnm-travel": DDNM(length=2, repeat=2),
     "sitcom": SITCOM(iterations=5),
 }
 SAMPLERS: dict[str, Sampler] = {

@@ -269,10 +269,8 @@ def replay_diffpir(data: Any, meta: dict[str, Any], run: dict[str, Any], name: s
     matrix = None
     if "mask" not in data:
         cubic = run.get("sr_mode") == "cubic"
-        part = (
-            {key: data[key] for key in ("A", "A1d", "B", "H1d") if key in data} if cubic else {"kernel": data["kernel"]}
-        )
-        matrix = channel_matrix(part, shape[-1], y.shape[-1])
+        keys = ("A", "A1d", "B", "H1d") if cubic else ("kernel",)
+        matrix = matrices({key: data[key] for key in keys if key in data}, shape[-1], y.shape[-1])[0]
         y = 2 * y - matrix.sum(1).reshape(y.shape[-2:])
     given = Measurement(y, physics_of(data, shape, y, matrix), 2 * float(run["sigma"]), shape, shape)
     solver = DiffPIR(**options)

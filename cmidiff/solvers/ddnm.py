@@ -98,7 +98,8 @@ class DDNM(Solver):
 
         def fresh(w2: Tensor) -> Tensor:
             spread = (sigma_s**2 - (alpha_s * m.noise_std) ** 2 / w2).clamp_min(0.0).sqrt()
-            return torch.where(strong(w2), spread, 0.0)
+            return torch.where(strong(w2), spread - (std if isinstance(std, float) else 0.0), 0.0)
 
         move = alpha_s * m.filter(m.At(residual), correction) + m.filter(z, fresh)
-        return move - m.filter(own * eps, lambda w2: (w2 > 0).to(w2)) - m.filter(std * z, lambda w2: strong(w2).to(w2))
+        move = move - m.filter(own * eps, lambda w2: (w2 > 0).to(w2))
+        return move if isinstance(std, float) else move - m.filter(std * z, lambda w2: strong(w2).to(w2))
