@@ -135,30 +135,32 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
     Source: Golub, Meurant, "Matrices, Moments and Quadrature", 1994.
     """
     norm = dot(z, z).sqrt()
-    q = z / per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), z)
-    basis, diagonal, off = [q], [], []
+    basis = z.new_zeros(iterations, *z.shape)
+    basis[0] = z / per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), z)
+    diagonal, off = [], []
     alive = norm > 0
     for k in range(iterations):
-        w = operator(basis[-1])
-        entry = dot(basis[-1], w)
+        w = operator(basis[k])
+        entry = dot(basis[k], w)
         alive = alive & entry.isfinite()  # eigh refuses the whole batch for one row that is not finite
         diagonal.append(torch.where(alive, entry, diagonal[0] if diagonal else 1.0))
         if k + 1 == iterations:
             break
+        known = basis[: k + 1].flatten(2)
         for _ in range(2):  # twice is enough
-            for v in basis:
-                w = w - per_sample(dot(v, w), w) * v
+            along = torch.einsum("kbn,bn->kb", known.conj(), w.flatten(1)).real.to(w.dtype)
+            w = w - torch.einsum("kb,kbn->bn", along, known).reshape(w.shape)
         beta = dot(w, w).sqrt()
         scale = torch.stack([d.abs() for d in diagonal]).amax(0)
         alive = alive & beta.isfinite() & (beta > 1e2 * torch.finfo(beta.dtype).eps * scale)
         beta = torch.where(alive, beta, 0.0)
         off.append(beta)
-        basis.append(torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0))
+        basis[k + 1] = torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0)
     t = torch.diag_embed(torch.stack(diagonal, -1))
     if off:
         t = t + torch.diag_embed(torch.stack(off, -1), offset=1) + torch.diag_embed(torch.stack(off, -1), offset=-1)
     values, vectors = torch.linalg.eigh(t)
-    return torch.stack(basis), values, vectors
+    return basis, values, vectors
 
 
 def lanczos_apply(operator: Operator, z: Tensor, f: Callable[[Tensor], Tensor], iterations: int) -> Tensor:

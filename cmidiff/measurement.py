@@ -42,7 +42,7 @@ from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
 DENSE = 512  # numbers of a signal up to which the eigenvectors of A^T A are computed
-LANCZOS = 40  # iterations for a function of A^T A without a declared SVD
+LANCZOS = 24  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 

@@ -20,7 +20,18 @@ from torch import Tensor
 
 import cmidiff.solvers
 from cmidiff import physics as named
-from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, RowSum, SecondMoments
+from cmidiff.covariance import (
+    Analytic,
+    Covariance,
+    Diagonal,
+    Exact,
+    FreeHunch,
+    Hybrid,
+    Isotropic,
+    RowSum,
+    SecondMoments,
+    Wavelet,
+)
 from cmidiff.covariance.diagonal import of_paper
 from cmidiff.draws import Draws, SeededDraws
 from cmidiff.measurement import Measurement
@@ -44,6 +55,17 @@ from cmidiff.solvers import (
     PnPDM,
     REDDiff,
     RePaint,
+    DDNM,
+    DPIR,
+    DPS,
+    DSG,
+    MCG,
+    MMPS,
+    SITCOM,
+    TMPD,
+    CADPSReleased,
+    DiffPIR,
+    PiGDM,
     Solver,
     Unconditional,
 )
@@ -209,6 +231,14 @@ SOLVERS: dict[str, Solver] = {
     "tds-exact": TDS(covariance=Exact(8)),
     "mcgdiff": MCGDiff(),
     "fps": FPS(),
+    "cadps-analytic": CADPS("analytic"),
+    "cadps-wavelet": CADPS("wavelet"),
+    "free-hunch": CADPS(FreeHunch(tolerance=1e-8)),
+    "mmps": MMPS(),
+    "tmpd": TMPD(),
+    "diffpir": DiffPIR(),
+    "ddnm": DDNM(),
+    "sitcom": SITCOM(iterations=5),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),
@@ -230,6 +260,9 @@ COVARIANCES: dict[str, Covariance] = {
     "exact": Exact(20),
     "moments": SecondMoments(tolerance=1e-10),
     "hybrid": Hybrid(high=SecondMoments(tolerance=1e-10), low=Exact(20)),
+    "analytic": Analytic(),
+    "wavelet": Wavelet(),
+    "free-hunch": FreeHunch(tolerance=1e-10),
 }
 
 

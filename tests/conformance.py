@@ -38,7 +38,7 @@ from tests.cases import problem_of
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Errors = dict[str, tuple[float, float]]
-PARTS = ("tests.conformance_draws", "tests.conformance_particles")  # each with REPLAYS
+PARTS = ("tests.conformance_mean", "tests.conformance_draws", "tests.conformance_particles")  # with `replayer`
 TOLERANCE = 1e-7
 TOLERANCE_FLOAT32 = 1e-3
 F64 = torch.float64
@@ -303,32 +303,30 @@ def origin(meta: dict[str, Any]) -> str:
     return str(meta["repo"] if "repo" in meta else meta["code"].split()[0])
 
 
-def part_of(meta: dict[str, Any]) -> Any:
-    """The module that replays a file; None if it is this one."""
+def replayer_of(meta: dict[str, Any]) -> Callable[..., float] | None:
+    """What replays a run of a file of the second or third part; None if it is of neither."""
     parts = map(importlib.import_module, PARTS)
-    return next((part for part in parts if (origin(meta), meta.get("method")) in part.REPLAYS), None)
+    return next((found for part in parts if (found := part.replayer(meta)) is not None), None)
 
 
 def known(path: Path) -> bool:
     """Whether a file of the second or the third part is replayed."""
     with np.load(path) as data:
-        return "meta" in data and part_of(json.loads(str(data["meta"]))) is not None
+        return "meta" in data and replayer_of(json.loads(str(data["meta"]))) is not None
 
 
 def replay(path: Path) -> Errors:
     """``run -> (largest relative error, tolerance)`` for each run of a file."""
     data = np.load(path)
     meta = json.loads(str(data["meta"]))
-    part = part_of(meta)
-    if part is not None:
-        networks = networks_of(data, path)
-        method = part.REPLAYS[origin(meta), meta["method"]]
-        runs = meta["runs"].items()
-        return {name: (method(data, meta, run, name, networks[run["model"]]), TOLERANCE) for name, run in runs}
+    own = replayer_of(meta)
+    if own is not None:
+        networks, runs = networks_of(data, path), meta["runs"].items()
+        return {name: (own(data, meta, run, name, networks[run["model"]]), TOLERANCE) for name, run in runs}
     if meta.get("n_steps") == 1000:
         return full(data, meta, path.parent)
     size = data["x_true"].shape[-1]
-    networks = models(path.parent, size)
+    networks = models(root(path), size)
     runs = meta.get("runs") or {name: {"model": name} for name in ("gmm", "conv")}
     errors = {}
     for name, run in runs.items():

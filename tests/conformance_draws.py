@@ -22,7 +22,7 @@ from cmidiff.solvers import DAPS, DDRM, DPS, PnPDM, REDDiff, RePaint
 from cmidiff.solvers.base import travel
 from cmidiff.step import Carry, Problem, Sampler, Step
 from tests.cases import problem_of
-from tests.conformance import F64, Network, dense_physics, operator, relative, tensor
+from tests.conformance import F64, Network, dense_physics, operator, origin, relative, tensor
 
 Picture = tuple[int, ...]
 
@@ -400,3 +400,8 @@ REPLAYS: dict[tuple[str, str], Callable[..., float]] = {
     ("azula", "dps"): replay_dps_azula,
 }
 """By the code and the method that a file names; each returns the largest relative error of a run."""
+
+
+def replayer(meta: dict[str, Any]) -> Callable[..., float] | None:
+    """The replay of a run; None for a file of another method."""
+    return REPLAYS.get((origin(meta), meta.get("method", "")))

@@ -201,7 +201,7 @@ class Config:
             )
         named = {name: getattr(solver, name) for name in options}
         tuned = {} if preset.cmi is None else {f.name: getattr(preset.cmi, f.name) for f in fields(preset.cmi)}
-        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.sampler)
+        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.process)
 
     def _correction(self, cell: Cell, tuned: Mapping[str, Any]) -> CMI | None:
         from cmidiff.information import CMI

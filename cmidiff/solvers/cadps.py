@@ -159,6 +159,11 @@ def exact() -> CADPS:
     return CADPS("exact")
 
 
+def free_hunch() -> CADPS:
+    """Free Hunch: second moments of the data at every noise level, updated by the run's own denoiser calls."""
+    return CADPS("free-hunch")
+
+
 def paper() -> CADPS:
     """The paper's literal rule: its diagonal, no guard."""
     return CADPS("diagonal-paper", guard=False)
