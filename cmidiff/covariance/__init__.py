@@ -1,7 +1,7 @@
 """Covariances of ``p(x_0 | x_t)``: isotropic, second moments, diagonal, exact, and one after the other."""
 
-from cmidiff.covariance.base import NOISE_FLOOR as NOISE_FLOOR
 from cmidiff.covariance.analytic import Analytic as Analytic
+from cmidiff.covariance.base import NOISE_FLOOR as NOISE_FLOOR
 from cmidiff.covariance.base import Bound as Bound
 from cmidiff.covariance.base import Covariance as Covariance
 from cmidiff.covariance.base import difference_size as difference_size

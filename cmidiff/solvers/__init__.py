@@ -6,8 +6,8 @@ from cmidiff.solvers.base import misfit_gradient as misfit_gradient
 from cmidiff.solvers.cadps import CADPS as CADPS
 from cmidiff.solvers.cadps_released import CADPSReleased as CADPSReleased
 from cmidiff.solvers.daps import DAPS as DAPS
-from cmidiff.solvers.ddrm import DDRM as DDRM
 from cmidiff.solvers.ddnm import DDNM as DDNM
+from cmidiff.solvers.ddrm import DDRM as DDRM
 from cmidiff.solvers.diffpir import DiffPIR as DiffPIR
 from cmidiff.solvers.dpir import DPIR as DPIR
 from cmidiff.solvers.dps import DPS as DPS
@@ -21,7 +21,7 @@ from cmidiff.solvers.pnpdm import PnPDM as PnPDM
 from cmidiff.solvers.reddiff import REDDiff as REDDiff
 from cmidiff.solvers.repaint import RePaint as RePaint
 from cmidiff.solvers.scale import Ramp as Ramp
-from cmidiff.solvers.tds import TDS as TDS
 from cmidiff.solvers.sitcom import SITCOM as SITCOM
+from cmidiff.solvers.tds import TDS as TDS
 from cmidiff.solvers.tmpd import TMPD as TMPD
 from cmidiff.solvers.unconditional import Unconditional as Unconditional
