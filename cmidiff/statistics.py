@@ -100,7 +100,7 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     gains = sample if higher_is_better else -sample
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     moved = gains[gains != 0]
-    p = None if len(sample) < 2 else float(stats.wilcoxon(moved)[1]) if len(moved) else 1.0
+    p = None if len(sample) < 2 else float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
     ranks = int(np.sign((np.sign(moved) * stats.rankdata(abs(moved))).sum())) if len(moved) else 0
     return Paired(estimate(differences), better, worse, len(sample) - better - worse, p, ranks)
 

@@ -14,7 +14,6 @@ from cmidiff.evaluate.database import Cell
 from cmidiff.information import CMI
 from cmidiff.physics import TASKS
 from cmidiff.registry import SOLVERS, configure, describe
-from cmidiff.samplers import Ancestral
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
 from cmidiff.tuning.preset import Preset, load_preset
@@ -50,15 +49,15 @@ def setup(config: Config, cell: Cell) -> Setup:
     """
     choice, settings = config.choices(cell)
     options = choice.options | {key: value for s in settings for key, value in s.options.items()}
-    solver, preset, sampler = SOLVERS.make(choice.solver, options), _preset(config, cell), Ancestral()
-    tuned = CMI()
+    solver, preset, tuned = SOLVERS.make(choice.solver, options), _preset(config, cell), CMI()
+    sampler = solver.sampler
     if preset is not None:
         if type(preset.solver) is not type(solver) or preset.steps not in config.steps:
             raise ValueError(
                 f"the preset of {cell.solver} is for {type(preset.solver).__name__} at {preset.steps} steps, the run "
                 f"takes {type(solver).__name__} at {list(config.steps)}: tune for these, or change the run"
             )
-        solver, tuned, sampler = configure(preset.solver, options, choice.solver), preset.cmi or tuned, preset.sampler
+        solver, tuned, sampler = configure(preset.solver, options, choice.solver), preset.cmi or tuned, preset.process
     correction = configure(tuned, config.cmi_options, "[cmi_options]")
     return Setup(solver, replace(correction, eta=cell.eta) if cell.cmi else None, sampler)
 

@@ -105,8 +105,8 @@ def check_memory(
     need = None if available is None else estimate_memory(prior, shape, batch, graph=graph, twice=twice)
     if need is not None and available is not None and need.beside > available:
         raise ValueError(
-            f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} takes "
-            f"about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: {ADVICE}"
+            f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} "
+            f"takes about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: {ADVICE}"
         )
     return need
 
