@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -100,9 +101,14 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     gains = sample if higher_is_better else -sample
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     moved = gains[gains != 0]
-    p = None if len(sample) < 2 else float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
+    p = None if len(sample) < 2 else _test_ranks(moved) if len(moved) else 1.0
     ranks = int(np.sign((np.sign(moved) * stats.rankdata(abs(moved))).sum())) if len(moved) else 0
     return Paired(estimate(differences), better, worse, len(sample) - better - worse, p, ranks)
+
+
+def _test_ranks(differences: np.ndarray) -> float:
+    found: Any = stats.wilcoxon(differences)
+    return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:

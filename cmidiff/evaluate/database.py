@@ -278,7 +278,9 @@ class Results:
             pictures[unit][kind] = path
         columns = f"id, {UNIT}, status, error, attempts, diverged, evaluations, gradients, seconds"
         return [
-            UnitRow(_unit(row[1:8]), *row[8:12], *map(_number, row[12:]), scores[row[0]], pictures[row[0]])
+            UnitRow(
+                _unit(row[1:8]), *row[8:12], *map(_number, row[12:]), scores=scores[row[0]], pictures=pictures[row[0]]
+            )
             for row in self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
         ]
 
@@ -345,12 +347,12 @@ class Writer(Results):
         """Write what is to be done, in one transaction. Units that are there already keep what they hold."""
         with self._connection as c:
             _insert(c, "run", [(key, json.dumps(value, sort_keys=True)) for key, value in about.items()])
-            _insert(c, "image", map(astuple, images))
+            _insert(c, "image", [astuple(image) for image in images])
             c.executemany(f"INSERT OR IGNORE INTO unit ({UNIT}) VALUES (?, ?, ?, ?, ?, ?, ?)", units)
             c.execute("DELETE FROM metric WHERE name NOT IN (SELECT metric FROM score)")
             c.executemany(
                 "INSERT INTO metric VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET absent = excluded.absent",
-                map(astuple, metrics),
+                [astuple(metric) for metric in metrics],
             )
 
     def statuses(self) -> dict[Unit, Status]:

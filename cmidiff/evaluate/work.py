@@ -199,7 +199,7 @@ def view(y: Tensor, physics: Physics) -> Tensor:
     return (back - low) / (high - low).clamp_min(1e-12)
 
 
-def _stamp() -> dict[str, str]:
+def _stamp() -> dict[str, Any]:
     """When and where a unit was computed."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -173,6 +173,6 @@ def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: in
         return scale, 0.0
 
     def upper(eta: float) -> float:
-        return estimate(logs(scale, eta), losses[scale]).high or math.inf
+        return estimate(logs(scale, eta).tolist(), losses[scale].tolist()).high or math.inf
 
     return scale, min(ETAS, key=upper)

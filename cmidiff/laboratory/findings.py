@@ -11,6 +11,7 @@ from typing import Any
 from pandas import DataFrame
 
 Cell = str | float | int | None
+Frame = Any  # a DataFrame of pandas, whose types cannot be checked
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Table:
     shown: bool = True
 
     @property
-    def frame(self) -> DataFrame:
+    def frame(self) -> Frame:
         """The rows, to be grouped and averaged."""
         return DataFrame(list(self.rows), columns=list(self.columns))
 

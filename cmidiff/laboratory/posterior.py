@@ -25,13 +25,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from pandas import DataFrame
 from torch import Tensor
 
 from cmidiff import files
 from cmidiff.information import CMI
 from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
-from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
@@ -228,13 +227,13 @@ def _pm(found: Estimate) -> str:
     return f"{found.mean:.3g} ± {found.half:.2g}"
 
 
-def _cells(frame: DataFrame, families: Sequence[Family]) -> Iterator[tuple[list[Cell], DataFrame]]:
+def _cells(frame: Frame, families: Sequence[Family]) -> Iterator[tuple[list[Cell], Frame]]:
     """Prior, d and m, and their rows."""
     chosen = frame[frame["prior"].isin(families)]
     return ((list(key), rows) for key, rows in chosen.groupby(["prior", "d", "m"]))
 
 
-def _compare(every: DataFrame, families: Sequence[Family]) -> Table:
+def _compare(every: Frame, families: Sequence[Family]) -> Table:
     rows: list[list[Cell]] = []
     for key, cell in _cells(every, families):
         lowest = cell[cell["solver"] == FLOOR]["distance"].mean()
@@ -267,7 +266,7 @@ def verdict(gap: Estimate) -> str:
     return "no difference" if not abs(gap.mean) > (gap.half or math.inf) else "better" if gap.mean < 0 else "worse"
 
 
-def _scale_of(runs: DataFrame) -> str:
+def _scale_of(runs: Frame) -> str:
     name = runs["solver"].iloc[0]
     return f"{runs['scale'].iloc[0]:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
 
@@ -293,7 +292,7 @@ def _overview(comparison: Table, title: str) -> Table:
     )
 
 
-def _gaussian(every: DataFrame) -> Table:
+def _gaussian(every: Frame) -> Table:
     rows: list[list[Cell]] = []
     for (_, d, m), cell in _cells(every, ("gaussian",)):
         for name, runs in cell.groupby("solver", sort=False):
@@ -309,7 +308,7 @@ def _gaussian(every: DataFrame) -> Table:
 
 
 def _count_verdicts(tables: Sequence[Table]) -> Table:
-    frame = pd.concat([table.frame for table in tables])
+    frame: Frame = pd.concat([table.frame for table in tables])
     guided = frame[frame["verdict"].isin(MARKS)]
     rows = []
     for key, found in guided.groupby(["prior", "solver", "cmi"], sort=False):
@@ -329,7 +328,7 @@ def figures(found: Findings) -> dict[str, Figure]:
     return {family: _draw(rows, family) for family, rows in every.groupby("prior") if family != "gaussian"}
 
 
-def _draw(every: DataFrame, family: str) -> Figure:
+def _draw(every: Frame, family: str) -> Figure:
     cells = list(every.groupby(["d", "m"]))
     figure, axes = panels([f"{family}: d = {d}, m = {m}" for (d, m), _ in cells], columns=3, height=3.0)
     styles = {BASE: (COLOURS[0], 0.2), TUNED: (COLOURS[1], 0.0), DEFAULT: (COLOURS[3], -0.2)}
