@@ -39,7 +39,7 @@ import json
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -443,7 +443,7 @@ def _schema(connection: sqlite3.Connection, folder: Path) -> int:
     return version
 
 
-def _unit(row: tuple[Any, ...]) -> Unit:
+def _unit(row: Sequence[Any]) -> Unit:
     return Unit(*row)._replace(cmi=bool(row[3]))
 
 
