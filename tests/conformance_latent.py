@@ -6,14 +6,10 @@ transpose, ReSample's denoised image, its times while it looks ahead, its weight
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +22,7 @@ from cmidiff.solvers import PSLD, ReSample
 from cmidiff.solvers.resample import LEAST
 from cmidiff.step import Problem, Step
 from tests.cases import problem_of
-
-F64 = torch.float64
-Network = Callable[[Tensor, Tensor], Tensor]
-
-
-def tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(array)).to(F64)
+from tests.conformance import F64, Network, operator, relative, tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Recorded:
 
     draws: dict[str, Tensor]
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
         return self.draws[stream][index : index + 1].to(like)
 
 
@@ -123,34 +113,7 @@ class OfficialReSample(ReSample):
         return p
 
 
-METHODS = ("psld", "resample")
-
-
-def replay(path: Path) -> dict[str, tuple[float, float]]:
-    """``run -> (largest relative error, tolerance)`` of a file; the toy models are in it."""
-    data = np.load(path)
-    meta, networks = json.loads(str(data["meta"])), models(path, data)
-    runs = meta["runs"].items()
-    return {name: (_replay(data, meta, run, name, networks[run["model"]]), 1e-7) for name, run in runs}
-
-
-def models(path: Path, data: Any) -> dict[str, Network]:
-    """The toy denoisers whose weights a file holds; their code is in the same folder, or in one above."""
-    code = next(folder / "refmodels.py" for folder in path.resolve().parents if (folder / "refmodels.py").is_file())
-    spec = importlib.util.spec_from_file_location("refmodels", code)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    weights = {
-        kind: {k.split("/")[1]: data[k] for k in data.files if k.startswith(f"{kind}/")} for kind in ("gmm", "conv")
-    }
-    return {"gmm": module.GMM(weights["gmm"]), "conv": module.Conv(weights["conv"])}
-
-
-def _replay(data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Network) -> float:
-    from tests.conformance import operator
-
+def replay(data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, network: Network) -> float:
     theirs, decoder = tensor(data[f"{name}/x"]), decoder_of(data)
     latent, image = tuple(theirs.shape[1:]), tuple(data["x_true"].shape[1:])
     physics = operator(data, meta, image)
@@ -160,10 +123,6 @@ def _replay(data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, net
     prior = LatentPrior(inner, decoder)
     times = [float(t) for t in sorted(data["timesteps"], reverse=True)]
     return (_psld if meta["method"] == "psld" else _resample)(data, run, name, prior, measurement, times, theirs)
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / max(1.0, float(theirs.norm())))
 
 
 def _psld(
@@ -215,3 +174,8 @@ def _resample(
             expected[i] = next(resampled)
     expected[-1] = theirs[-1]  # after the last optimisation
     return max(relative(trace.x_s[0], x) for trace, x in zip(sample(problem, solver, times), expected, strict=True))
+
+
+def replayer(meta: dict[str, Any]) -> Callable[..., float] | None:
+    """The replay of a run; None for a file of another method."""
+    return replay if meta.get("method") in ("psld", "resample") else None

@@ -12,12 +12,12 @@ from torch import Tensor
 from cmidiff.covariance import Exact
 from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
-from cmidiff.laboratory.paired import interval
 from cmidiff.laboratory.settings import seed_of
 from cmidiff.loop import Trace, sample
 from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
 from cmidiff.solvers import CADPS, DPS, DSG, MCG, PiGDM, Solver, Unconditional
+from cmidiff.statistics import estimate
 from cmidiff.step import Problem, Sampler
 
 SLICES = 256
@@ -77,8 +77,8 @@ class BlockDraws:
 
     seed: int
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index))
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index, *[inner] * (inner > 0)))
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
@@ -173,6 +173,6 @@ def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: in
         return scale, 0.0
 
     def upper(eta: float) -> float:
-        return sum(interval((logs(scale, eta) - losses[scale]).tolist()))
+        return estimate(logs(scale, eta).tolist(), losses[scale].tolist()).high or math.inf
 
     return scale, min(ETAS, key=upper)

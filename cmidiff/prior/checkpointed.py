@@ -5,13 +5,11 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, http
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 
@@ -39,26 +37,8 @@ class Checkpointed(nn.Module):
 
 
 def recompute(part: Callable[..., Any], *inputs: Any) -> Any:
-    """``part(*inputs)``, computed again for a gradient under the same modes of torch functions."""
-    return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_same_modes)
-
-
-def _same_modes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _Under(_get_current_function_mode_stack())
-
-
-class _Under(AbstractContextManager[None]):
-    """Modes of torch functions, entered once for each gradient of a graph that is kept."""
-
-    def __init__(self, modes: Sequence[TorchFunctionMode]) -> None:
-        self.modes, self.stack = tuple(modes), ExitStack()
-
-    def __enter__(self) -> None:
-        for mode in self.modes:
-            self.stack.enter_context(mode)
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.close()
+    """``part(*inputs)``, computed again for a gradient: only the inputs are kept."""
+    return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def checkpointed(network: nn.Module) -> list[Checkpointed]:

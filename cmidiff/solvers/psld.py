@@ -20,7 +20,7 @@ super-resolution; its samples of inpainting are shown with the true pixels paste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -97,13 +97,12 @@ class PSLD(Solver):
     def needs_graph(self) -> bool:
         return is_active(self.scale) or self.glue > 0
 
-    def times(self, problem: Problem, steps: int) -> Sequence[float]:
+    def check(self, problem: Problem) -> None:
         decoder = problem.prior.decoder
         if self.glue > 0 and decoder is not None and decoder.encode is None:
             raise ValueError(
                 f"PSLD: glue needs an encoder, which {problem.prior.name} has not: take glue=0 (latent DPS)"
             )
-        return super().times(problem, steps)
 
     def residual(self, step: Step, measurement: Measurement, image: Tensor) -> Tensor:
         """``y - A image``."""

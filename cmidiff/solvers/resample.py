@@ -21,7 +21,7 @@ default), evaluates the network at the wrong level while it looks ahead, and sto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -71,11 +71,10 @@ class ReSample(Solver):
     def needs_graph(self) -> bool:
         return True
 
-    def times(self, problem: Problem, steps: int) -> Sequence[float]:
+    def check(self, problem: Problem) -> None:
         decoder = problem.prior.decoder
         if decoder is not None and decoder.encode is None:
             raise ValueError(f"ReSample encodes images, and {problem.prior.name} has no encoder: take dps or psld")
-        return super().times(problem, steps)
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         x_s, carry = step.advance(carry)
@@ -148,7 +147,7 @@ class ReSample(Solver):
         alpha_s, sigma_s = step.level_s
         r2 = self.strength * (step.transition[1] * sigma_s / step.level_t[1]) ** 2
         mean = (r2 * alpha_s * q + sigma_s**2 * x_s) / (r2 + sigma_s**2)
-        return mean + step.draws.normal("resample", step.index, x_s) / math.sqrt(1 / r2 + 1 / sigma_s**2)
+        return mean + step.normal("resample") / math.sqrt(1 / r2 + 1 / sigma_s**2)
 
 
 def _value_and_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
