@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+diffusers: Any = importlib.import_module("diffusers")
+transformers: Any = importlib.import_module("transformers")
 
 WORDS = ("a", "photo", "of", "cat", "blur", "ry")
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -27,10 +31,8 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
 
 
 def kl(**options: Any) -> Any:
-    from diffusers import AutoencoderKL
-
     return seeded(
-        lambda: AutoencoderKL(
+        lambda: diffusers.AutoencoderKL(
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -41,10 +43,8 @@ def kl(**options: Any) -> Any:
 
 
 def vq() -> Any:
-    from diffusers import VQModel
-
     return seeded(
-        lambda: VQModel(
+        lambda: diffusers.VQModel(
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -57,10 +57,8 @@ def vq() -> Any:
 
 
 def text_unet(**options: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
     return seeded(
-        lambda: UNet2DConditionModel(
+        lambda: diffusers.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8, 16),
             layers_per_block=1,
@@ -74,9 +72,8 @@ def text_unet(**options: Any) -> Any:
 
 
 def clip(*, projection: bool = False, width: int = 16) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=64,
         hidden_size=width,
         intermediate_size=16,
@@ -87,44 +84,41 @@ def clip(*, projection: bool = False, width: int = 16) -> Any:
         eos_token_id=1,
         pad_token_id=1,
     )
-    return seeded(lambda: (CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
+    return seeded(
+        lambda: (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
+    )
 
 
 def clip_tokenizer(folder: Path) -> Any:
     """A byte-pair tokenizer of a few letters, from files as those of the hub."""
-    from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = sorted({letter for word in WORDS for letter in word})
     entries = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
 
 
 def t5(width: int = 16) -> Any:
-    from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return seeded(lambda: T5EncoderModel(config))
+    config = transformers.T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return seeded(lambda: transformers.T5EncoderModel(config))
 
 
 def t5_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import T5TokenizerFast
 
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((f"▁{word}", -1.0) for word in WORDS)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    return T5TokenizerFast(tokenizer_object=tokenizer, model_max_length=8, extra_ids=0)
+    return transformers.T5TokenizerFast(tokenizer_object=tokenizer, model_max_length=8, extra_ids=0)
 
 
 def ldm(folder: Path, **scheduler: Any) -> Any:
     """An unconditional latent diffusion model with a VQ autoencoder."""
-    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
-
     unet = seeded(
-        lambda: UNet2DModel(
+        lambda: diffusers.UNet2DModel(
             sample_size=8,
             in_channels=3,
             out_channels=3,
@@ -137,23 +131,23 @@ def ldm(folder: Path, **scheduler: Any) -> Any:
         )
     )
     plain = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
-    pipeline: Any = LDMPipeline(vqvae=vq(), unet=unet, scheduler=DDIMScheduler(**(plain | scheduler)))
+    pipeline: Any = diffusers.LDMPipeline(
+        vqvae=vq(), unet=unet, scheduler=diffusers.DDIMScheduler(**(plain | scheduler))
+    )
     pipeline.save_pretrained(folder)
     return pipeline
 
 
 def stable_diffusion(folder: Path, *, scheduler: dict[str, Any] | None = None, **unet: Any) -> Any:
     """Stable Diffusion 1.x, or 2.x with ``prediction_type="v_prediction"``."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-    pipeline: Any = StableDiffusionPipeline(
+    pipeline: Any = diffusers.StableDiffusionPipeline(
         vae=kl(),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(folder / "made"),
         unet=text_unet(**unet),
-        scheduler=DDIMScheduler(**(SCALED | {"clip_sample": False} | (scheduler or {}))),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        scheduler=diffusers.DDIMScheduler(**(SCALED | {"clip_sample": False} | (scheduler or {}))),
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
@@ -161,8 +155,6 @@ def stable_diffusion(folder: Path, *, scheduler: dict[str, Any] | None = None, *
 
 
 def xl(folder: Path) -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
     unet = text_unet(
         cross_attention_dim=32,
         addition_embed_type="text_time",
@@ -171,24 +163,22 @@ def xl(folder: Path) -> Any:
         use_linear_projection=True,
     )
     tokenizer = clip_tokenizer(folder / "made")
-    pipeline: Any = StableDiffusionXLPipeline(
+    pipeline: Any = diffusers.StableDiffusionXLPipeline(
         vae=kl(),
         text_encoder=clip(),
         text_encoder_2=clip(projection=True),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(**SCALED),
+        scheduler=diffusers.EulerDiscreteScheduler(**SCALED),
     )
     pipeline.save_pretrained(folder)
     return pipeline
 
 
 def sd3(folder: Path) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-
     transformer = seeded(
-        lambda: SD3Transformer2DModel(
+        lambda: diffusers.SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
             in_channels=4,
@@ -203,26 +193,24 @@ def sd3(folder: Path) -> Any:
         )
     )
     tokenizer = clip_tokenizer(folder / "made")
-    pipeline: Any = StableDiffusion3Pipeline(
+    pipeline: Any = diffusers.StableDiffusion3Pipeline(
         vae=kl(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5),
         text_encoder=clip(projection=True),
         text_encoder_2=clip(projection=True),
-        text_encoder_3=None,  # pyright: ignore[reportArgumentType]
+        text_encoder_3=None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_3=None,
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipeline.save_pretrained(folder)
     return pipeline
 
 
 def flux(folder: Path, *, guidance_embeds: bool = True) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
     transformer = seeded(
-        lambda: FluxTransformer2DModel(
+        lambda: diffusers.FluxTransformer2DModel(
             patch_size=1,
             in_channels=16,
             num_layers=1,
@@ -235,14 +223,14 @@ def flux(folder: Path, *, guidance_embeds: bool = True) -> Any:
             guidance_embeds=guidance_embeds,
         )
     )
-    pipeline: Any = FluxPipeline(
+    pipeline: Any = diffusers.FluxPipeline(
         vae=kl(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.4),
         text_encoder=clip(),
         text_encoder_2=t5(),
         tokenizer=clip_tokenizer(folder / "made"),
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     )
     pipeline.save_pretrained(folder)
     return pipeline

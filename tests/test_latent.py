@@ -278,7 +278,7 @@ def test_without_a_solver_a_latent_prior_is_sampled_by_dps() -> None:
     prior, shape = own(), (3, 8, 8)
     physics = TASKS["denoise"](shape, noise_std=0.2, dtype=F64)
     y = torch.full((1, *shape), 0.5, dtype=F64)
-    plain, named = (restore(y, physics, prior, steps=10, **extra) for extra in ({}, {"solver": DPS()}))
+    plain, named = restore(y, physics, prior, steps=10), restore(y, physics, prior, steps=10, solver=DPS())
     torch.testing.assert_close(plain.samples, named.samples, rtol=0, atol=0)
 
 

@@ -24,7 +24,6 @@ from cmidiff.solvers import Unconditional
 from tests import latents
 from tests.cases import problem_of
 
-pytest.importorskip("transformers")
 PROMPT = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "negative_prompt": "blurry"}
 
 

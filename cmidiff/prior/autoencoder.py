@@ -156,10 +156,9 @@ class _Half(Checkpointed):
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
         self._again = on
-        for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = on  # pyright: ignore[reportAttributeAccessIssue]
-                module._gradient_checkpointing_func = recompute  # pyright: ignore[reportAttributeAccessIssue]
+        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        for block in blocks:
+            block.gradient_checkpointing, block._gradient_checkpointing_func = on, recompute
 
 
 class _Decode(_Half):
