@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import cmidiff
 from cmidiff import (
     CADPS,
     CMI,

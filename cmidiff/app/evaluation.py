@@ -15,13 +15,13 @@ import cmidiff
 from cmidiff.app.settings import check_prior
 from cmidiff.app.show import out, progress
 from cmidiff.app.speed import say_duration
+from cmidiff.config import unknown
 from cmidiff.evaluate import estimate
 from cmidiff.evaluate.config import Config, as_curve, load, override, resolved
 from cmidiff.evaluate.database import Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
 from cmidiff.prior import PRIORS
-from cmidiff.registry import suggest
 
 ENGINES = ["local", "ray"]
 
@@ -49,7 +49,7 @@ def make_engine(name: str, device: str, address: str | None, cpus: float, gpus: 
         ValueError: an unknown engine, or options of the other one.
     """
     if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}: {suggest(name, ENGINES)}")
+        raise ValueError(unknown("engine", name, ENGINES))
     if name == "ray":
         return Ray(address, cpus, gpus or 0.0, threads)
     if address is not None or gpus is not None:

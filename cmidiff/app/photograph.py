@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cmidiff.app.masks import read_kernel, read_mask, read_seen
 from cmidiff.app.problem import JPEG, SUFFIX, Problem, build_physics, load_problem, shape_of
+from cmidiff.config import unknown
 from cmidiff.images import Image, Range, read_image, to_gray
 from cmidiff.physics import TASKS, Tables, Task, estimate_noise, find_tables, jpeg_noise_std, jpeg_quality, read_tables
-from cmidiff.registry import suggest
 
 LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measurement for more exact
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
@@ -99,7 +99,7 @@ class Degradation:
         if name == JPEG:
             raise ValueError("jpeg is a task of cmidiff restore: to degrade an image so, save it as JPEG")
         if name is not None and name not in TASKS:
-            raise ValueError(f"unknown task {name!r}: {suggest(name, [*TASKS, JPEG])}")
+            raise ValueError(unknown("task", name, [*TASKS, JPEG]))
         for given, kind, option in ((self.seen, "inpaint", "--mask or --seen"), (self.kernel, "deblur", "--kernel")):
             if given is not None and name is not None and not name.startswith(kind):
                 raise ValueError(f"{option} is for {kind}ing, not for --task {name}: leave one of them out")

@@ -10,11 +10,12 @@ import torch
 from deepinv.physics import LinearPhysics
 
 from cmidiff.app.problem import JPEG, Problem
+from cmidiff.config import unknown
 from cmidiff.information import CMI
 from cmidiff.prior.known import PRIORS
 from cmidiff.prior.pipeline import HUB, hub_repository
 from cmidiff.prior.weights import SUFFIXES
-from cmidiff.registry import SOLVERS, describe, suggest
+from cmidiff.registry import SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Sampler
 
@@ -186,7 +187,7 @@ def check_prior(prior: str) -> None:
     elif not Path(prior).exists():
         if Path(prior).suffix in SUFFIXES or "/" in prior:
             raise ValueError(f"there is no prior at {prior}: --prior takes a file of weights or a folder of diffusers")
-        raise ValueError(f"unknown prior {prior!r}: {suggest(prior, PRIORS)}")
+        raise ValueError(unknown("prior", prior, PRIORS))
     elif Path(prior).is_file() and Path(prior).suffix.lower() not in SUFFIXES:
         raise ValueError(f"--prior takes a file of weights that ends in one of {', '.join(SUFFIXES)}, received {prior}")
 
@@ -201,7 +202,7 @@ def find_device(name: str) -> str:
     if name == "auto":
         return next(device for device, there in present.items() if there)
     if name not in present:
-        raise ValueError(f"unknown device {name!r}: {suggest(name, ['auto', *present])}")
+        raise ValueError(unknown("device", name, ["auto", *present]))
     if not present[name]:
         raise ValueError(f"--device {name} is not available on this machine: use --device auto or --device cpu")
     return name

@@ -9,8 +9,8 @@ from rich.table import Table as RichTable
 
 from cmidiff.app.errors import say
 from cmidiff.app.show import out
+from cmidiff.config import unknown
 from cmidiff.laboratory import SECTIONS, Settings, Table, validate
-from cmidiff.registry import suggest
 
 WIDTH = 170  # of tables in a file
 
@@ -24,7 +24,7 @@ def run(folder: Path, settings: Settings, only: list[str], *, overwrite: bool = 
     """
     for name in only:
         if name not in SECTIONS:
-            raise ValueError(f"unknown section {name!r}: {suggest(name, SECTIONS)}")
+            raise ValueError(unknown("section", name, SECTIONS))
     if settings.pictures is not None and not settings.pictures.exists():
         raise ValueError(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
     screen = out if out.is_terminal else Console(width=WIDTH)
