@@ -19,7 +19,8 @@ BUSY = "Too many runs are waiting already, so nothing was started: try again in 
 
 @dataclass
 class Visit:
-    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``.
+    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``;
+    and whether its last wish was refused.
 
     Its token is the only way to it; the window keeps the token over a reload.
     """
@@ -27,6 +28,7 @@ class Visit:
     folder: Path
     token: str
     photo: Path | None = None
+    refused: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
 
