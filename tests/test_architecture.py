@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
-    ("files", "colour"),
+    ("files", "colour", "config"),
     ("schedule", "krylov", "draws", "dct", "images", "registry", "result"),
     ("physics",),
     ("metrics", "whitening", "moments"),
