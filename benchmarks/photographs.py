@@ -313,7 +313,9 @@ def run(
                 mine = [name for name in wanted if (*key, name) not in done]
                 results = [(name, *timed(make)) for name, make in ahead.items()] + ours(case, network, number, mine)
                 rows = [
-                    dict(zip(COLUMNS, (*key, method), strict=False)) | score(case, image) | {"seconds": f"{seconds:.2f}"}
+                    dict(zip(COLUMNS, (*key, method), strict=False))
+                    | score(case, image)
+                    | {"seconds": f"{seconds:.2f}"}
                     for method, image, seconds in results
                 ]
                 if rows:

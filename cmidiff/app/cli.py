@@ -172,7 +172,7 @@ def restore(
         measurement, task, given, mask, kernel, noise_std, seen, value_range, restore_all=restore_all
     )
     settings = adapt(settings, problem)
-    reference = None if truth is None else read_truth(truth, problem.shape, value_range)
+    reference = None if truth is None else read_truth(truth, problem.result_shape, value_range)
     for note in (*problem.notes, *o.notes_on(tuned, settings.prior)):
         say(f"note: {note}")
     if problem.assumed:

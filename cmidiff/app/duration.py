@@ -14,7 +14,7 @@ from cmidiff.app.compressed import repair
 from cmidiff.app.errors import BadInput, say
 from cmidiff.app.problem import Problem, built
 from cmidiff.app.run import ESTIMATE, Settings, estimate, load_sample, posterior
-from cmidiff.physics import Task, hidden_disc
+from cmidiff.physics import Task, hidden_disc, measure
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import Tiled, fitted, starts
 from cmidiff.restoration import HOLE, POLISHED
@@ -77,13 +77,20 @@ def in_words(seconds: float) -> str:
 
 
 def _piece(problem: Problem) -> Problem:
-    """A piece as large as the measurement takes, with noise as strong."""
+    """A grey piece as large as the measurement takes, of the same physics where that goes with any size, with noise as
+    strong."""
     channels, height, width = problem.shape
-    shape = (channels, min(height, SIDE), min(width, SIDE))
-    noise = max(problem.noise_std, 1 / 255)
-    task, generator = Task("denoise", {"noise_std": noise}, {}), torch.Generator().manual_seed(0)
-    y = 0.5 + noise * torch.randn(1, *shape, generator=generator)
-    return Problem(y, built(task, shape), task, shape, tables=problem.tables)
+    noise, name = max(problem.noise_std, 1 / 255), problem.task.name
+    factor = int(problem.task.parameters.get("factor", 1)) if name == "super-resolution" else 1
+    shape = (channels, *(min(side, SIDE) // factor * factor for side in (height, width)))
+    task = Task("mask", {"noise_std": noise}, {"mask": torch.ones(1, 1, *shape[1:])})
+    if name in ("denoise", "super-resolution"):
+        task = Task(name, dict(problem.task.parameters) | {"noise_std": noise})
+    elif name == "kernel" and all(n <= SIDE // 2 for n in problem.task.tensors["kernel"].shape[-2:]):
+        task = Task(name, dict(problem.task.parameters) | {"noise_std": noise}, problem.task.tensors)
+    physics = built(task, shape)
+    y = measure(torch.full((1, *shape), 0.5), physics, seed=0)
+    return Problem(y, physics, task, shape, tables=problem.tables)
 
 
 def _estimate(piece: Problem, settings: Settings, prior: Denoiser) -> None:

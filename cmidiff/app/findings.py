@@ -9,11 +9,12 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from cmidiff.physics import Tables, estimate_noise, find_tables, jpeg_noise_std, jpeg_quality, read_tables
+from cmidiff.physics import Tables, estimate_blur_width, estimate_noise, find_tables, jpeg_quality, read_tables
 
 LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measurement for more exact
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
+DOUBTFUL, MOST_DOUBT = 1.15, 1.6  # times the found width: from where a stated one is doubted, and at most how much
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
 
 
@@ -54,16 +55,42 @@ def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None
     return tables, f"task jpeg (quality {jpeg_quality(tables)}, {where})"
 
 
-def find_task(values: Tensor, source: Path | None) -> tuple[Tables | None, tuple[str, ...]]:
-    """Find out whether compression or noise harms a photograph more.
+def find_width(values: Tensor, noise_std: float) -> tuple[float, str]:
+    """Find the width of a Gaussian blur.
+
+    Args:
+        values: (C, H, W) in [0, 1].
+        noise_std: of the noise in it.
 
     Returns:
-        The tables to repair the compression with, or None to remove noise; and in words what was found.
+        The standard deviation in pixels, and in words how it is known.
+
+    Raises:
+        ValueError: the image is too small.
     """
-    tables, words = find_compression(values, source)
-    if tables is not None and jpeg_noise_std(tables) >= find_noise(values)[0]:
-        return tables, (words,)
-    return None, ("task denoise",)
+    width = float(f"{float(estimate_blur_width(values, noise_std)):.2g}")
+    return width, f"blur gaussian:{width:g} (found in the image)"
+
+
+def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, tuple[str, ...]]:
+    """Compare the stated width of a Gaussian blur with the image.
+
+    A kernel that is too wide sharpens too much. Where the image is less blurred than stated, by more than the usual
+    error of an estimate, more noise is to be assumed: the cube of the ratio keeps rings away.
+
+    Returns:
+        The noise to assume, and what was found, in words; none where the image agrees.
+    """
+    if min(values.shape[1:]) < 2 * SMALLEST:
+        return noise_std, ()
+    found, _ = find_width(values, noise_std)
+    if width <= DOUBTFUL * found:
+        return noise_std, ()
+    more = float(f"{noise_std * min(width / found, MOST_DOUBT) ** 3:.3g}")
+    return more, (
+        f"noise {more:g} against rings, because the image looks less blurred than stated (gaussian:{found:g}; "
+        "--kernel gaussian:auto takes that)",
+    )
 
 
 def _tables_in(source: Path | None) -> Tables | None:

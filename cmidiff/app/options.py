@@ -117,7 +117,9 @@ SeenFile = Annotated[Path | None, _option("--seen", text="An image that is brigh
 KernelFile = Annotated[
     Path | None,
     _option(
-        "--kernel", text="The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels."
+        "--kernel",
+        text="The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels; gaussian:auto "
+        "finds its width in the photograph.",
     ),
 ]
 ValueRange = Annotated[

@@ -25,14 +25,26 @@ from torch import Tensor
 
 from cmidiff import files
 from cmidiff.app.errors import BadInput, unknown
-from cmidiff.app.findings import find_compression, find_noise, find_task
+from cmidiff.app.findings import doubt_width, find_compression, find_noise, find_width
 from cmidiff.app.masks import read_kernel
 from cmidiff.app.unpainted import keep_unpainted
 from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure, parse_kernel
+from cmidiff.physics import (
+    TASKS,
+    Tables,
+    Task,
+    ValidBlur,
+    canvas_shape,
+    gaussian_kernel,
+    jpeg_noise_std,
+    jpeg_quality,
+    measure,
+    parse_kernel,
+)
 
 FORMAT = 1
 KEY = "cmidiff"
+AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
 JPEG = "jpeg"  # the task of a compressed photograph: what is lost is no noise, so no physics describes it
 
 
@@ -88,6 +100,16 @@ class Problem:
         """The mask that the user gave, (1, 1, h, w), 1 where a pixel was measured; None without one."""
         return self.task.tensors["mask"] if self.task.name == "mask" else None
 
+    @property
+    def framed(self) -> bool:
+        """Whether the photograph shows a part of what is restored: its surroundings were blurred into it."""
+        return self.original is not None and isinstance(self.physics, ValidBlur)
+
+    @property
+    def result_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the results."""
+        return _shape(self.y[0]) if self.framed else self.shape
+
     def view(self) -> Tensor:
         """The measurement as an image (1 | 3, h, w).
 
@@ -101,7 +123,11 @@ class Problem:
         return (back - low) / (high - low).clamp_min(1e-12)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Return a restoration (C, H, W) with the pixels that belong to the person."""
+        """Return a restoration (C, H, W) as the person sees it: without what lies beyond the photograph, and with the
+        pixels that belong to the person."""
+        if self.framed:
+            assert isinstance(self.physics, ValidBlur), "the frame is that of a blur"
+            return self.physics.crop(x)
         if not self.keeps:
             return x
         assert self.original is not None, "only a photograph has such pixels"
@@ -138,7 +164,7 @@ def task_of(
     name: str | None,
     options: Mapping[str, Any],
     seen: Tensor | None,
-    kernel: Path | None,
+    kernel: Path | Tensor | None,
     shape: tuple[int, int, int],
     seed: int = 0,
 ) -> Task:
@@ -162,7 +188,8 @@ def task_of(
             return Task("mask", dict(options), {"mask": seen})
         if kernel is not None:
             _fits(name, "deblur", "--kernel")
-            return Task("kernel", dict(options), {"kernel": _kernel_of(kernel, shape)})
+            made = kernel if isinstance(kernel, Tensor) else _kernel_of(kernel, shape)
+            return Task("kernel", dict(options), {"kernel": made})
         if name is None:
             raise BadInput(
                 f"how was the image degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
@@ -175,6 +202,8 @@ def task_of(
 
 def _kernel_of(kernel: Path, shape: tuple[int, int, int]) -> Tensor:
     """The kernel in an image file, or of a specification as ``gaussian:1.5``, (h, w) with sum 1."""
+    if str(kernel) == AUTO:
+        raise BadInput(f"--kernel {AUTO} finds the blur of a photograph: state a width here, as gaussian:1.5")
     if ":" in str(kernel) and not kernel.exists():
         return parse_kernel(str(kernel))
     return read_kernel(kernel, *shape[1:])
@@ -229,10 +258,9 @@ def from_degraded_image(
     Raises:
         BadInput: a task that an image and these options do not pin down.
     """
-    tables, found = None, ()
+    tables, found = None, tuple[str, ...]()
     if name is None and seen is None and kernel is None and not options:
-        tables, found = (None, ("task denoise",)) if noise_std is not None else find_task(image.values, source)
-        name = "denoise" if tables is None else JPEG
+        name, tables, noise_std, found = _found(image.values, source, noise_std)
     if name == JPEG:
         return _compressed(image, tables, found, options, noise_std, seen, kernel, source)
     if name is None and seen is None and kernel is None:
@@ -242,19 +270,67 @@ def from_degraded_image(
         raise BadInput("the image is transparent everywhere: there is nothing to restore")
     if alpha is not None and seen is not None:
         alpha = torch.maximum(alpha, 1 - seen[0])  # what is restored is to be visible
-    known = dict(options)
-    if kernel is not None or name == "deblur-gaussian":
-        known.setdefault("padding", "reflect")  # a camera does not wrap around
+    known, blur = dict(options), None
     if seen is None and kernel is None and name is not None:
         values, shape = _behind(values, name, known)
+    stated = noise_std is not None
     if noise_std is None:
         noise_std, words = find_noise(values, None if seen is None else seen[0])
         found = (*found, words)
-    task = task_of(name, known | {"noise_std": noise_std}, seen, kernel, shape)
+    if seen is None and (kernel is not None or name == "deblur-gaussian"):
+        known.setdefault("padding", "valid")  # a camera sees light from outside of the photograph
+        blur, noise_std, words = _blur_of(values, known, kernel, noise_std, stated=stated)
+        found = (*found, *words)
+        shape = canvas_shape(blur, shape) if known["padding"] == "valid" else shape
+    task = task_of(name, known | {"noise_std": noise_std}, seen, kernel if blur is None else blur, shape)
     physics = built(task, shape)
     y = physics.A(values[None]) if "mask" in task.tensors else values[None]  # hidden pixels of a file hold anything
     keeps = keep and seen is not None
     return Problem(y, physics, task, shape, alpha, image.notes, image.bits, image.values, keeps, assumed=found)
+
+
+def _found(
+    values: Tensor, source: Path | None, noise_std: float | None
+) -> tuple[str, Tables | None, float | None, tuple[str, ...]]:
+    """Whether compression or noise harms a photograph more: the task, the tables of the compression, the noise, and in
+    words what was found."""
+    if noise_std is not None:
+        return "denoise", None, noise_std, ("task denoise",)
+    tables, words = find_compression(values, source)
+    noise_std, said = find_noise(values)
+    if tables is not None and jpeg_noise_std(tables) >= noise_std:
+        return JPEG, tables, None, (words,)
+    return "denoise", None, noise_std, ("task denoise", said)
+
+
+def _blur_of(
+    values: Tensor, options: dict[str, Any], kernel: Path | None, noise_std: float, *, stated: bool
+) -> tuple[Tensor, float, tuple[str, ...]]:
+    """The kernel of a blurred photograph, the noise to assume, and in words what was found. The options lose the width.
+
+    Args:
+        stated: whether the user stated the noise, which then stays.
+    """
+    width, size = options.pop("std", None), options.pop("kernel_size", None)
+    if kernel is not None and str(kernel) != AUTO:
+        if width is not None or size is not None:
+            raise BadInput("--kernel describes the blur: leave out --std and --kernel-size")
+        made, words = _kernel_of(kernel, _shape(values)), ()
+        kind, _, text = str(kernel).partition(":")
+        width = float(text) if kind.strip().lower() == "gaussian" and not kernel.exists() else None
+    else:
+        words = ()
+        try:
+            if width is None:
+                width, said = find_width(values, noise_std)
+                words = (said,)
+            made = parse_kernel(f"gaussian:{width}") if size is None else gaussian_kernel(kernel_size=size, std=width)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+    if width is not None and not words:
+        doubted, words = doubt_width(values, width, noise_std)
+        noise_std = noise_std if stated else doubted
+    return made, noise_std, words
 
 
 def _compressed(

@@ -14,10 +14,8 @@ from torch.nn.functional import interpolate
 
 from cmidiff.app.errors import BadInput
 from cmidiff.app.masks import PAINTED
-from cmidiff.app.problem import Problem, built
 from cmidiff.app.unpainted import WIDTH, keep_unpainted
 from cmidiff.images import Image
-from cmidiff.physics import Task
 
 MARGIN = 48  # pixels of the photograph around the paint that the restoration sees
 
@@ -79,26 +77,6 @@ def region_of(painted: Tensor, margin: int = MARGIN) -> Region:
         max(0, int(columns[0]) - margin),
         min(width, int(columns[-1]) + 1 + margin),
     )
-
-
-def repair_problem(image: Image, painted: Tensor, noise_std: float) -> Problem:
-    """Return the measurement of the pixels that are not painted.
-
-    Args:
-        image: (C, h, w).
-        painted: (1, H, W), boolean, of the same region at any resolution.
-        noise_std: of the seen pixels, in units of a [0, 1] image.
-
-    Raises:
-        BadInput: everything is painted.
-    """
-    channels, height, width = image.values.shape
-    seen = interpolate(painted[None].float(), size=(height, width), mode="area") <= PAINTED
-    if not bool(seen.any()):
-        raise BadInput("Everything is painted over: leave something of the photograph to be seen.")
-    task, shape = Task("mask", {"noise_std": noise_std}, {"mask": seen.float()}), (channels, height, width)
-    physics = built(task, shape)
-    return Problem(physics.A(image.values[None]), physics, task, shape, image.alpha, bits=image.bits)
 
 
 def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Region) -> Image:

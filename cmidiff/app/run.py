@@ -522,7 +522,7 @@ def results_of(rows: list[Row], *, finished: bool) -> dict[str, Any]:
 def status_of_mean(problem: Problem, good: list[Sample], mean: Tensor) -> Status:
     """How the mean of finished samples stands: with its own misfit, and their trouble if that is above the bound."""
     worst = max((s.status for s in good), key=lambda status: status.misfit)
-    if problem.keeps:  # its own misfit knows nothing of the pixels that were put back
+    if problem.keeps or problem.framed:  # its own misfit knows nothing of what `Problem.finish` changed
         return worst
     misfit = _misfit(problem, mean)
     trouble = not worst.explains and misfit > MISFIT_BOUND

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cmidiff.app.errors import BadInput
-from cmidiff.app.findings import find_noise
 from cmidiff.app.masks import PAINTED, find_damage
 from cmidiff.app.problem import JPEG, Problem, degraded, from_degraded_image, task_of
-from cmidiff.app.repair import fit_mask, put_back, region_of, repair_problem, whole
+from cmidiff.app.repair import fit_mask, put_back, region_of, whole
 from cmidiff.images import Image, read_image, resize, to_gray, write_image
 from cmidiff.physics import TASKS
 from cmidiff.registry import SOLVERS
@@ -102,8 +101,8 @@ WISHES: dict[str, Case] = {
     "blurred": Case(
         "Sharpen",
         "deblur-gaussian",
-        Strength("Width of the blur (pixels of the result)", "std", 0.5, 5, 1, 0.1),
-        hint="If rings appear, lower the width.",
+        Strength("Width of the blur (pixels of the result; 0: found in the photograph)", "std", 0, 5, 0, 0.1),
+        hint="The width of the blur is found in the photograph. If rings appear, state a lower one.",
     ),
     "grainy": Case("Remove noise", "denoise"),
     "blocks": Case("Repair JPEG", JPEG, hint="Give the JPEG file itself: it says how strongly it was compressed."),
@@ -377,11 +376,10 @@ def work_of(ask: Ask, path: Path, limits: Limits, mask: Tensor | None, kernel: P
     factor = int(ask.strength) if ask.case == "small" else 1
     scale = min(1.0, ask.side // factor / max(image.values.shape[1:]))
     image = shrink(image, ask.side // factor)
-    noise_std, notes = _noise(ask, image)
     given = None if ask.case != "blurred" or kernel is None else _kernel(kernel, limits, scale, image, folder)
     options = {} if given else _options(case, ask, image)
-    problem = from_degraded_image(image, None if given else case.task, options, noise_std, None, given)
-    return Work(problem, path, notes=notes)
+    problem = from_degraded_image(image, None if given else case.task, options, ask.noise_std, None, given)
+    return Work(problem, path, notes=problem.assumed)
 
 
 def _compressed(ask: Ask, path: Path, image: Image, limits: Limits) -> Work:
@@ -418,8 +416,10 @@ def _repair(ask: Ask, path: Path, image: Image, mask: Tensor | None, limits: Lim
     crop = Image(region.crop(image.values), image.alpha if ask.whole else None, image.bits)
     small = shrink(crop, ask.side)
     hidden = interpolate(region.crop(painted)[None].float(), size=small.values.shape[1:], mode="area")[0] > PAINTED
-    noise_std, notes = _noise(ask, small, 1 - hidden.float())
-    problem = repair_problem(small, region.crop(painted), noise_std)
+    if bool(hidden.all()):
+        raise BadInput("Everything is painted over: leave something of the photograph to be seen.")
+    problem = from_degraded_image(small, None, {}, ask.noise_std, 1 - hidden[None].float(), None)
+    notes = problem.assumed
     if (share := float(painted.float().mean())) > DOUBTFUL:
         notes += (f"the mask hides {share:.0%} of the photograph: white means damaged, so it may be inverted",)
     if small is not crop and not ask.whole:
@@ -432,14 +432,6 @@ def _repair(ask: Ask, path: Path, image: Image, mask: Tensor | None, limits: Lim
     return Work(problem, path, finish=None if ask.whole else finish, notes=notes)
 
 
-def _noise(ask: Ask, image: Image, seen: Tensor | None = None) -> tuple[float, tuple[str, ...]]:
-    """The noise that is stated, or else estimated."""
-    if ask.noise_std is not None:
-        return ask.noise_std, ()
-    noise_std, words = find_noise(image.values, seen)
-    return noise_std, (words,)
-
-
 def _options(case: Case, ask: Ask, image: Image) -> dict[str, Any]:
     """The parameters of the task."""
     if case.strength is None:
@@ -447,6 +439,8 @@ def _options(case: Case, ask: Ask, image: Image) -> dict[str, Any]:
     option, value, shorter = case.strength.option, ask.strength, min(image.values.shape[1:])
     if option == "kernel_size":
         return {"kernel_size": 2 * (min(int(value), shorter - 1) // 2) + 1}
+    if option == "std" and value == 0:
+        return {}
     if option == "std":
         return {"std": value, "kernel_size": 2 * min(math.ceil(3 * value), (shorter - 1) // 2) + 1}
     if option == "size":

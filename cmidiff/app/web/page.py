@@ -31,6 +31,7 @@ from cmidiff.app.web.inputs import CASES, EXPERIMENT, Ask, Limits, choice, file_
 from cmidiff.app.web.jobs import Job, View, Visit, Visits
 from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
 from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, shown, status, summary
+from cmidiff.physics.jpeg import LEVELS
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
 
@@ -213,7 +214,11 @@ class Page(Layout):
     def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
         """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        options = self.options(ask.solver, ask.steps, ask.seed)
+        own = (
+            {"blocks": len(LEVELS), "grainy": 1}.get(ask.case) if ask.solver == SOLVER or ask.case == "blocks" else None
+        )
+        solver = SOLVER if ask.case == "blocks" else ask.solver
+        options = self.options(solver, ask.steps if own is None else own, ask.seed)
         return f"{width} x {height} pixels", self.speed.seconds(options, (3, height, width), holes=holes)
 
     @staticmethod
