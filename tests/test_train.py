@@ -519,7 +519,7 @@ def test_the_command_line_explains_what_is_wrong_in_one_line(config: TrainConfig
         ('name = "a"', "out is missing"),
         ('batch = "many"', "batch must be a whole number, received 'many'"),
         ('channels = ["wide"]', "channels must be a whole number, received 'wide'"),
-        ("channels = []", "channels must be longer"),
+        ("channels = []", "should have at least 1 item"),
         ("compile = 1", "compile must be true or false, received 1"),
         ("channels = [20]", "divisible by groups = 16"),
         ("size = 60", "divisible by 8, received 60"),

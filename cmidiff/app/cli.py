@@ -167,7 +167,7 @@ def restore(
     stated = {"value_range": value_range, "restore_all": restore_all}
     problem = read_problem(measurement, task, parameters, noise_std, **files, **stated)
     settings = adapt(settings, problem)
-    reference = None if truth is None else read_truth(truth, problem.shape, value_range)
+    reference = None if truth is None else read_truth(truth, problem.result_shape, value_range)
     for note in problem.notes:
         say(f"note: {note}")
     if tuned is not None and (before := tuned.provenance.get("prior", prior)) != prior:

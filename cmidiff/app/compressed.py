@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def restore_compressed(problem: Problem, prior: Denoiser, settings: Settings, wa
     """
     assert problem.tables is not None, "the task is jpeg"
     y, misfits = problem.y.to(settings.device), list[Tensor]()
-    remove_noise = sigma_denoiser(prior, settings)
+    remove_noise = sigma_denoiser(prior, settings.tile)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         found = remove_noise(x, sigma)
@@ -48,7 +48,7 @@ def restore_compressed(problem: Problem, prior: Denoiser, settings: Settings, wa
     return x[0].cpu(), torch.stack(misfits)
 
 
-def sigma_denoiser(prior: Denoiser, settings: Settings) -> Callable[[Tensor, float], Tensor]:
+def sigma_denoiser(prior: Denoiser, tile: int | Literal["auto"] | None) -> Callable[[Tensor, float], Tensor]:
     """Return a prior as a denoiser ``D(x, sigma)`` of images (B, 1 or 3, H, W) in [0, 1]."""
     low, high = prior.value_range or (0.0, 1.0)
 
@@ -59,7 +59,7 @@ def sigma_denoiser(prior: Denoiser, settings: Settings) -> Callable[[Tensor, flo
         whole = pad(whole, (0, right, 0, down), mode="replicate")
         t = prior.schedule.time(max(sigma * (high - low), prior.min_ratio))
         alpha, _ = prior.schedule(t)
-        network = fitted(prior, tuple(whole.shape[1:]), settings.tile)
+        network = fitted(prior, tuple(whole.shape[1:]), tile)
         clean = (network(alpha * (low + (high - low) * whole), t).mean[..., :height, :width] - low) / (high - low)
         return clean if clean.shape[1] == channels else clean.mean(1, keepdim=True)
 

@@ -21,7 +21,10 @@ TASK_HELP = (
     "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
 )
 RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
-KERNEL_HELP = "The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels."
+KERNEL_HELP = (
+    "The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels; gaussian:auto finds its "
+    "width in the photograph."
+)
 SOLVER_HELP = (
     f"Draw samples with {', '.join(SOLVERS)}; restored.png is their mean. Without it: the best estimate by dpir, and "
     "samples by cadps."

@@ -17,12 +17,29 @@ from cmidiff.app.masks import read_kernel, read_mask, read_seen
 from cmidiff.app.problem import JPEG, SUFFIX, Problem, build_physics, load_problem, shape_of
 from cmidiff.config import unknown
 from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Tables, Task, estimate_noise, find_tables, jpeg_noise_std, jpeg_quality, read_tables
+from cmidiff.physics import (
+    TASKS,
+    Tables,
+    Task,
+    ValidBlur,
+    canvas_shape,
+    estimate_blur_width,
+    estimate_noise,
+    find_tables,
+    gaussian_kernel,
+    jpeg_noise_std,
+    jpeg_quality,
+    parse_kernel,
+    read_tables,
+)
 
 LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measurement for more exact
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
+DOUBTFUL, MOST_DOUBT = 1.15, 1.6  # times the found width: from where a stated one is doubted, and at most how much
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
+AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
+BOTH = "--kernel describes the blur: leave out --std and --kernel-size"
 UNKNOWN = {
     "inpaint-random": "which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE",
     "inpaint-scratches": "which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE",
@@ -79,6 +96,8 @@ class Degradation:
                 "--mask or --seen and --kernel exclude each other: an image is either partly hidden or blurred"
             )
         hidden = read_mask(mask, image) if mask is not None else None if seen is None else read_seen(seen, image)
+        if str(kernel) == AUTO:
+            raise ValueError(f"--kernel {AUTO} finds the blur of a photograph: state a width here, as gaussian:1.5")
         blur = None if kernel is None else read_kernel(kernel, *image.values.shape[1:])
         return cls(task, parameters, noise_std, hidden, blur)
 
@@ -146,6 +165,13 @@ def read_problem(
     if restore_all and mask is None:
         raise ValueError("--restore-all is for --mask, which keeps the pixels that are not painted: leave it out")
     image = read_image(path, value_range=value_range)
+    if str(kernel).startswith("gaussian:") and not Path(str(kernel)).exists() and not (mask or seen):
+        if {"std", "kernel_size"} & set(parameters):
+            raise ValueError(BOTH)
+        if str(kernel) != AUTO:
+            parse_kernel(str(kernel))  # refuses what is no width
+            parameters = dict(parameters) | {"std": float(str(kernel).partition(":")[2])}
+        task, kernel = task or "deblur-gaussian", None
     known = Degradation.read(image, task, parameters, noise_std, mask=mask, seen=seen, kernel=kernel)
     return make_problem(image, replace(known, source=path, keeps=mask is not None and not restore_all))
 
@@ -170,10 +196,9 @@ def make_problem(image: Image, known: Degradation) -> Problem:
     Raises:
         ValueError: a task that an image and what is known do not pin down.
     """
-    found, tables = (), None
+    found, tables, stated = (), None, known.noise_std is not None
     if known.task is None and known.alone and not known.parameters:
-        tables, words = (None, "task denoise") if known.noise_std is not None else find_task(image.values, known.source)
-        found, known = (words,), replace(known, task="denoise" if tables is None else JPEG)
+        known, tables, found = _find_task(image.values, known)
     if known.task == JPEG:
         return _repair_problem(image, known, tables, found)
     if known.task is None and known.alone:
@@ -185,17 +210,23 @@ def make_problem(image: Image, known: Degradation) -> Problem:
         raise ValueError("the image is transparent everywhere: there is nothing to restore")
     if alpha is not None and known.seen is not None:
         alpha = torch.maximum(alpha, 1 - known.seen[0])  # what is restored is to be visible
-    if known.kernel is not None or known.task == "deblur-gaussian":
-        known = replace(known, parameters={"padding": "reflect"} | dict(known.parameters))  # a camera does not wrap
     if known.alone and known.task is not None:
         values, shape = _find_image_behind(values, known.task, known.parameters)
     if known.noise_std is None:
         noise_std, words = find_noise(values, None if known.seen is None else known.seen[0])
         found, known = (*found, words), replace(known, noise_std=noise_std)
+    if known.kernel is not None or known.task == "deblur-gaussian":
+        known, words = _find_blur(values, known, stated=stated)
+        found += words
+        if known.parameters["padding"] == "valid":
+            assert known.kernel is not None, "the blur was found"
+            shape = canvas_shape(known.kernel, shape)
     task = known.make_task(shape)
     physics = build_physics(task, shape)
     y = physics.A(values[None]) if "mask" in task.tensors else values[None]  # hidden pixels of a file hold anything
-    return Problem(y, physics, task, shape, alpha, image.notes, image.bits, image.values, known.keeps, assumed=found)
+    framed = isinstance(physics, ValidBlur)
+    problem = Problem(y, physics, task, shape, alpha, image.notes, image.bits, image.values, known.keeps, framed)
+    return replace(problem, assumed=found)
 
 
 def _repair_problem(image: Image, known: Degradation, tables: Tables | None, found: tuple[str, ...]) -> Problem:
@@ -267,16 +298,81 @@ def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None
     return tables, "" if tables is None else f"task jpeg (quality {jpeg_quality(tables)}, {where})"
 
 
-def find_task(values: Tensor, source: Path | None) -> tuple[Tables | None, str]:
-    """Find out whether compression or noise harms a photograph more.
+def find_width(values: Tensor, noise_std: float) -> tuple[float, str]:
+    """Find the width of a Gaussian blur.
+
+    Args:
+        values: (C, H, W) in [0, 1].
+        noise_std: of the noise in it.
 
     Returns:
-        The tables to repair the compression with, or None to remove noise; and in words what was found.
+        The standard deviation in pixels, and in words how it is known.
+
+    Raises:
+        ValueError: the image is too small.
     """
-    tables, words = find_compression(values, source)
-    if tables is not None and jpeg_noise_std(tables) >= find_noise(values)[0]:
-        return tables, words
-    return None, "task denoise"
+    width = float(f"{float(estimate_blur_width(values, noise_std)):.2g}")
+    return width, f"blur gaussian:{width:g} (found in the image)"
+
+
+def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, tuple[str, ...]]:
+    """Compare the stated width of a Gaussian blur with the image.
+
+    A kernel that is too wide sharpens too much. Where the image is less blurred than stated, by more than the usual
+    error of an estimate, more noise is to be assumed: the cube of the ratio keeps rings away.
+
+    Returns:
+        The noise to assume, and what was found, in words; none where the image agrees.
+    """
+    if min(values.shape[1:]) < 2 * SMALLEST:
+        return noise_std, ()
+    found, _ = find_width(values, noise_std)
+    if width <= DOUBTFUL * found:
+        return noise_std, ()
+    more = float(f"{noise_std * min(width / found, MOST_DOUBT) ** 3:.3g}")
+    return more, (
+        f"noise {more:g} against rings, because the image looks less blurred than stated (gaussian:{found:g}; "
+        f"--kernel {AUTO} takes that)",
+    )
+
+
+def _find_task(values: Tensor, known: Degradation) -> tuple[Degradation, Tables | None, tuple[str, ...]]:
+    """Whether compression or noise harms a photograph more: what is then known, the tables of the compression, and in
+    words what was found."""
+    denoise = replace(known, task="denoise")
+    if known.noise_std is not None:
+        return denoise, None, ("task denoise",)
+    tables, words = find_compression(values, known.source)
+    noise_std, noise_words = find_noise(values)
+    if tables is not None and jpeg_noise_std(tables) >= noise_std:
+        return replace(known, task=JPEG), tables, (words,)
+    return replace(denoise, noise_std=noise_std), None, ("task denoise", noise_words)
+
+
+def _find_blur(values: Tensor, known: Degradation, *, stated: bool) -> tuple[Degradation, tuple[str, ...]]:
+    """What is known with the kernel of the blur and the noise to assume, and in words what was found.
+
+    Args:
+        stated: whether the user stated the noise, which then stays.
+    """
+    parameters: dict[str, Any] = {"padding": "valid"} | dict(
+        known.parameters
+    )  # a camera sees light from outside of the photograph
+    width, size = parameters.pop("std", None), parameters.pop("kernel_size", None)
+    known, words = replace(known, parameters=parameters), ()
+    assert known.noise_std is not None, "the noise is found first"
+    if known.kernel is not None:
+        if width is not None or size is not None:
+            raise ValueError(BOTH)
+        return known, ()
+    if width is None:
+        width, found = find_width(values, known.noise_std)
+        words = (found,)
+    else:
+        doubted, words = doubt_width(values, width, known.noise_std)
+        known = known if stated else replace(known, noise_std=doubted)
+    kernel = parse_kernel(f"gaussian:{width}") if size is None else gaussian_kernel(kernel_size=size, std=width)
+    return replace(known, kernel=kernel), words
 
 
 def _reflect_into_holes(values: Tensor, seen: Tensor) -> Tensor:

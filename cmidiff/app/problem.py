@@ -24,7 +24,7 @@ from torch import Tensor
 from cmidiff import files
 from cmidiff.app.repair import keep_unpainted
 from cmidiff.images import Image
-from cmidiff.physics import Tables, Task, jpeg_quality, measure
+from cmidiff.physics import Tables, Task, ValidBlur, jpeg_quality, measure
 
 FORMAT = 1
 KEY = "cmidiff"
@@ -47,6 +47,7 @@ class Problem:
         bits: depth of the image file behind it, 8 or 16, and of the files to write.
         original: the degraded image as it was given, (C, h, w), with what a mask hides; None for a measurement file.
         keeps: whether results keep the pixels of ``original`` that no mask hides.
+        framed: whether results are cropped to the photograph, into which its surroundings were blurred.
         tables: how a JPEG was compressed, for the task ``jpeg``; its ``physics`` is that of noise of the same strength.
         assumed: what was found out or assumed because the user did not state it, in words.
     """
@@ -60,6 +61,7 @@ class Problem:
     bits: int = 8
     original: Tensor | None = None
     keeps: bool = False
+    framed: bool = False
     tables: Tables | None = None
     assumed: tuple[str, ...] = ()
 
@@ -85,6 +87,11 @@ class Problem:
         """The mask that the user gave, (1, 1, h, w), 1 where a pixel was measured; None without one."""
         return self.task.tensors["mask"] if self.task.name == "mask" else None
 
+    @property
+    def result_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the results."""
+        return shape_of(self.y[0]) if self.framed else self.shape
+
     def view(self) -> Tensor:
         """Return the measurement as an image (1 | 3, h, w).
 
@@ -98,7 +105,11 @@ class Problem:
         return (back - low) / (high - low).clamp_min(1e-12)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Return a restoration (C, H, W) with the pixels of the photograph that no mask hides."""
+        """Return a restoration (C, H, W) without what lies beyond the photograph, and with the pixels of the photograph
+        that no mask hides."""
+        if self.framed:
+            assert isinstance(self.physics, ValidBlur), "the frame is that of a blur"
+            return self.physics.crop(x)
         if not self.keeps:
             return x
         assert self.original is not None, "only a photograph has such pixels"
@@ -158,7 +169,7 @@ def save_problem(path: Path, problem: Problem) -> None:
     tensors = {"y": problem.y, **{f"task.{name}": tensor for name, tensor in problem.task.tensors.items()}}
     if problem.alpha is not None:
         tensors["alpha"] = problem.alpha
-    record = json.dumps({"format": FORMAT, "bits": problem.bits} | problem.describe())
+    record = json.dumps({"format": FORMAT, "bits": problem.bits, "framed": problem.framed} | problem.describe())
     data = save({name: value.contiguous() for name, value in tensors.items()}, metadata={KEY: record})
     files.write(path, data, "degrade")
 
@@ -184,7 +195,8 @@ def load_problem(path: Path) -> Problem:
         raise ValueError(f"the measurement in {path} {what}: {AGAIN}")
     if tuple(y.shape) != expected:
         raise ValueError(f"the measurement in {path} is {tuple(y.shape)}, but its {task.name} measures {expected}")
-    return Problem(y, physics, task, shape, tensors.get("alpha"), bits=16 if record.get("bits") == 16 else 8)
+    bits, framed = 16 if record.get("bits") == 16 else 8, bool(record.get("framed"))
+    return Problem(y, physics, task, shape, tensors.get("alpha"), bits=bits, framed=framed)
 
 
 def _read_contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

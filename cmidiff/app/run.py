@@ -365,7 +365,7 @@ def finish(folder: Path, problem: Problem, done: list[Sample], truth: Tensor | N
 def find_status_of_mean(problem: Problem, good: list[Sample], mean: Tensor) -> Status:
     """Return how the mean of samples stands: as the worst one if its own misfit is above the bound, too."""
     worst = max((s.status for s in good), key=lambda status: status.misfit)
-    if problem.keeps:  # its own misfit knows nothing of the pixels that were put back
+    if problem.keeps or problem.framed:  # its own misfit knows nothing of what `Problem.finish` changed
         return worst
     misfit = _misfit(problem, mean)
     doubtful = not worst.explains and misfit > MISFIT_BOUND

@@ -22,6 +22,7 @@ from cmidiff.prior.tiles import Tiled, fitted, starts
 from cmidiff.restoration import HOLE, POLISHED
 from cmidiff.solvers import CADPS
 
+OWN_STEPS = {JPEG: len(LEVELS), "denoise": 1}  # evaluations for an estimate, by task
 SIDE, STEPS = 64, 4  # of the measurement
 LONG = 20.0  # seconds from which the time is announced
 WORTH = 40 * 96**2  # pixels of all results from which a measurement is worth its time
@@ -42,13 +43,19 @@ class Speed:
         """End a measurement that is under way."""
         self._closed.set()
 
-    def seconds(self, settings: Settings, shape: tuple[int, ...], *, holes: bool = False) -> float:
+    def seconds(
+        self, settings: Settings, shape: tuple[int, ...], *, holes: bool = False, task: str | None = None
+    ) -> float:
         """Return the time that a run on an image of ``shape`` (C, H, W) will take, in seconds.
 
         Args:
             holes: whether large areas are hidden, so that an estimate starts from samples.
+            task: whose estimate may have a number of steps of its own.
         """
-        total = sum(self._time_part(settings, shape, k) for k in settings.parts)
+        own = (
+            replace(settings, steps=OWN_STEPS.get(task or "", settings.steps)) if settings.solver is None else settings
+        )
+        total = sum(self._time_part(own if k == ESTIMATE else settings, shape, k) for k in settings.parts)
         if settings.estimator is not None and holes:
             polish = replace(settings, solver_name="cadps", solver=CADPS(), cmi=None)
             total += POLISHED * self._time_part(polish, shape, 0)
@@ -56,7 +63,7 @@ class Speed:
 
     def learn(self, settings: Settings, problem: Problem, index: int, seconds: float) -> None:
         """Replace the rate of a solver by that of one result of a run: the estimate or a sample."""
-        if index == ESTIMATE and has_hole(problem):  # it does more than a step for each pixel
+        if index == ESTIMATE and (has_hole(problem) or problem.name in OWN_STEPS):  # it does more, or other things
             return
         with self._lock:
             self._rates[_name(settings, index)] = seconds / self._cost(settings, problem.shape, index)
@@ -70,13 +77,13 @@ class Speed:
 
     def _cost(self, settings: Settings, shape: tuple[int, ...], index: int) -> float:
         """Pixels that the network sees, times the steps."""
-        name, solver = settings.drawer if index != ESTIMATE or settings.estimator is None else settings.estimator
-        steps = len(LEVELS) if name == JPEG else settings.steps or solver.default_steps
-        return count_pixels(self._prior, shape, settings.tile) * steps
+        _, solver = settings.drawer if index != ESTIMATE or settings.estimator is None else settings.estimator
+        return count_pixels(self._prior, shape, settings.tile) * (settings.steps or solver.default_steps)
 
     def _measure(self, settings: Settings, index: int) -> float:
         shape, short = (3, SIDE, SIDE), replace(settings, steps=STEPS)
-        task = Task("denoise", {"noise_std": 0.1}, {})
+        mask = torch.ones(1, 1, SIDE, SIDE)
+        task = Task("mask", {"noise_std": 0.1}, {"mask": mask})  # no task of its own: an estimate takes all its steps
         problem = Problem(torch.full((1, *shape), 0.5), build_physics(task, shape), task, shape)
         best = float("inf")
         for _ in range(2):  # the first run also allocates
@@ -106,7 +113,7 @@ def predict_seconds(problem: Problem, settings: Settings, prior: Denoiser) -> fl
     results = len(settings.parts) + (POLISHED if has_hole(problem) and settings.estimator is not None else 0)
     if count_pixels(prior, problem.shape, settings.tile) * results < WORTH:
         return 0.0
-    return Speed(prior).seconds(settings, problem.shape, holes=has_hole(problem))
+    return Speed(prior).seconds(settings, problem.shape, holes=has_hole(problem), task=problem.name)
 
 
 def say_prediction(problem: Problem, settings: Settings, prior: Denoiser) -> None:

@@ -84,8 +84,8 @@ WISHES: dict[str, Case] = {
     "blurred": Case(
         "Sharpen",
         "deblur-gaussian",
-        Strength("Width of the blur (pixels of the result)", "std", 0.5, 5, 1, 0.1),
-        hint="If rings appear, lower the width.",
+        Strength("Width of the blur (pixels of the result; 0: found in the photograph)", "std", 0, 5, 0, 0.1),
+        hint="The width of the blur is found in the photograph. If rings appear, state a lower one.",
     ),
     "grainy": Case("Remove noise", "denoise"),
     "blocks": Case("Repair JPEG", JPEG, hint="Give the JPEG file itself: it says how strongly it was compressed."),

@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cmidiff.app.masks import PAINTED, find_damage
-from cmidiff.app.photograph import Degradation, find_noise, make_problem
-from cmidiff.app.problem import Problem, build_physics, degrade, shape_of
+from cmidiff.app.photograph import Degradation, make_problem
+from cmidiff.app.problem import Problem, degrade, shape_of
 from cmidiff.app.repair import WHOLE, Region, fit_mask, put_back
 from cmidiff.app.web.controls import CASES, EXPERIMENTS, LEAST, Ask, Limits
 from cmidiff.images import TURNED, Image, read_image, resize, to_gray
-from cmidiff.physics import Task
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # those that Pillow decodes by itself
 ADDED = 0.05  # the noise that an experiment adds
@@ -204,18 +203,13 @@ def _repair(ask: Ask, path: Path, image: Image, mask: Tensor | None, limits: Lim
     hidden = interpolate(region.crop(painted)[None].float(), size=small.values.shape[1:], mode="area")[0] > PAINTED
     if bool(hidden.all()):
         raise ValueError("Everything is painted over: leave something of the photograph to be seen.")
-    seen, noise_std, notes = 1 - hidden.float(), ask.noise_std, ()
-    if noise_std is None:
-        noise_std, words = find_noise(small.values, seen)
-        notes = (words,)
+    problem = make_problem(small, Degradation(noise_std=ask.noise_std, seen=1 - hidden[None].float()))
+    notes = problem.assumed
     if (share := float(painted.float().mean())) > DOUBTFUL:
         notes += (f"the mask hides {share:.0%} of the photograph: white means damaged, so it may be inverted",)
     if small is not crop and not ask.whole:
         scale = crop.values.shape[2] / small.values.shape[2]
         notes += (f"the painted parts were computed at 1/{scale:.1f} of the resolution: choose a larger size",)
-    task, shape = Task("mask", {"noise_std": noise_std}, {"mask": seen[None]}), shape_of(small.values)
-    physics = build_physics(task, shape)
-    problem = Problem(physics.A(small.values[None]), physics, task, shape, small.alpha, bits=small.bits)
 
     def finish(restored: Tensor) -> Image:
         return put_back(read_upload(path, limits), restored, painted, region)  # read again: a waiting job keeps little
@@ -226,7 +220,7 @@ def _repair(ask: Ask, path: Path, image: Image, mask: Tensor | None, limits: Lim
 def _parameters(ask: Ask, image: Image) -> dict[str, Any]:
     """The parameters of the task."""
     strength, value, shorter = CASES[ask.case].strength, ask.strength, min(image.values.shape[1:])
-    if strength is None:
+    if strength is None or (strength.option == "std" and value == 0):
         return {}
     if strength.option == "kernel_size":
         return {"kernel_size": 2 * (min(int(value), shorter - 1) // 2) + 1}

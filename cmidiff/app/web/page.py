@@ -222,8 +222,9 @@ class Page(Layout):
     def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
         """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        options = self.options(ask.solver, ask.steps, ask.seed)
-        return f"{width} x {height} pixels", self.speed.seconds(options, (3, height, width), holes=holes)
+        options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+        seconds = self.speed.seconds(options, (3, height, width), holes=holes, task=CASES[ask.case].task)
+        return f"{width} x {height} pixels", seconds
 
     @staticmethod
     def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float, longest: float) -> str:
