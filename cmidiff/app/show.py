@@ -18,15 +18,19 @@ out, err = Console(), Console(stderr=True)
 
 @contextmanager
 def progress(total: float | None = None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar, and yield what moves it: ``move(completed, doing, total=None)``."""
+    """Show a progress bar once something is done, and yield what moves it: ``move(completed, doing, total=None)``."""
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, speed_estimate_period=600) as bar:
-        task = bar.add_task("loading", total=total)
+    bar = Progress(*columns, console=err, speed_estimate_period=600)
+    task = bar.add_task("", total=total)
 
-        def move(completed: float, doing: str, total: float | None = None) -> None:
-            bar.update(task, completed=completed, description=doing, total=total)
+    def move(completed: float, doing: str, total: float | None = None) -> None:
+        bar.start()
+        bar.update(task, completed=completed, description=doing, total=total)
 
+    try:
         yield move
+    finally:
+        bar.stop()
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
