@@ -17,10 +17,11 @@ from cmidiff.app.show import out, progress
 from cmidiff.app.speed import say_duration
 from cmidiff.config import unknown
 from cmidiff.evaluate import estimate
-from cmidiff.evaluate.config import Config, as_curve, load, override, resolved
+from cmidiff.evaluate.config import Config, as_curve, load, override
 from cmidiff.evaluate.database import Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
+from cmidiff.evaluate.setup import resolve
 from cmidiff.prior import PRIORS
 
 ENGINES = ["local", "ray"]
@@ -63,7 +64,7 @@ def show_plan(config: Config, device: str, threads: int) -> None:
     Raises:
         ValueError: what a run would refuse.
     """
-    record = resolved(config)
+    record = resolve(config)
     images = len(list_sources(config)) if config.images is not None else config.limit
     check_prior(config.prior)
     here = PRIORS[config.prior].where() is not None if config.prior in PRIORS else Path(config.prior).exists()
@@ -105,7 +106,7 @@ def run(config: Config, engine: Engine, options: Options) -> dict[Status, int]:
     """
     check_prior(config.prior)
     list_sources(config)
-    resolved(config)
+    resolve(config)
     prior = cmidiff.load_prior(config.prior, device="cpu" if isinstance(engine, Ray) else options.device)
 
     def interrupt(*_: object) -> None:

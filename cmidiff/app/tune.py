@@ -14,8 +14,8 @@ from rich.table import Table
 from cmidiff import __version__
 from cmidiff.app.show import progress
 from cmidiff.prior.base import Denoiser
+from cmidiff.statistics import estimate
 from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, tune
-from cmidiff.tuning.interval import interval
 
 DIGITS = {"psnr": 2, "crps": 4}
 
@@ -86,7 +86,7 @@ def _cell(metric: str, values: list[float], base: list[float] | None) -> str:
     text = f"{_mean(values):.{digits}f}"
     if base is None:
         return text
-    difference = interval(values, base)
+    difference = estimate(values, base)
     return f"{text}\n{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}"
 
 
