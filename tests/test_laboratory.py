@@ -11,7 +11,6 @@ import torch
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.app.errors import BadInput
 from cmidiff.covariance import Diagonal
 from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
@@ -350,7 +349,7 @@ def test_pictures_from_a_folder_are_square_and_in_range(tmp_path: Path):
 def test_the_command_names_what_is_wrong(tmp_path: Path):
     for options, message in ((["--only", "gradent"], "did you mean gradient"), (["--pictures", "no.tar"], "exist")):
         result = CliRunner().invoke(app, ["validate", "--output", str(tmp_path), *options])
-        error = result.exception if isinstance(result.exception, BadInput) else None
+        error = result.exception if isinstance(result.exception, ValueError) else None
         assert result.exit_code != 0
         assert error is None or message in str(error)
 
