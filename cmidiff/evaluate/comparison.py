@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from cmidiff.evaluate.database import Cell, ImageRow, Metric, Results, UnitRow
+from cmidiff.evaluate.database import Results
+from cmidiff.evaluate.records import Cell, ImageRow, Metric, UnitRow
 from cmidiff.statistics import ALPHA, Estimate, Paired, compare_pairs, estimate, holm, least_p
 
 DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decimals; 3 for all others

@@ -17,7 +17,7 @@ from matplotlib.style import context
 from matplotlib.ticker import LogLocator, NullLocator
 
 from cmidiff.evaluate.comparison import Comparison, Entry, Quality
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
 
 # After Okabe and Ito: they differ for all kinds of sight; shades that are seen on a light page and on a dark one.
 COLOURS = ("#2B87C8", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#8A6FD1", "#999999")
