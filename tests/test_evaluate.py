@@ -159,7 +159,7 @@ def test_a_configuration_says_what_is_wrong(tmp_path: Path, text: str, message: 
     [
         ({"tasks": ["super-resolutoin"]}, "did you mean super-resolution?"),
         ({"tasks": ["denoise:factor=3"]}, "task denoise has no parameter 'factor'"),
-        ({"solvers": ["dsp"]}, "did you mean dsg or dps"),
+        ({"solvers": ["dsp"]}, "unknown solver 'dsp': did you mean"),
         ({"solvers": ["dps:rate=1"]}, "has no option 'rate': choose one of scale"),
         ({"solvers": ["dps:scale=-1"]}, "scale"),
         ({"cmi_options": {"prob": 1}}, "[cmi_options] has no option 'prob': did you mean probe"),
