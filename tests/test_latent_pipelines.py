@@ -95,8 +95,6 @@ def test_a_text_pipeline_draws_what_its_own_code_draws(
     made: dict[str, tuple[Path, Any]], name: str, guided: bool
 ) -> None:
     """The pipeline of diffusers, from the same noise, with the same text: the same image."""
-    from diffusers import DDIMScheduler
-
     folder, pipeline = made[name]
     told = PROMPT if guided else {"prompt": "cat"}
     if name == "flux":
@@ -104,7 +102,7 @@ def test_a_text_pipeline_draws_what_its_own_code_draws(
     prior = load(folder, **told)
     z = z_of(prior, batch=1)
     if name == "xl":  # a deterministic sampler of the same levels
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        pipeline.scheduler = latents.diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     arguments: dict[str, Any] = {"prompt": told["prompt"], "guidance_scale": told.get("guidance_scale", 1.0)}
     if guided and name != "flux":
         arguments["negative_prompt"] = told["negative_prompt"]
@@ -136,21 +134,19 @@ def test_a_text_pipeline_draws_what_its_own_code_draws(
 
 
 def test_levels_are_those_of_the_scheduler() -> None:
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-
     for options in ({}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}):
-        scheduler = DDIMScheduler(**latents.SCALED, **options)
+        scheduler = latents.diffusers.DDIMScheduler(**latents.SCALED, **options)
         found: Any = read_scheduler(Fields({"_class_name": "DDIMScheduler"} | dict(scheduler.config), "here")).schedule
         levels = torch.tensor(found.alphas_cumprod).float()
         torch.testing.assert_close(levels[:-1], scheduler.alphas_cumprod[:-1], rtol=2e-4, atol=1e-7)
         assert float(levels[-1]) < 5e-6 or not options  # the last level keeps a trace of the image
     for options in ({"shift": 3.0}, {"shift": 1.0}):
-        flow = FlowMatchEulerDiscreteScheduler(**options)
+        flow = latents.diffusers.FlowMatchEulerDiscreteScheduler(**options)
         flow.set_timesteps(7)
         config = Fields({"_class_name": "FlowMatchEulerDiscreteScheduler"} | dict(flow.config), "here")
         grid = torch.tensor(read_scheduler(config).schedule.grid(7))
         torch.testing.assert_close(grid, flow.sigmas[:-1], rtol=1e-5, atol=2e-5)
-    dynamic = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    dynamic = latents.diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     config = Fields({"_class_name": "FlowMatchEulerDiscreteScheduler"} | dict(dynamic.config), "here")
     with pytest.raises(ValueError, match="use_dynamic_shifting must be false where the size"):
         read_scheduler(config)

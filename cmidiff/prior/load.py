@@ -100,7 +100,7 @@ def load_prior(
             raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
         return _load_composite(PRIORS[source], options)
     folder = fetch_from_hub(source) if source.startswith(HUB) else Path(source)
-    if source not in PRIORS and is_latent(folder):
+    if source not in PRIORS and _is_latent(folder, source):
         name = source if source.startswith(HUB) else folder.name
         return _load_latent(folder, name, stated, told, options, offload)
     if told.stated or offload:
@@ -108,6 +108,17 @@ def load_prior(
             f"prompt, guidance_scale and offload are for latent priors, which {source} is not: leave them out"
         )
     return _load_network(source, folder, stated, label, options)
+
+
+def _is_latent(folder: Path, source: str) -> bool:
+    try:
+        return is_latent(folder)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: OSError) -> ValueError:
+    return ValueError(f"{source} cannot be read: {error.strerror or error}")
 
 
 def _load_latent(
@@ -168,7 +179,7 @@ def _load_network(source: str, path: Path, card: Fields | None, label: int | Non
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(source, error) from error
     return _as_prior(loaded, name, known, label, options)
 
 
