@@ -293,9 +293,9 @@ def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, t
         return torch.zeros(len(x))
 
     monkeypatch.setattr(scores, "lpips", distance)
-    scores.distance(picture, picture, "alex")
+    scores.compute_lpips(picture, picture, "alex")
     (tmp_path / "saved.png").write_bytes(encode_image(picture[0]))
-    assert torch.equal((seen[0][0] * 255).round().byte(), scores.read(tmp_path / "saved.png"))
+    assert torch.equal((seen[0][0] * 255).round().byte(), scores.read_levels(tmp_path / "saved.png"))
 
 
 # units
@@ -338,13 +338,16 @@ def test_base_and_cmi_share_problem_and_random_numbers(images: Path, tmp_path: P
 def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
     """Recomputed from the PNG files, up to their eight bits."""
     filled(benchmark(images, limit=1), tmp_path / "run")
-    truth = scores.read(tmp_path / "run" / "truth" / "im0.png").double() / 255
+    truth = scores.read_levels(tmp_path / "run" / "truth" / "im0.png").double() / 255
     assert torch.equal(
         (truth * 255).byte(), torch.from_numpy(np.array(Image.open(images / "im0.png"))).permute(2, 0, 1)
     )
     with Results(tmp_path / "run") as results:
         for row in results.units():
-            samples = torch.stack([scores.read(tmp_path / "run" / row.pictures[f"sample-{k}"]) for k in range(3)]) / 255
+            samples = (
+                torch.stack([scores.read_levels(tmp_path / "run" / row.pictures[f"sample-{k}"]) for k in range(3)])
+                / 255
+            )
             several = truth.expand(3, -1, -1, -1)
             assert row.scores["psnr"] == pytest.approx(float(psnr(samples.double(), several).mean()), abs=0.05)
             assert row.scores["mean_psnr"] == pytest.approx(
@@ -368,7 +371,7 @@ def test_a_diverged_unit_is_a_result(images: Path, tmp_path: Path) -> None:
 def test_costs_are_counted_as_they_happen(images: Path, tmp_path: Path) -> None:
     config = benchmark(images, limit=1, solvers=["dps", "cadps", "unconditional"])
     filled(config, tmp_path / "run")
-    expected = estimate.costs(config, SCHEDULE)
+    expected = estimate.count_costs(config, SCHEDULE)
     with Results(tmp_path / "run") as results:
         found = {row.unit.cell: row for row in results.units()}
     for cell, cost in expected.items():

@@ -47,7 +47,7 @@ class Options:
         batch: images of one cell that are restored together.
         retry_failed: repeat units that failed.
         extend: go on with a run whose grid has grown.
-        features: of FID, see `scores.fid_reference`.
+        features: of FID, see `scores.make_fid_reference`.
         device: where FID is computed.
     """
 
@@ -101,8 +101,10 @@ def evaluate(
         usable = [image for image in images if image.error is None]
         check_tasks(config, usable)
         side = min(min(image.width or 0, image.height or 0) for image in usable)
-        fid_absent = scores.fid_absent() if isinstance(options.features, int) else None
-        columns = scores.metrics(config.samples, side, {"lpips": scores.lpips_absent(config.lpips), "fid": fid_absent})
+        fid_absent = scores.explain_no_fid() if isinstance(options.features, int) else None
+        columns = scores.list_metrics(
+            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent}
+        )
         net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
         created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
         writer.plan(about | {"created": created}, images, list_units(config, images), columns)
@@ -279,7 +281,7 @@ def _fill_lpips(writer: Writer, net: str) -> None:
         if row.status == "ok" and "lpips" not in row.scores:
             samples = [writer.folder / path for kind, path in row.pictures.items() if kind.startswith("sample-")]
             truth = writer.folder / str(paths[row.unit.image])
-            writer.add_score(row.unit, "lpips", scores.distance_of_files(samples, truth, net))
+            writer.add_score(row.unit, "lpips", scores.compute_lpips_of_files(samples, truth, net))
 
 
 def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
@@ -295,6 +297,8 @@ def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
         names = tuple(dict.fromkeys(row.unit.image for row in rows))
         if len(rows) >= scores.FID_LEAST:
             if names not in references:
-                references[names] = scores.fid_reference([truth[n] for n in names], options.features, options.device)
+                references[names] = scores.make_fid_reference(
+                    [truth[n] for n in names], options.features, options.device
+                )
             restored = [options.out / row.pictures["sample-0"] for row in rows]
-            yield CellScore(cell, "fid", scores.fid(restored, references[names]), len(rows), network)
+            yield CellScore(cell, "fid", scores.compute_fid(restored, references[names]), len(rows), network)
