@@ -27,8 +27,10 @@ from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
 from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit, UnitRow
 from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
-from cmidiff.images import Source, encode_image, sources
+from cmidiff.images import encode_image
 from cmidiff.prior.base import Denoiser
+from cmidiff.sources import Source
+from cmidiff.sources import list_sources as list_files
 
 log = logging.getLogger("cmidiff.evaluate")
 PACKAGES = ("cmidiff", "torch", "deepinv", "diffusers", "torchmetrics")
@@ -129,7 +131,7 @@ def list_sources(config: Config) -> list[Source]:
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
     try:
-        return sources(config.images, offset=config.offset, limit=config.limit)
+        return list_files(config.images, offset=config.offset, limit=config.limit)
     except ValueError as error:
         raise RunError(f"--images: {error}") from error
 
