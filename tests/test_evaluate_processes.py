@@ -34,6 +34,7 @@ from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Options, evaluate
 from tests.test_evaluate import contents
 
+pytestmark = pytest.mark.usefixtures("without_weights")
 SIDE = 16
 FLAGS = ("--tasks", "inpaint-random:hidden=0.5,super-resolution:factor=2", "--solvers", "dps,pigdm", "--steps", "6")
 FLAGS = (*FLAGS, "--samples", "2", "--device", "cpu")
@@ -304,7 +305,7 @@ def test_fid_of_a_small_network_is_its_formula(images: Path, tiny: Path, tmp_pat
 
 
 def _features(paths: list[Path]) -> Tensor:
-    return Small()(torch.stack([scores.read(path) for path in paths])).double()
+    return Small()(torch.stack([scores.read_levels(path) for path in paths])).double()
 
 
 def _frechet(a: Tensor, b: Tensor) -> float:
