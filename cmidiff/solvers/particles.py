@@ -34,9 +34,9 @@ class Cloud(NamedTuple):
         log_z: log-evidence of the image so far, likewise.
         ess: effective sample size over the number of particles, likewise.
         gain: what the step adds to ``log_w``, shape (B,).
-        noise: what is added to the states after the resampling, shape (B, ...).
-        shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, d) or (B, 0).
-        z: its noise, in standard deviations; shape of ``shift``.
+        std, noise: of what is added to the states after the resampling: ``std`` belongs to the state that was left,
+            ``noise`` to the new one; shapes that broadcast to (B, ...).
+        shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, ...) or (B, 0).
         twist: the logarithm of the twisting function at the state that was left, shape (B,).
         path: other numbers of an image that the next step needs, shape (B, ...) or (B, 0).
     """
@@ -45,9 +45,9 @@ class Cloud(NamedTuple):
     log_z: Tensor
     ess: Tensor
     gain: Tensor
+    std: Tensor
     noise: Tensor
     shift: Tensor
-    z: Tensor
     twist: Tensor
     path: Tensor
 
@@ -77,7 +77,8 @@ class Particles(Solver):
         x = noise(problem, t)
         zero, none = x.new_zeros(len(x)), x.new_zeros(len(x), 0)
         weight = torch.zeros(len(x), dtype=torch.float64, device="cpu")
-        return x, Cloud(weight, weight, weight + 1, zero, torch.zeros_like(x), none, none, zero, none)
+        one = x.new_ones(len(x), *[1] * (x.ndim - 1))
+        return x, Cloud(weight, weight, weight + 1, zero, one, torch.zeros_like(x), none, zero, none)
 
     def exchange(self, group: Group, x: Tensor, carry: Cloud) -> tuple[Tensor, Cloud]:
         rows = group.rows
@@ -98,9 +99,11 @@ class Particles(Solver):
 
         own = source.to(x.device)
         shift = carry.shift[own]
-        gain = -0.5 * dot(shift, shift) - dot(shift, carry.z) - carry.twist[own] if shift.numel() else 0 * carry.gain
+        gain = torch.zeros_like(carry.gain)
+        if shift.numel() > 0:
+            gain = -0.5 * dot(shift, shift) - dot(shift, carry.noise) - carry.twist[own]
         weights = {"log_w": scattered(even), "log_z": scattered(log_z + total - math.log(count)), "ess": scattered(ess)}
-        return x[own] + carry.noise, carry._replace(**weights, gain=gain)
+        return x[own] + carry.std[own] * carry.noise, carry._replace(**weights, gain=gain)
 
     def ancestors(self, group: Group, w: Tensor) -> Tensor:
         """The particle that each one is replaced by, shape (images, K), for weights of sum 1."""
