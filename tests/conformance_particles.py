@@ -95,7 +95,7 @@ def times_of(data: Any) -> list[float]:
 
 
 class AzulaTDS(TDS, Started):
-    """azula: the twisting function with its normalising constant. The file holds what a step carries to the next one."""
+    """azula: the twisting function with its normalising constant. Its file holds what a step carries to the next."""
 
     def twisted(self, step: Step, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         move, twist = super().twisted(step, x_hat)
@@ -142,7 +142,7 @@ class AuthorsTDS(TDS, Started):
     def step(self, step: Step, carry: Cloud) -> tuple[Tensor, Cloud]:
         if not step.last:
             return super().step(step, carry)
-        m, x_0 = step.measurement, step.x_hat.detach()
+        x_0 = step.x_hat.detach()
         _, twist = self.twisted(step, x_0)
         carry = carry._replace(gain=carry.gain + twist, twist=twist, noise=torch.zeros_like(x_0))
         return x_0, carry._replace(shift=x_0.new_zeros(len(x_0), 0))

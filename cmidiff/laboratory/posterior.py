@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -212,13 +212,18 @@ def measure(settings: Settings) -> Findings:
 
 def kept(job: Job) -> list[list[Cell]]:
     """`perform`, or what an interrupted run of the section has left of it."""
-    if job.settings.scratch is None:
-        return perform(job)
     name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
-    path = job.settings.scratch / f"{name}.json"
+    return keep(job.settings, name, lambda: perform(job))
+
+
+def keep(settings: Settings, name: str, work: Callable[[], list[list[Cell]]]) -> list[list[Cell]]:
+    """The rows of a part of a section; those that an interrupted run has left are not computed again."""
+    if settings.scratch is None:
+        return work()
+    path = settings.scratch / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    rows = perform(job)
+    rows = work()
     files.write(path, json.dumps(rows).encode())
     return rows
 

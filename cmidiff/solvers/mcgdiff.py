@@ -109,5 +109,6 @@ class MCGDiff(Particles):
             return torch.where(seen, (v * pull(w2)).sqrt(), std)
 
         gain = self.distance(step, mean, step.level_s, std**2) - left
-        moved = mean - m.filter(mean, pull) + alpha_s * m.filter(m.At(m.y), target)
+        pulled = alpha_s * m.filter(m.At(m.y), target)
+        moved = step.through(lambda x: x - m.filter(x, pull) + pulled, mean)
         return moved, carry._replace(gain=gain, noise=m.filter(step.z, spread))
