@@ -17,11 +17,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from cmidiff.laboratory.chains import EXACT, BlockDraws, floor, judged, levels
+from cmidiff.laboratory.chains import EXACT, BlockDraws, draw_floor, judge, list_levels
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
 from cmidiff.laboratory.mixtures import Family, Problems, problems_of
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES, keep
+from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES, compute_once
 from cmidiff.laboratory.settings import Settings, seed_of
 from cmidiff.loop import sample
 from cmidiff.solvers import CADPS, FPS, TDS, MCGDiff, Solver
@@ -77,7 +77,7 @@ def jobs(settings: Settings) -> list[Job]:
     return [*wide, *other, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
 
 
-def perform(job: Job) -> list[list[Cell]]:
+def run_job(job: Job) -> list[list[Cell]]:
     """Rows of a job, as `COLUMNS`."""
     torch.set_num_threads(1)
     problems, rows = job.problems(), []
@@ -86,16 +86,16 @@ def perform(job: Job) -> list[list[Cell]]:
         for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else job.repetitions):
             seed = seed_of(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
             if job.solver == EXACT_SAMPLES:
-                found, ess = floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
+                found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
             else:
                 solver = CADPS(EXACT) if job.solver == "CADPS exact" else SOLVERS[job.solver]()
                 images = tuple(p for p in range(len(problems)) for _ in range(crowd))
                 draws, measurement = BlockDraws(seed), problems.measurement(crowd)
                 problem = Problem(problems.prior, measurement, solver.sampler, draws, images)
                 with torch.no_grad():
-                    *_, trace = sample(problem, solver, levels(problems.prior.schedule, steps))
+                    *_, trace = sample(problem, solver, list_levels(problems.prior.schedule, steps))
                 alive = problems.grouped(trace.alive).to(trace.x_s).mean(1)
-                found = judged(problems, problems.grouped(trace.x_s), alive, seed)
+                found = judge(problems, problems.grouped(trace.x_s), alive, seed)
                 ess = problems.grouped(trace.own["ess"])[:, 0] if trace.own else torch.ones(len(problems))
             head: list[Cell] = [job.family, job.d, job.m, job.solver, crowd, repetition]
             values = zip(found.distance.tolist(), found.modes.tolist(), ess.tolist(), strict=True)
@@ -103,9 +103,9 @@ def perform(job: Job) -> list[list[Cell]]:
     return rows
 
 
-def kept(job: Job) -> list[list[Cell]]:
-    """`perform`, or what an interrupted run has left of it."""
-    return keep(job.settings, job.name, lambda: perform(job))
+def run_job_once(job: Job) -> list[list[Cell]]:
+    """`run_job`, or what an interrupted run has left of it."""
+    return compute_once(job.settings, job.name, lambda: run_job(job))
 
 
 def measure(settings: Settings) -> Findings:
@@ -113,9 +113,9 @@ def measure(settings: Settings) -> Findings:
     work = jobs(settings)
     if settings.workers > 1:
         with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(kept, work) for row in part]
+            rows = [row for part in pool.map(run_job_once, work) for row in part]
     else:
-        rows = [row for job in work for row in kept(job)]
+        rows = [row for job in work for row in run_job_once(job)]
     every = Table("Every problem", COLUMNS, rows, shown=False)
     keys = ["prior", "d", "m", "solver", "particles", "problem"]
     means = every.frame.groupby(keys, sort=False)[["distance", "mode error", "ess"]].mean().reset_index()
@@ -154,7 +154,7 @@ def _consistency(means: Frame) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Distance and mode error against the number of particles."""
     frame = found.tables["consistency"].frame
     figure, axes = panels(["distance to as many exact samples", "error of the components' weights"])
