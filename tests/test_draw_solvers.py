@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,7 @@ def test_the_flow_of_daps_is_eulers_rule():
     solver = DAPS(flow_steps=3)
     r = [(1.2 ** (1 / 7) + k / 3 * (solver.flow_levels(step)[-1] ** (1 / 7) - 1.2 ** (1 / 7))) ** 7 for k in range(4)]
     u = step.x_t.detach()
-    for a, b in zip(r, r[1:], strict=False):
+    for a, b in itertools.pairwise(r):
         u = u + (b - a) * (u - dense_denoiser(step.prior, u, a)[0]) / a  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(solver.flow(step), u, rtol=1e-9, atol=1e-10)
 
@@ -131,7 +132,7 @@ def test_repaint_travels_back_and_keeps_the_measurement_at_every_level():
     problem = problem_of(mixture(schedule=VE()), measured(MATRIX, Y, 0.0), sampler=Ancestral(), draws=rows(B))
     times = solver.times(problem, 6)
     assert len(set(times)) == 6
-    assert sum(b > a for a, b in zip(times, times[1:], strict=False)) == 2 * 2 * 2  # two stretches, twice, two steps
+    assert sum(b > a for a, b in itertools.pairwise(times)) == 2 * 2 * 2  # two stretches, twice, two steps
     for trace, s in zip(sample(problem, solver, times), [*times[1:], 0.0], strict=True):
         alpha_s, sigma_s = problem.prior.schedule(s)
         step = Step.at(problem, randn(B, D), trace.t, s, graph=False, index=trace.index)
