@@ -17,7 +17,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from cmidiff.laboratory.chains import EXACT, BlockDraws, draw_floor, judge, list_levels
+from cmidiff.covariance import Exact
+from cmidiff.laboratory.chains import BlockDraws, draw_floor, judge, list_levels
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
 from cmidiff.laboratory.mixtures import Family, Problems, problems_of
 from cmidiff.laboratory.plots import COLOURS, panels
@@ -29,11 +30,11 @@ from cmidiff.statistics import estimate
 from cmidiff.step import Problem
 
 EXACT_SAMPLES = "exact samples"
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "TDS exact": lambda: TDS(covariance=EXACT),
-    "TDS isotropic": TDS,
-    "MCGDiff": MCGDiff,
-    "FPS": FPS,
+SOLVERS: dict[str, Callable[[int], Solver]] = {
+    "TDS exact": lambda m: TDS(covariance=Exact(m)),  # S has m eigenvalues: conjugate gradients end after m iterations
+    "TDS isotropic": lambda _: TDS(),
+    "MCGDiff": lambda _: MCGDiff(),
+    "FPS": lambda _: FPS(),
 }
 CROWDS = (16, 64, 256, 1024)  # numbers of particles of the second table
 ON: tuple[Family, int, int] = ("mixture-25", 8, 2)  # its problems
@@ -57,10 +58,6 @@ class Job:
         parts = (self.solver, self.family, self.d, self.m, *self.crowds, self.settings.seed, self.settings.quick)
         return "-".join(map(str, parts)).replace(" ", "_")
 
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.settings.quick else 2
-
     def problems(self) -> Problems:
         size = SIZES[self.d]
         g = self.settings.generator("test", self.family, self.d, self.m)
@@ -68,13 +65,14 @@ class Job:
 
 
 def jobs(settings: Settings) -> list[Job]:
-    """All of them, the longest first."""
+    """All of them, those of one solver after those of another."""
     crowds = CROWDS[:2] if settings.quick else CROWDS
     names = (*SOLVERS, EXACT_SAMPLES)
     dimensions, few = ((8,), CROWDS[1]) if settings.quick else ((800, 80, 8), PARTICLES)
-    wide = [Job(name, "mixture-25", d, m, (few,), settings) for d in dimensions for m in MEASURED for name in names]
-    other = [Job(name, family, 8, 2, (few,), settings) for family in CONDITIONALS for name in names]
-    return [*wide, *other, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
+    cells: list[tuple[Family, int, int]] = [("mixture-25", d, m) for d in dimensions for m in MEASURED]
+    cells += [(family, 8, 2) for family in CONDITIONALS]
+    own = [Job(name, *cell, (few,), settings) for name in names for cell in cells]
+    return [*own, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
 
 
 def run_job(job: Job) -> list[list[Cell]]:
@@ -83,12 +81,12 @@ def run_job(job: Job) -> list[list[Cell]]:
     problems, rows = job.problems(), []
     steps = 30 if job.settings.quick else STEPS
     for crowd in job.crowds:
-        for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else job.repetitions):
+        for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else 1):
             seed = seed_of(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
             if job.solver == EXACT_SAMPLES:
                 found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
             else:
-                solver = CADPS(EXACT) if job.solver == "CADPS exact" else SOLVERS[job.solver]()
+                solver = CADPS(Exact(job.m)) if job.solver == "CADPS exact" else SOLVERS[job.solver](job.m)
                 images = tuple(p for p in range(len(problems)) for _ in range(crowd))
                 draws, measurement = BlockDraws(seed), problems.measurement(crowd)
                 problem = Problem(problems.prior, measurement, solver.sampler, draws, images)
