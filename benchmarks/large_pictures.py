@@ -30,11 +30,12 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff import CADPS, DPS, PiGDM, load_prior, measure, restore
-from cmidiff.images import read_source, sources, to_pil, write_image
+from cmidiff.images import to_pil, write_image
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import inpaint_box, inpaint_random, super_resolution
 from cmidiff.prior.tiles import Tiled, starts
 from cmidiff.solvers import Solver
+from cmidiff.sources import list_sources, read_source
 
 NOISE_STD = 0.05
 SOLVERS: dict[str, Solver] = {"dps": DPS(), "pigdm": PiGDM(), "cadps": CADPS()}
@@ -70,7 +71,7 @@ class Result:
 
 def read_pictures(archive: Path, count: int, side: int) -> Tensor:
     """(count, 3, side, side) in [0, 1]."""
-    found = sources(archive)
+    found = list_sources(archive)
     return torch.stack([_square(read_source(one), side) for one in found[:: max(1, len(found) // count)][:count]])
 
 
