@@ -20,10 +20,10 @@ from matplotlib.ticker import NullFormatter
 from cmidiff.covariance import Exact
 from cmidiff.laboratory.chains import BlockDraws, draw_floor, judge, list_levels
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
-from cmidiff.laboratory.mixtures import Family, Problems, problems_of
+from cmidiff.laboratory.mixtures import Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES, compute_once
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.loop import sample
 from cmidiff.solvers import CADPS, FPS, TDS, MCGDiff, Solver
 from cmidiff.statistics import estimate
@@ -61,7 +61,7 @@ class Job:
     def problems(self) -> Problems:
         size = SIZES[self.d]
         g = self.settings.generator("test", self.family, self.d, self.m)
-        return problems_of(self.family, self.d, self.m, 3 if self.settings.quick else size.problems, g).to(size.dtype)
+        return make_problems(self.family, self.d, self.m, 3 if self.settings.quick else size.problems, g).to(size.dtype)
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -82,7 +82,7 @@ def run_job(job: Job) -> list[list[Cell]]:
     steps = 30 if job.settings.quick else STEPS
     for crowd in job.crowds:
         for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else 1):
-            seed = seed_of(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
+            seed = make_seed(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
             if job.solver == EXACT_SAMPLES:
                 found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
             else:
