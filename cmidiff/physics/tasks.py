@@ -23,7 +23,7 @@ import torch
 from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
-from cmidiff.physics.check import Device, Shape, checked_gain, checked_shape
+from cmidiff.physics.check import Device, Shape, check_gain, check_shape
 from cmidiff.physics.decomposed import BicubicResize, Luminance
 from cmidiff.physics.kernels import gaussian_kernel, motion_kernel
 from cmidiff.physics.masks import box_mask, random_mask, random_signs, scratch_mask
@@ -45,7 +45,7 @@ def denoise(
     shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
 ) -> LinearPhysics:
     """Noise only: ``A`` is the identity."""
-    return Denoising(gaussian_noise(noise_std, dtype), img_size=checked_shape(shape)).to(device=device, dtype=dtype)
+    return Denoising(gaussian_noise(noise_std, dtype), img_size=check_shape(shape)).to(device=device, dtype=dtype)
 
 
 def inpaint_box(
@@ -108,7 +108,7 @@ def super_resolution(
     Raises:
         ValueError: also if ``factor`` does not divide height and width, or leaves fewer than two pixels a side.
     """
-    image = checked_shape(shape)
+    image = check_shape(shape)
     if not isinstance(factor, Integral) or factor < 1:
         raise ValueError(f"factor must be a whole number of at least 1; got {factor!r}. Use 2, 4, 8, ...")
     if any(side % factor or side < 2 * factor for side in image[1:]):
@@ -129,7 +129,7 @@ def colorize(
     Raises:
         ValueError: also for an image without three channels.
     """
-    image = checked_shape(shape)
+    image = check_shape(shape)
     if image[0] != 3:
         raise ValueError(f"colorize needs images of 3 channels; got {image[0]}. Pass a colour image.")
     return Luminance(image, gaussian_noise(noise_std, dtype), dtype).to(device)
@@ -271,9 +271,9 @@ class Task:
         Raises:
             ValueError: if a stored tensor belongs to images of another size, or for what the named function refuses.
         """
-        physics = self._build(checked_shape(shape), dtype, device)
+        physics = self._build(check_shape(shape), dtype, device)
         if POISSON in self.parameters:
-            gain = torch.tensor(checked_gain(self.parameters[POISSON]), dtype=dtype, device=device)
+            gain = torch.tensor(check_gain(self.parameters[POISSON]), dtype=dtype, device=device)
             physics.noise_model = PoissonNoise(gain, clip_positive=True)
         return physics
 

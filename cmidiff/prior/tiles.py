@@ -31,7 +31,7 @@ from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.windows import starts, windows
 from cmidiff.prior.wrapped import WrappedPrior
 
-FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-pictures.md
+FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-images.md
 Place = tuple[slice, ...]
 
 
