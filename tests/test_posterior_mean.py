@@ -79,6 +79,14 @@ def test_diffpir(schedule, t, s, strength):
     same(half, 0.5 * (x_hat + fitted))
 
 
+def test_levels_of_diffpir_are_even_and_its_zero_strength_takes_the_grid():
+    run = problem_of(mixture(), measured(MATRIX, Y, NOISE))
+    ratios = torch.tensor([math.log(s / a) for a, s in map(run.prior.schedule, DiffPIR().times(run, 5))], dtype=F64)
+    unit = math.sqrt(run.prior.variance / 0.3)
+    torch.testing.assert_close(ratios, torch.linspace(math.log(4 * unit), math.log(0.02 * unit), 5, dtype=F64))
+    assert list(DiffPIR(scale=0.0).times(run, 5)) == run.prior.schedule.grid(5)
+
+
 def test_diffpir_without_noise_satisfies_the_measurement():
     step = a_step(noise_std=0.0)
     torch.testing.assert_close(DiffPIR().estimate(step) @ MATRIX.mT, Y, rtol=1e-8, atol=1e-8)
