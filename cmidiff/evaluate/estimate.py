@@ -11,8 +11,9 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.counted import Counted
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
+from cmidiff.evaluate.setup import list_cells, setup
+from cmidiff.evaluate.work import Counted
 from cmidiff.moments import SecondMoments
 from cmidiff.physics import inpaint_random, measure
 from cmidiff.prior import NetworkPrior
@@ -40,8 +41,8 @@ class Speed:
     gradient: float
 
 
-def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
-    """What a sample of each cell costs, counted on a small picture with a closed-form prior.
+def count_costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
+    """What a sample of each cell costs, counted on a small image with a closed-form prior.
 
     Args:
         schedule: of the prior, on which it depends where CMI acts; that of DDPM by default.
@@ -51,8 +52,8 @@ def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
     """
     found: dict[str, Cost] = {}
     cells = {}
-    for cell in config.cells():
-        key = f"{config.setup(cell)}{cell.steps}"
+    for cell in list_cells(config):
+        key = f"{setup(config, cell)}{cell.steps}"
         if key not in found:
             found[key] = _cost(config, cell, DDPM.linear() if schedule is None else schedule)
         cells[cell] = found[key]
@@ -60,11 +61,11 @@ def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
 
 
 def _cost(config: Config, cell: Cell, schedule: Schedule) -> Cost:
-    setup, steps = config.setup(cell), min(cell.steps, COUNTED_STEPS)
+    made, steps = setup(config, cell), min(cell.steps, COUNTED_STEPS)
     physics = cast(LinearPhysics, inpaint_random(_SHAPE, hidden=0.5))
     y = measure(torch.full((1, *_SHAPE), 0.5), physics)
     prior = Counted(_gaussian(schedule))
-    restore(y, physics, prior, solver=setup.solver, cmi=setup.correction, sampler=setup.sampler, steps=steps)
+    restore(y, physics, prior, solver=made.solver, cmi=made.correction, sampler=made.sampler, steps=steps)
     scale = cell.steps / steps
     return Cost(prior.forwards * scale, prior.backwards * scale)
 
@@ -80,7 +81,7 @@ def _gaussian(schedule: Schedule) -> NetworkPrior:
     return NetworkPrior(network, "eps", schedule, second_moments=moments)
 
 
-def speed(prior: Denoiser, *, samples: int, size: int, device: str) -> Speed:
+def measure_speed(prior: Denoiser, *, samples: int, size: int, device: str) -> Speed:
     """A timing of the prior on its device: ``samples`` images of side ``size`` at once."""
     side = -(-size // prior.multiple) * prior.multiple
     x_t = torch.randn(samples, prior.channels or 3, side, side, device=device, requires_grad=True)
@@ -102,6 +103,6 @@ def _timed(work, device: str, repeats: int = 3) -> float:
     return min(spent[1:])
 
 
-def seconds(cost: Cost, speed: Speed) -> float:
+def predict_seconds(cost: Cost, speed: Speed) -> float:
     """Of one sample."""
     return cost.evaluations * speed.evaluation + cost.gradients * speed.gradient

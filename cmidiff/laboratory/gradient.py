@@ -26,7 +26,7 @@ from cmidiff.information import Contraction, Estimator, Probe, exact, gradient_a
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.measurement import Measurement
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
@@ -39,7 +39,7 @@ MOST = 256  # probes
 STATES = 32
 
 
-def problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
+def make_problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
     """The mixture and ``A``, shape (M, D)."""
     g = settings.generator("gradient")
     f64 = torch.float64
@@ -50,7 +50,7 @@ def problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
     return prior, torch.randn(M, D, generator=g, dtype=f64)
 
 
-def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
+def make_step(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
     """A step at ``x_t``, in its dtype, with probes of its own for each row."""
     own = matrix.to(x_t)
     physics = LinearPhysics(
@@ -64,7 +64,7 @@ def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, 
     return Step.at(problem, x_t, t, t - 1, graph=graph, steps=2)
 
 
-def cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
+def list_cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
     """Every combination that is possible."""
     for estimator in get_args(Estimator):
         for contraction in get_args(Contraction):
@@ -74,7 +74,7 @@ def cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
                 yield estimator, contraction, probe
 
 
-def needed(estimator: Estimator, probe: Probe) -> int | None:
+def count_probes(estimator: Estimator, probe: Probe) -> int | None:
     """How many coordinate probes give the trace exactly; None for random ones."""
     if probe != "coordinate":
         return None
@@ -83,7 +83,7 @@ def needed(estimator: Estimator, probe: Probe) -> int | None:
 
 def measure(settings: Settings) -> Findings:
     """Errors for 1 to 256 probes, and the bias."""
-    prior, matrix = problem(settings)
+    prior, matrix = make_problem(settings)
     rows = 1024 if settings.quick else 6144
     times = TIMES[1:2] if settings.quick else TIMES
     errors: list[list[Cell]] = []
@@ -92,39 +92,37 @@ def measure(settings: Settings) -> Findings:
         alpha_t, sigma_t = prior.schedule(t)
         g = settings.generator("gradient", t)
         x_t = alpha_t * prior.sample(STATES, g) + sigma_t * torch.randn(STATES, D, generator=g, dtype=torch.float64)
-        gradients = exact(prior, standing(prior, matrix, x_t, t, 0).measurement, x_t, t)[1]
+        gradients = exact(prior, make_step(prior, matrix, x_t, t, 0).measurement, x_t, t)[1]
         chosen = int(gradients.norm(dim=1).argmax())
         truth = gradients[chosen]
-        for case in cases():
-            step = standing(prior, matrix, x_t[chosen].repeat(rows, 1), t, seed_of(settings.seed, "probes", t, *case))
+        for case in list_cases():
+            step = make_step(
+                prior, matrix, x_t[chosen].repeat(rows, 1), t, make_seed(settings.seed, "probes", t, *case)
+            )
             own = _estimates(step, *case)
             errors += [[t, *case, r, _error(v, truth)] for r, v in own.items()]
             biases.append([t, *case, *_bias(own[1], truth)])
-    return Findings(
-        {
-            "one-probe": _summary(errors, biases),
-            "bias": Table(
-                f"Bias of every estimator: mean of {rows} estimates with one probe, against exact",
-                ("t", "estimator", "contraction", "probe", "bias / |g|", "standard error / |g|", "z"),
-                biases,
-                "z: the largest over 12 coordinates, in standard errors; below 4 nothing is biased beyond chance. "
-                "Finite differences have an error of their own, which more probes would bring to light.",
-                shown=False,
-            ),
-            "error": Table(
-                "Relative RMS error against the number of probes",
-                ("t", "estimator", "contraction", "probe", "probes", "relative RMS error"),
-                errors,
-                shown=False,
-            ),
-        }
+    bias = Table(
+        f"Bias of every estimator: mean of {rows} estimates with one probe, against exact",
+        ("t", "estimator", "contraction", "probe", "bias / |g|", "standard error / |g|", "z"),
+        biases,
+        "z: the largest over 12 coordinates, in standard errors; below 4 nothing is biased beyond chance. "
+        "Finite differences have an error of their own, which more probes would bring to light.",
+        shown=False,
     )
+    error = Table(
+        "Relative RMS error against the number of probes",
+        ("t", "estimator", "contraction", "probe", "probes", "relative RMS error"),
+        errors,
+        shown=False,
+    )
+    return Findings({"one-probe": _summarise(error, bias), "bias": bias, "error": error})
 
 
 def _estimates(step: Step, estimator: Estimator, contraction: Contraction, probe: Probe) -> dict[int, Tensor]:
     """Estimates (n, D) for each number of probes."""
     covariance = Exact(2 * D).at(step)
-    most = needed(estimator, probe)
+    most = count_probes(estimator, probe)
 
     def estimate(probes: int) -> Tensor:
         return gradient_at(step, covariance, estimator=estimator, contraction=contraction, probe=probe, probes=probes)
@@ -144,52 +142,36 @@ def _bias(v: Tensor, truth: Tensor) -> tuple[float, float, float]:
     return float(gap.norm() / truth.norm()), float(error.norm() / truth.norm()), float((gap.abs() / error).max())
 
 
-def _summary(errors: list[list[Cell]], biases: list[list[Cell]]) -> Table:
+def _summarise(error: Table, bias: Table) -> Table:
     """One row an estimator and probe: errors over t and contractions."""
-    rows: list[list[Cell]] = []
-    best: dict[Cell, float] = {}
-    spread: dict[tuple[Cell, Cell], list[float]] = {}
-    worst: dict[tuple[Cell, Cell], list[float]] = {}
-    for t, estimator, contraction, probe, r, error in errors:
-        if r == 1 and contraction == "double-backward" and isinstance(error, float):
-            spread.setdefault((estimator, probe), []).append(error)
-            best[t] = min(best.get(t, math.inf), error)
-    for _, estimator, _, probe, _, _, z in biases:
-        if isinstance(z, float):
-            worst.setdefault((estimator, probe), []).append(z)
-    reference = spread["measurement-symmetric", "rademacher"]
-    for (estimator, probe), values in spread.items():
-        worth = sum((v / ref) ** 2 for v, ref in zip(values, reference, strict=True)) / len(values)
-        rows.append([estimator, probe, *values, worth, max(worst[estimator, probe])])
-    names = [f"error, t = {t:g}" for t in best]
+    keys = ["estimator", "probe"]
+    frame = error.frame
+    single = frame[(frame["probes"] == 1) & (frame["contraction"] == "double-backward")]
+    errors = single.pivot_table("relative RMS error", keys, "t", sort=False)
+    worth = (errors / errors.loc["measurement-symmetric", "rademacher"]).pow(2).mean(axis=1)
+    worst = bias.frame.groupby(keys)["z"].max()
     return Table(
         "Relative RMS error of one probe (exact contraction)",
-        ("estimator", "probe", *names, "probes worth one of the default", "largest z"),
-        rows,
+        (*keys, *(f"error, t = {t:g}" for t in errors.columns), "probes worth one of the default", "largest z"),
+        [[*key, *values, worth[key], worst[key]] for key, values in zip(errors.index, errors.to_numpy(), strict=True)],
         "The default is measurement-symmetric with random signs; the paper's are two-term with normal probes. "
         "Largest z: of the bias, over t, contractions and coordinates.",
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Error against probes, one panel a t, and error of the contractions."""
-    table = found.tables["error"]
-    times = table.values("t")
-    figure, axes = panels([f"t = {t:g}" for t in times])
+    frame = found.tables["error"].frame
+    times = frame[frame["contraction"] == "double-backward"].groupby("t", sort=False)
+    figure, axes = panels([f"t = {t:g}" for t, _ in times])
     styles = {"rademacher": "-", "gaussian": "--", "coordinate": ":"}
-    for axis, t in zip(axes, times, strict=True):
-        for colour, estimator in zip(COLOURS, table.values("estimator"), strict=False):
-            for probe, style in styles.items():
-                rows = table.records(t=t, estimator=estimator, contraction="double-backward", probe=probe)
-                points = [(row["probes"], max(row["relative RMS error"], 1e-4)) for row in rows]
-                label = f"{estimator}, {probe}" if t == times[0] else None
-                axis.loglog(
-                    *zip(*points, strict=True),
-                    style,
-                    color=colour,
-                    marker="." if probe == "coordinate" else "",
-                    label=label,
-                )
+    colours = dict(zip(frame["estimator"].unique(), COLOURS, strict=False))
+    for axis, (_, rows) in zip(axes, times, strict=True):
+        for (estimator, probe), line in rows.groupby(["estimator", "probe"], sort=False):
+            style = {"color": colours[estimator], "marker": "." if probe == "coordinate" else ""}
+            label = f"{estimator}, {probe}" if axis is axes[0] else None
+            error = line["relative RMS error"].clip(lower=1e-4)
+            axis.loglog(line["probes"], error, styles[probe], **style, label=label)
         axis.set_xlabel("probes r")
     axes[0].set_ylabel("relative RMS error (1e-4: exact)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)

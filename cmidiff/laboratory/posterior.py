@@ -1,25 +1,27 @@
 """Every solver against posteriors that are known, with and without CMI.
 
-Priors (`cmidiff.laboratory.mixtures.prior_of`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
+Priors (`cmidiff.laboratory.mixtures.make_prior`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
 x_t)`` is far from Gaussian, as CMI assumes it is not (the paper's Assumption 1): well separated modes, heavy tails.
 
 The step sizes of DPS, MCG and DSG, and then eta of either sign, are chosen on other problems with other seeds, of all
-m together, for each prior, d and solver (`cmidiff.laboratory.chains.tuned`); eta is never 0. The test
+m together, for each prior, d and solver (`cmidiff.laboratory.chains.choose_strengths`); eta is never 0. The test
 problems have not been seen by that choice. A solver with CMI and the one without share all random numbers, so that
 their difference is paired, problem by problem; intervals are Student's, 95%, over problems. The noise levels are even
-in log(sigma/alpha) (`cmidiff.laboratory.chains.levels`), where 100 steps are enough: the row ``exact posterior`` shows
-what the steps cost.
+in log(sigma/alpha) (`cmidiff.laboratory.chains.list_levels`), where 100 steps are enough: the row ``exact posterior``
+shows what the steps cost.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -27,12 +29,12 @@ from torch import Tensor
 
 from cmidiff import files
 from cmidiff.information import CMI
-from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
-from cmidiff.laboratory.findings import Cell, Findings, Table
-from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
-from cmidiff.laboratory.paired import interval, verdict
+from cmidiff.laboratory.chains import METHODS, Outcome, choose_strengths, draw_floor, run_solver
+from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
+from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
+from cmidiff.statistics import Estimate, estimate
 
 FLOOR = "exact samples"
 MARKS = {"better": "+", "no difference": "=", "worse": "-"}
@@ -89,9 +91,9 @@ class Job:
         tuning = self.size.tuning_problems // len(self.measured)
         count = self.size.problems if purpose == "test" else tuning
         g = self.settings.generator(purpose, self.family, self.d, m)
-        return problems_of(self.family, self.d, m, count, g).to(self.size.dtype)
+        return make_problems(self.family, self.d, m, count, g).to(self.size.dtype)
 
-    def tuned(self) -> tuple[float, float]:
+    def tune(self) -> tuple[float, float]:
         """``(scale, eta)`` from other problems than those of the test."""
         size, solver = self.size, METHODS[self.solver]
         if self.family == "gaussian" and len(solver.scales) == 1:
@@ -99,11 +101,11 @@ class Job:
         if self.family == "gaussian":  # grad I vanishes: there is no eta to find
             solver = replace(solver, guided=False)
         several = [self.problems("tuning", m) for m in self.measured]
-        seed = seed_of(self.settings.seed, "tuning", self.family, self.d)
-        return tuned(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
+        seed = make_seed(self.settings.seed, "tuning", self.family, self.d)
+        return choose_strengths(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
 
 
-def jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Job]:
     """All of them, the longest first."""
     dimensions = (8,) if settings.quick else (800, 80, 8)
     families: tuple[Family, ...] = ("mixture-25", "gaussian")
@@ -118,15 +120,15 @@ def jobs(settings: Settings) -> list[Job]:
     return wide + [Job(family, 8, name, settings) for family in CONDITIONALS for name in names]
 
 
-def perform(job: Job) -> list[list[Cell]]:
+def run_job(job: Job) -> list[list[Cell]]:
     """Rows of a job, as `COLUMNS`."""
     torch.set_num_threads(1)
     size = job.size
     rows: list[list[Cell]] = []
-    scale, eta = (1.0, 0.0) if job.solver == FLOOR else job.tuned()
+    scale, eta = (1.0, 0.0) if job.solver == FLOOR else job.tune()
     for m in job.measured:
         problems = job.problems("test", m)
-        seed = seed_of(job.settings.seed, "test", job.family, job.d, m)
+        seed = make_seed(job.settings.seed, "test", job.family, job.d, m)
         if job.solver == FLOOR:
             rows += _rows(job, m, 1.0, BASE, 0.0, problems, _floor(problems, size.chains, seed))
             continue
@@ -136,7 +138,7 @@ def perform(job: Job) -> list[list[Cell]]:
         found: dict[float, Outcome] = {}
         for cmi, used in strengths.items():
             if used not in found:
-                found[used] = outcome(
+                found[used] = run_solver(
                     problems, METHODS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed
                 )
             rows += _rows(job, m, scale, cmi, used, problems, found[used])
@@ -145,7 +147,7 @@ def perform(job: Job) -> list[list[Cell]]:
 
 def _floor(problems: Problems, chains: int, seed: int) -> Outcome:
     """The mean of several draws."""
-    several = [floor(problems, chains=chains, seed=seed + k) for k in range(8)]
+    several = [draw_floor(problems, chains=chains, seed=seed + k) for k in range(8)]
     distance, modes = (torch.stack([getattr(o, name) for o in several]).mean(0) for name in ("distance", "modes"))
     return Outcome(distance, modes, several[0].alive, several[0].x)
 
@@ -187,20 +189,20 @@ def gaussian_errors(problems: Problems, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure(settings: Settings) -> Findings:
     """All jobs, several at once."""
-    work = jobs(settings)
+    work = list_jobs(settings)
     if settings.workers > 1:
         with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(kept, work) for row in part]
+            rows = [row for part in pool.map(run_job_once, work) for row in part]
     else:
-        rows = [row for job in work for row in kept(job)]
+        rows = [row for job in work for row in run_job_once(job)]
     every = Table("Every problem", COLUMNS, rows, shown=False)
-    mixture, conditionals = _comparison(every, ("mixture-25",)), _comparison(every, CONDITIONALS)
+    mixture, conditionals = _compare(every.frame, ("mixture-25",)), _compare(every.frame, CONDITIONALS)
     return Findings(
         {
             "overview": _overview(mixture, "25 components: distance to the exact posterior, over the floor"),
             "conditionals-overview": _overview(conditionals, "Non-Gaussian conditionals, the same"),
-            "verdicts": _verdicts([mixture, conditionals]),
-            "gaussian": _gaussian(every),
+            "verdicts": _count_verdicts([mixture, conditionals]),
+            "gaussian": _gaussian(every.frame),
             "mixture": mixture,
             "conditionals": conditionals,
             "problems": every,
@@ -208,45 +210,43 @@ def measure(settings: Settings) -> Findings:
     )
 
 
-def kept(job: Job) -> list[list[Cell]]:
-    """`perform`, or what an interrupted run of the section has left of it."""
+def run_job_once(job: Job) -> list[list[Cell]]:
+    """`run_job`, or what an interrupted run of the section has left of it."""
     if job.settings.scratch is None:
-        return perform(job)
+        return run_job(job)
     name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
     path = job.settings.scratch / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    rows = perform(job)
+    rows = run_job(job)
     files.write(path, json.dumps(rows).encode())
     return rows
 
 
-def _pm(mean: float, half: float) -> str:
-    return f"{mean:.3g} ± {half:.2g}"
+def _pm(found: Estimate) -> str:
+    return f"{found.mean:.3g} ± {found.half:.2g}"
 
 
-def _column(rows: Sequence[dict[str, float]], name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _cells(frame: Frame, families: Sequence[Family]) -> Iterator[tuple[list[Cell], Frame]]:
+    """Prior, d and m, and their rows."""
+    chosen = frame[frame["prior"].isin(families)]
+    return ((list(key), rows) for key, rows in chosen.groupby(["prior", "d", "m"]))
 
 
-def _cells(every: Table, families: Sequence[Family]) -> Iterator[tuple[Family, int, int]]:
-    seen = {(r["prior"], r["d"], r["m"]) for r in every.records()}
-    return ((family, d, m) for family, d, m in sorted(seen) if family in families)
-
-
-def _comparison(every: Table, families: Sequence[Family]) -> Table:
+def _compare(every: Frame, families: Sequence[Family]) -> Table:
     rows: list[list[Cell]] = []
-    for family, d, m in _cells(every, families):
-        cell = {"prior": family, "d": d, "m": m}
-        lowest = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
-        for name in (FLOOR, *METHODS):
-            base = list(every.records(**cell, solver=name, cmi=BASE))
-            for cmi in (BASE, TUNED, DEFAULT):
-                if records := list(every.records(**cell, solver=name, cmi=cmi)):
-                    mean, half = interval(_column(records, "distance"))
-                    row: list[Cell] = [family, d, m, name, _scale_of(records), cmi, records[0]["eta"] or "-"]
-                    row += [_pm(mean, half), mean / lowest, interval(_column(records, "mode error"))[0]]
-                    rows.append([*row, min(_column(records, "alive")), *_difference(base, records)])
+    for key, cell in _cells(every, families):
+        lowest = cell[cell["solver"] == FLOOR]["distance"].mean()
+        for (name, cmi), runs in cell.groupby(["solver", "cmi"], sort=False):
+            base = cell[(cell["solver"] == name) & (cell["cmi"] == BASE)]["distance"].to_numpy()
+            distance = estimate(runs["distance"])
+            row = [*key, name, _scale_of(runs), cmi, runs["eta"].iloc[0] or "-", _pm(distance), distance.mean / lowest]
+            row += [runs["mode error"].mean(), runs["alive"].min()]
+            if runs["eta"].iloc[0] == 0:
+                rows.append([*row, "-", "-"])
+            else:
+                gap = estimate(runs["distance"], base)
+                rows.append([*row, _pm(gap), verdict(gap)])
     return Table(
         "Sliced Wasserstein distance to the exact posterior" + (" (25 components)" if len(families) == 1 else ""),
         (
@@ -261,49 +261,43 @@ def _comparison(every: Table, families: Sequence[Family]) -> Table:
     )  # fmt: skip
 
 
-def _scale_of(records: Sequence[dict[str, Any]]) -> str:
-    name = records[0]["solver"]
-    return f"{records[0]['scale']:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
+def verdict(gap: Estimate) -> str:
+    """Of a paired difference of distances, CMI minus base."""
+    return "no difference" if not abs(gap.mean) > (gap.half or math.inf) else "better" if gap.mean < 0 else "worse"
 
 
-def _difference(base: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[Cell]:
-    """CMI minus base, problem by problem, and what it says."""
-    if records[0]["eta"] == 0:
-        return ["-", "-"]
-    pairs = zip(_column(records, "distance"), _column(base, "distance"), strict=True)
-    mean, half = interval([guided - plain for guided, plain in pairs])
-    return [_pm(mean, half), verdict(mean, half)]
+def _scale_of(runs: Frame) -> str:
+    name = runs["solver"].iloc[0]
+    return f"{runs['scale'].iloc[0]:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
 
 
 def _overview(comparison: Table, title: str) -> Table:
     """One line a solver, one column a problem: distance over floor, and the verdicts on CMI."""
-    cells = list(dict.fromkeys((r["prior"], r["d"], r["m"]) for r in comparison.records()))
-    several = len({prior for prior, _, _ in cells}) > 1
-    rows: list[list[Cell]] = []
-    for name in comparison.values("solver"):
-        row: list[Cell] = [name]
-        for prior, d, m in cells:
-            found = list(comparison.records(prior=prior, d=d, m=m, solver=name))
-            marks = "".join(MARKS[r["verdict"]] for r in found[1:])
-            row.append(f"{found[0]['/ floor']:.2f}{marks and f' {marks}'}")
-        rows.append(row)
-    names = [f"{prior}, d {d}, m {m}" if several else f"d {d}, m {m}" for prior, d, m in cells]
+    frame = comparison.frame
+    several = frame["prior"].nunique() > 1
+    column = "d " + frame["d"].astype(str) + ", m " + frame["m"].astype(str)
+    frame["column"] = frame["prior"] + ", " + column if several else column
+    marks = frame["verdict"].map(MARKS).fillna("")
+    frame["text"] = frame["/ floor"].map("{:.2f}".format).where(frame["cmi"] == BASE, "") + marks
+    wide = frame.groupby(["solver", "column"], sort=False)["text"].agg(
+        lambda t: f"{t.iloc[0]} {''.join(t[1:])}".strip()
+    )
+    wide = wide.unstack(sort=False)
     return Table(
         title,
-        ("solver", *names),
-        rows,
+        ("solver", *wide.columns),
+        [[name, *row] for name, row in zip(wide.index, wide.to_numpy().tolist(), strict=True)],
         "Distance of the solver without CMI over that of two exact samples, and what CMI changes, first with the tuned "
         "eta, then with the default one: + nearer, - farther, = no difference beyond the 95% interval.",
     )
 
 
-def _gaussian(every: Table) -> Table:
+def _gaussian(every: Frame) -> Table:
     rows: list[list[Cell]] = []
-    for family, d, m in _cells(every, ("gaussian",)):
-        for name in (FLOOR, *(name for name in METHODS if name not in SAME_ON_A_GAUSSIAN)):
-            records = list(every.records(prior=family, d=d, m=m, solver=name))
-            values = [_pm(*interval(_column(records, column))) for column in ("mean error", "variance ratio")]
-            rows.append([d, m, name, _scale_of(records), *values, min(_column(records, "alive"))])
+    for (_, d, m), cell in _cells(every, ("gaussian",)):
+        for name, runs in cell.groupby("solver", sort=False):
+            errors = [_pm(estimate(runs[column])) for column in ("mean error", "variance ratio")]
+            rows.append([d, m, name, _scale_of(runs), *errors, runs["alive"].min()])
     return Table(
         "Gaussian prior: the measured directions of the posterior",
         ("d", "m", "solver", "scale", "mean error [posterior std]", "variance ratio", "alive"),
@@ -313,15 +307,13 @@ def _gaussian(every: Table) -> Table:
     )
 
 
-def _verdicts(tables: Sequence[Table]) -> Table:
-    rows: list[list[Cell]] = []
-    for table in tables:
-        for family in table.values("prior"):
-            for solver, entry in METHODS.items():
-                for cmi in (TUNED, DEFAULT) if entry.guided else ():
-                    records = list(table.records(prior=family, solver=solver, cmi=cmi))
-                    found, etas = [r["verdict"] for r in records], dict.fromkeys(f"{r['eta']:g}" for r in records)
-                    rows.append([family, solver, cmi, ", ".join(etas), *(found.count(name) for name in MARKS)])
+def _count_verdicts(tables: Sequence[Table]) -> Table:
+    frame: Frame = pd.concat([table.frame for table in tables])
+    guided = frame[frame["verdict"].isin(MARKS)]
+    rows = []
+    for key, found in guided.groupby(["prior", "solver", "cmi"], sort=False):
+        etas = ", ".join(dict.fromkeys(f"{eta:g}" for eta in found["eta"]))
+        rows.append([*key, etas, *((found["verdict"] == name).sum() for name in MARKS)])
     return Table(
         "Verdicts on CMI, over all d and m",
         ("prior", "solver", "cmi", "eta (by d)", *MARKS),
@@ -330,30 +322,27 @@ def _verdicts(tables: Sequence[Table]) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Distances over the floor, and what CMI changes."""
-    every = found.tables["problems"]
-    families = [f for f in every.values("prior") if f != "gaussian"]
-    return {family: _figure(every, family) for family in families}
+    every = found.tables["problems"].frame
+    return {family: _draw(rows, family) for family, rows in every.groupby("prior") if family != "gaussian"}
 
 
-def _figure(every: Table, family: str) -> Figure:
-    cells = sorted({(r["d"], r["m"]) for r in every.records(prior=family)})
-    figure, axes = panels([f"{family}: d = {d}, m = {m}" for d, m in cells], columns=3, height=3.0)
-    for axis, (d, m) in zip(axes, cells, strict=True):
-        cell = {"prior": family, "d": d, "m": m}
-        base = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
+def _draw(every: Frame, family: str) -> Figure:
+    cells = list(every.groupby(["d", "m"]))
+    figure, axes = panels([f"{family}: d = {d}, m = {m}" for (d, m), _ in cells], columns=3, height=3.0)
+    styles = {BASE: (COLOURS[0], 0.2), TUNED: (COLOURS[1], 0.0), DEFAULT: (COLOURS[3], -0.2)}
+    names = list(reversed(METHODS))
+    for axis, (_, cell) in zip(axes, cells, strict=True):
+        lowest = cell[cell["solver"] == FLOOR]["distance"].mean()
         axis.axvline(1.0, color="#444444", linewidth=1)
-        for position, name in enumerate(reversed(METHODS)):
-            records = list(every.records(**cell, solver=name))
-            for cmi, colour, shift in ((BASE, COLOURS[0], 0.2), (TUNED, COLOURS[1], 0.0), (DEFAULT, COLOURS[3], -0.2)):
-                if values := [r["distance"] / base for r in records if r["cmi"] == cmi]:
-                    mean, half = interval(values)
-                    style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 4, "capsize": 2}
-                    axis.errorbar(mean, position + shift, xerr=half, label=LABELS[cmi], **style)
+        for (name, cmi), runs in cell[cell["solver"].isin(names)].groupby(["solver", "cmi"], sort=False):
+            ratio, (colour, shift) = estimate(runs["distance"] / lowest), styles[cmi]
+            place: dict[str, Any] = {"x": ratio.mean, "y": names.index(name) + shift, "xerr": ratio.half}
+            axis.errorbar(**place, label=LABELS[cmi], fmt="o", color=colour, markersize=4, capsize=2)
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_yticks(range(len(METHODS)), list(reversed(METHODS)), fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set_xlabel("distance / floor", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))

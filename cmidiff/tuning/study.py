@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,9 +28,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmidiff.prior.base import Denoiser
-from cmidiff.tuning.images import Images
-from cmidiff.tuning.interval import Interval, interval
-from cmidiff.tuning.problem import METRICS, SAMPLES, Problem, measured, quality, restored
+from cmidiff.statistics import Estimate, estimate
+from cmidiff.tuning.problem import (
+    METRICS,
+    SAMPLES,
+    Images,
+    Problem,
+    measure_images,
+    restore_problem,
+    score_images,
+)
 from cmidiff.tuning.space import Setting, Space
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ class Search:
 
     Attributes:
         images: all images; the first half tunes, the second is held out.
-        task, parameters: as in `cmidiff.tuning.problem.measured`.
+        task, parameters: as in `cmidiff.tuning.problem.measure_images`.
         space: the solver and the ranges.
         prior_name: of the prior, for the record.
         steps: of the sampler.
@@ -110,7 +118,7 @@ class Search:
         """The measurements of one half, in groups."""
         half = self.images.part(self.half, len(self.images)) if held_out else self.images.part(0, self.half)
         parts = [half.part(i, i + self.group) for i in range(0, len(half), self.group)]
-        return [measured(part, self.task, self.parameters, self.device) for part in parts]
+        return [measure_images(part, self.task, self.parameters, self.device) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -153,30 +161,30 @@ class Outcome:
 
     rows: list[Row]
     best: Row
-    gain: Interval
+    gain: Estimate
     metric: str
     trials: int
     pruned: int
 
     @property
-    def kept(self) -> bool:
+    def is_better(self) -> bool:
         """Whether the best is also better on the hold-out images; otherwise the solver alone is taken."""
         return self.best is not self.rows[0] and self.gain.mean > 0
 
     @property
     def chosen(self) -> Setting:
-        return (self.best if self.kept else self.rows[0]).setting
+        return (self.best if self.is_better else self.rows[0]).setting
 
     @property
     def verdict(self) -> str:
         """The outcome in one sentence."""
         if self.best is self.rows[0]:
             return "no setting was better than the solver alone on the tuning images: the preset is the solver alone"
-        figures = f"{self.gain.mean:+.3g} ± {self.gain.half:.2g}"
+        figures = f"{self.gain.mean:+.3g} ± {self.gain.half or math.inf:.2g}"
         where = f"{self.metric} gained {figures} on {self.gain.n} hold-out images"
-        if not self.kept:
+        if not self.is_better:
             return f"{where}: not better than the solver alone, which the preset therefore holds"
-        sure = self.gain.low > 0
+        sure = (self.gain.low or 0) > 0
         return f"{where}: " + ("better beyond its 95% interval" if sure else "better, but within its 95% interval of 0")
 
 
@@ -199,7 +207,7 @@ def tune(
     problems = search.problems(held_out=False)
     while (before := len(_done(study))) < search.trials:
         _run_trial(study, search, prior, problems, before, progress)
-    return _outcome(study, search, prior, progress)
+    return _conclude(study, search, prior, progress)
 
 
 def _optuna() -> Any:
@@ -274,83 +282,63 @@ def _run_trial(
     from optuna.trial import TrialState
 
     sampler = TPESampler(seed=int(hashlib.sha256(f"{search.seed} {before}".encode()).hexdigest()[:8], 16))
-    first = search.space.first()
+    first, sign = search.space.first(), METRICS[search.metric][1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = PartialFixedSampler(first[before], sampler) if before < len(first) else sampler
     trial = study.ask()
     setting = search.space.propose(trial)
-    best = max((t.value for t in _done(study) if t.state == TrialState.COMPLETE and t.value is not None), default=None)
-    sign = METRICS[search.metric][1]
+    best = max((_value(t) for t in _done(study) if t.state == TrialState.COMPLETE), default=None)
     scores: list[float] = []
-    mean = 0.0
     for number, problem in enumerate(problems, 1):
         doing = f"{setting}, images {number}/{len(problems)}"
         progress(Report(before + 1, search.trials, doing, None if best is None else sign * best))
-        scores += _scores(problem, prior, setting, search)[search.metric]
-        mean = sign * sum(scores) / len(scores)
-        trial.report(mean, number)
+        scores += _score(problem, prior, setting, search)[search.metric]
+        trial.report(sign * sum(scores) / len(scores), number)
         if before >= len(first) and number < len(problems) and trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
             return
     trial.set_user_attr("scores", scores)
-    study.tell(trial, mean)
+    study.tell(trial, sign * sum(scores) / len(scores))
 
 
-def _scores(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
+def _score(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
     """PSNR, SSIM where the images are large enough for it, and the metric of the search, image by image."""
     samples = SAMPLES.get(search.metric, 1)
-    restoration = restored(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
-    large = min(problem.images.truth.shape[-2:]) >= 11
-    names = {search.metric, "psnr"} | ({"ssim"} if large else set())
-    return {name: quality(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
+    restoration = restore_problem(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
+    names = {search.metric, "psnr"} | ({"ssim"} if min(problem.images.truth.shape[-2:]) >= 11 else set())
+    return {name: score_images(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
 
 
-def _outcome(study: optuna.Study, search: Search, prior: Denoiser, progress: Callable[[Report], None]) -> Outcome:
-    from optuna.trial import TrialState
+def _conclude(study: optuna.Study, search: Search, prior: Denoiser, progress: Callable[[Report], None]) -> Outcome:
+    """The solver alone and the best settings, on the hold-out images, each computed once."""
+    from optuna.trial import FixedTrial, TrialState
 
-    done = _done(study)
+    done, problems = _done(study), search.problems(held_out=True)
     complete = [t for t in done if t.state == TrialState.COMPLETE]
-    names = {"the solver alone": complete[0]}
+    compared = {"the solver alone": complete[0]}
     for name, cmi in (("best without CMI", False), ("best with CMI", True)):
-        candidates = [t for t in complete if t.params["cmi"] == cmi]
-        if candidates and (top := max(candidates, key=_value)) is not complete[0]:
-            names[name] = top
-    problems = search.problems(held_out=True)
-    rows = [_row(name, trial, study, search, prior, problems, progress) for name, trial in names.items()]
-    best = max(zip(names.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
+        top = max((t for t in complete if t.params["cmi"] == cmi), key=_value, default=complete[0])
+        if top is not complete[0]:
+            compared[name] = top
+    rows = []
+    for name, trial in compared.items():
+        setting, key = search.space.propose(FixedTrial(trial.params)), f"{FINISHED} {trial.number}"
+        if key not in study.user_attrs:
+            found: dict[str, list[float]] = {}
+            for number, problem in enumerate(problems, 1):
+                doing = f"hold-out: {name}, images {number}/{len(problems)}"
+                progress(Report(search.trials, search.trials, doing, None))
+                for metric, values in _score(problem, prior, setting, search).items():
+                    found.setdefault(metric, []).extend(values)
+            study.set_user_attr(key, found)
+        rows.append(Row(name, setting, trial.user_attrs["scores"], study.user_attrs[key]))
+    best = max(zip(compared.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
     sign, metric = METRICS[search.metric][1], search.metric
-    values, base = ([sign * value for value in row.held_out[metric]] for row in (best, rows[0]))
-    gain = interval(values, base)
-    pruned = sum(t.state == TrialState.PRUNED for t in done)
-    return Outcome(rows, best, gain, metric, len(done), pruned)
+    gain = estimate(*([sign * value for value in row.held_out[metric]] for row in (best, rows[0])))
+    return Outcome(rows, best, gain, metric, len(done), sum(t.state == TrialState.PRUNED for t in done))
 
 
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
-
-
-def _row(
-    name: str,
-    trial: FrozenTrial,
-    study: optuna.Study,
-    search: Search,
-    prior: Denoiser,
-    problems: list[Problem],
-    progress: Callable[[Report], None],
-) -> Row:
-    """The figures of a trial, with those on the hold-out images, which are computed once."""
-    from optuna.trial import FixedTrial
-
-    setting = search.space.propose(FixedTrial(trial.params))
-    key = f"{FINISHED} {trial.number}"
-    if key not in study.user_attrs:
-        found: dict[str, list[float]] = {}
-        for number, problem in enumerate(problems, 1):
-            doing = f"hold-out: {name}, images {number}/{len(problems)}"
-            progress(Report(search.trials, search.trials, doing, None))
-            for metric, values in _scores(problem, prior, setting, search).items():
-                found.setdefault(metric, []).extend(values)
-        study.set_user_attr(key, found)
-    return Row(name, setting, trial.user_attrs["scores"], study.user_attrs[key])
