@@ -37,6 +37,8 @@ def compute(problem: Problem, settings: Settings, prior: Denoiser, folder: Path,
         ValueError: what `cmidiff.restore` refuses.
     """
     done = {sample.index for sample in load_samples(folder, settings)}
+    if settings.drawer[1].together and any(k not in done for k in range(settings.samples)):
+        done -= set(range(settings.samples))
     missing = [k for k in settings.parts if k not in done]
     for indices in split(missing, settings.batch):
         before = missing.index(indices.start)

@@ -79,11 +79,12 @@ class DPIR(Solver):
         return alpha_t * self._fit(problem, x, sigma_t / alpha_t), None
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
-        z = step.corrected(step.x_hat)
-        if step.last:
-            return z, carry
         alpha_s, sigma_s = step.level_s
-        return alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals), carry
+
+        def fitted(z: Tensor) -> Tensor:
+            return z if step.last else alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals)
+
+        return step.update(fitted, step.x_hat), carry
 
     @staticmethod
     def _denoises(problem: Problem) -> bool:
