@@ -92,6 +92,15 @@ class Problem:
         return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
 
     @property
+    def half_range(self) -> float:
+        """Half the range of the images, to which noise levels are relative; the standard deviation of the prior's
+        signals where they have no range."""
+        if self.prior.value_range is None:
+            return math.sqrt(self.prior.variance)
+        low, high = self.prior.value_range
+        return (high - low) / 2
+
+    @property
     def noisiest(self) -> float:
         """The largest ``sigma / alpha`` of the prior's grid."""
         alpha, sigma = self.prior.schedule(self.prior.schedule.grid(1)[0])
@@ -277,6 +286,11 @@ class Step:
         """``sigma_t / alpha_t``, the noise level that all schedules share."""
         alpha_t, sigma_t = self.level_t
         return sigma_t / alpha_t
+
+    @property
+    def relative_ratio(self) -> float:
+        """``sigma_t / alpha_t`` relative to half the range of the images: 1 for images in [-1, 1]."""
+        return self.ratio / self.problem.half_range
 
     @property
     def covariance_gain(self) -> float:

@@ -3,12 +3,12 @@
 Every distribution here is a scale mixture, ``u | tau ~ N(0, tau)``, which is what Gibbs sampling needs:
 
     Gaussian           tau = variance
-    Laplace            tau ~ Exp(mean 2 scale^2);  1 / tau | u is inverse Gaussian (mean 1 / (scale |u|), shape 1 / scale^2)
+    Laplace            tau ~ Exp(mean 2 s^2);  1 / tau | u ~ IG(mean 1 / (s |u|), shape 1 / s^2), s the scale
     Student            tau ~ InvGamma(nu / 2, nu / 2);  tau | u ~ InvGamma((nu + 1) / 2, (nu + u^2) / 2)
     Bernoulli-Laplace  u = 0 with probability `Increments.atom`, otherwise Laplace
 
-Sources: Andrews, Mallows, "Scale Mixtures of Normal Distributions", 1974; Park, Casella, "The Bayesian Lasso", 2008 (the
-conditional of the Laplace); Bohra, del Aguila Pla, Giovannelli, Unser, "A Statistical Framework to Investigate the
+Sources: Andrews, Mallows, "Scale Mixtures of Normal Distributions", 1974; Park, Casella, "The Bayesian Lasso", 2008
+(the conditional of the Laplace); Bohra, del Aguila Pla, Giovannelli, Unser, "A Statistical Framework to Investigate the
 Optimality of Signal-Reconstruction Methods", 2022, https://arxiv.org/abs/2203.09920.
 """
 

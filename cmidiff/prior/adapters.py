@@ -31,6 +31,7 @@ def from_callable(
     label: int | None = None,
     smooth: bool = True,
     dtype: torch.dtype | None = None,
+    variance: float | None = None,
 ) -> NetworkPrior:
     """A prior from any function that predicts.
 
@@ -40,8 +41,8 @@ def from_callable(
         schedule: the perturbation kernel it was trained on, e.g. ``DDPM.linear()``, ``VE()``, ``RectifiedFlow()``.
         parametrisation: what the output is: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros of it, and its answer checked.
-        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype: see `NetworkPrior`. For
-            signals other than images, ``value_range=None, channels=None``.
+        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype, variance: see
+            `NetworkPrior`. For signals other than images, ``value_range=None, channels=None`` and their ``variance``.
 
     Raises:
         TypeError: ``fn`` cannot be called, or ``schedule`` is none.
@@ -64,6 +65,7 @@ def from_callable(
         label=label,
         smooth=smooth,
         dtype=dtype,
+        variance=variance,
     )
     if shape is not None:
         try_prior(prior, shape)

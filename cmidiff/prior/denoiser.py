@@ -62,6 +62,7 @@ def from_denoiser(
     max_batch: int | None = None,
     name: str = "denoiser",
     card: dict[str, Any] | None = None,
+    variance: float | None = None,
 ) -> NetworkPrior:
     """A prior from a denoiser ``D(x, sigma)``.
 
@@ -70,10 +71,10 @@ def from_denoiser(
             to evaluation mode.
         max_sigma, min_sigma: the noise that it removes, as standard deviations in units of ``x``.
         value_range: range of its images; the prior's own range is then (-1, 1). For signals other than images,
-            ``value_range=None, channels=None``: the prior has the units of ``fn``.
+            ``value_range=None, channels=None``, and their ``variance``: the prior has the units of ``fn``.
         sigma_per_row: ``fn`` takes ``sigma`` of shape (B,); by default of shape ().
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros and its output checked.
-        channels, multiple, size, max_batch, name, card: see `NetworkPrior`.
+        channels, multiple, size, max_batch, name, card, variance: see `NetworkPrior`; in the prior's own units.
         smooth: see `NetworkPrior`. False by default, since most denoisers are piecewise linear (ReLU).
         dtype: precision of the input of ``fn``; by default that of its parameters, or of ``x_t`` without any.
 
@@ -107,6 +108,7 @@ def from_denoiser(
         smooth=smooth,
         min_ratio=gain * min_sigma,
         max_ratio=gain * max_sigma,
+        variance=variance,
     )
     if shape is not None:
         try_prior(prior, shape)
