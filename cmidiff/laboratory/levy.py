@@ -299,7 +299,7 @@ def measure(settings: Settings) -> Findings:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """None: the tables say it."""
     return {}
 

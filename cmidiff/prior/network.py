@@ -21,7 +21,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,20 @@ from cmidiff.schedule import DDPM, Schedule, within
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
 TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
+
+
+class Facts(TypedDict, total=False):
+    """What a caller may state of a network; see `NetworkPrior`."""
+
+    channels: int | None
+    multiple: int
+    name: str
+    card: dict[str, Any] | None
+    dtype: torch.dtype | None
+    max_batch: int | None
+    size: int | None
+    smooth: bool
+    variance: float | None
 
 
 class NetworkPrior(Prior):

@@ -77,4 +77,5 @@ class FPS(Particles):
         solved = at.solve(residual, std**2, step.record.residuals)
         fit = (dot(residual, residual) - std**2 * dot(residual, at.A(solved))) / at.noise_std**2
         e = step.draws.normal("measured", step.index, at.y)
-        return at.draw(mean, std**2, step.z, e), carry._replace(gain=-0.5 * fit.clamp_min(0.0), path=path)
+        x_s = step.through(lambda x: at.draw(x, std**2, step.z, e), mean)
+        return x_s, carry._replace(gain=-0.5 * fit.clamp_min(0.0), path=path)
