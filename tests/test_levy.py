@@ -45,7 +45,8 @@ def generator(seed: int) -> torch.Generator:
 def moments(increments: Increments, matrix: Tensor, y: Tensor, noise_std: float, width: float) -> tuple[Tensor, Tensor]:
     """Mean and covariance of ``p(x | y)`` by sums over fine grids of the increments, one for each set of increments
     that are zero."""
-    d, total, first, second = matrix.shape[1], 0.0, 0.0, 0.0
+    d = matrix.shape[1]
+    total, first, second = (torch.zeros(d, d, dtype=torch.float64)[(0,) * k] for k in (2, 1, 0))
     # a grid that has a point at zero, where the densities have kinks
     line = torch.linspace(-width, width, {2: 801, 3: 101}[d], dtype=torch.float64)
     step = float(line[1] - line[0])
@@ -291,8 +292,7 @@ def test_the_solvers_run_on_it_with_their_defaults(family: str):
             value_range=None,
         )
     assert bool(found.ok.all())
-    far = score(problems.prior.sample(5, generator(2))[None], reference.x)
-    assert float(score(found.samples[:, :, 0], reference.x).distance) < 0.3 * float(far.distance)
+    assert float(score(found.samples[:, :, 0], reference.x).distance) < 0.3
 
 
 @pytest.mark.parametrize("scale", [0.05, 4.0])

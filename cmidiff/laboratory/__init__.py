@@ -1,7 +1,7 @@
 """The laboratory: everything that this library claims of CMI and of its solvers, measured against exact answers.
 
-Seven sections, each a module with one function from `Settings` to `Findings` (tables of numbers) and one from `Findings`
-to figures:
+Seven sections, each a module with one function from `Settings` to `Findings` (tables of numbers) and one from
+`Findings` to figures:
 
     gradient      error and bias of the CMI gradient's estimators
     difference    error of the finite differences against their step

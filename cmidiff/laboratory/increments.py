@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,17 +30,26 @@ class Increments(ABC):
     """One distribution, symmetric about zero.
 
     Attributes:
-        variance: of an increment; infinity where it has none.
-        quiet: variance of its centre: how narrow ``p(x_0 | x_t)`` can be between large jumps.
         atom: probability of exactly zero.
-        tail: ``t`` such that a sum of ``d`` increments exceeds ``7 sqrt(d variance) + t`` with a probability below
-            1e-10; infinity where no such number is of use.
     """
 
-    variance: float
-    quiet: float
     atom: float = 0.0
-    tail: float = math.inf
+
+    @property
+    @abstractmethod
+    def variance(self) -> float:
+        """Of an increment; infinity where it has none."""
+
+    @property
+    @abstractmethod
+    def quiet(self) -> float:
+        """Variance of its centre: how narrow ``p(x_0 | x_t)`` can be between large jumps."""
+
+    @property
+    def tail(self) -> float:
+        """``t`` such that a sum of ``d`` increments exceeds ``7 sqrt(d variance) + t`` with a probability below 1e-10;
+        infinity where no such number is of use."""
+        return math.inf
 
     @abstractmethod
     def log_density(self, u: Tensor) -> Tensor:
@@ -67,10 +75,21 @@ class Increments(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(Increments):
-    """``N(0, variance)``."""
+    """``N(0, size)``.
 
-    variance: float = 0.25
-    tail: ClassVar[float] = 0.0
+    Args:
+        size: the variance.
+    """
+
+    size: float = 0.25
+
+    @property
+    def variance(self) -> float:
+        return self.size
+
+    @property
+    def tail(self) -> float:
+        return 0.0
 
     @property
     def quiet(self) -> float:
@@ -185,7 +204,7 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
     """Draws from Gamma(shape, 1)."""
-    return torch._standard_gamma(shape, generator=generator)
+    return torch._standard_gamma(shape, generator=generator)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def inverse_gaussian(mean: Tensor, shape: float, generator: torch.Generator) -> Tensor:

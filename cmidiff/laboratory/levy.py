@@ -29,7 +29,7 @@ from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.levy_gibbs import Reference
 from cmidiff.laboratory.levy_problems import D, Problems, problems_of
 from cmidiff.laboratory.levy_scores import SAMPLES, score
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.registry import SOLVERS, configure
 from cmidiff.restoration import restore
 from cmidiff.result import RestorationWarning, Status
@@ -42,7 +42,6 @@ CELLS = (
     ("imputation", "gauss"),
     ("fourier", "gauss"),
     ("blur", "laplace"),
-    ("imputation", "student-3"),
     ("imputation", "bernoulli-laplace"),
 )
 FREE: Mapping[str, str] = {
@@ -205,7 +204,7 @@ class Job:
         candidates = method.candidates()
         if len(candidates) == 1:
             return candidates[0]
-        (problems, reference), seed = self.tuning, seed_of(self.settings.seed, "levy tuning")
+        (problems, reference), seed = self.tuning, make_seed(self.settings.seed, "levy tuning")
 
         def loss(free: float | None) -> float:
             found = run(problems, method, self.size.tuning_samples, self.size.steps, seed, free)
@@ -225,7 +224,7 @@ class Job:
             method = methods(self.size.steps)[name]
             try:
                 free = self.tuned(method)
-                seed = seed_of(self.settings.seed, "levy test")
+                seed = make_seed(self.settings.seed, "levy test")
                 found = run(problems, method, SAMPLES, self.size.steps, seed, free)
             except (ValueError, TypeError) as error:
                 return [[*head, *[None] * (len(COLUMNS) - 4), str(error)]]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from deepinv.physics import Denoising, Inpainting, LinearPhysics
@@ -28,7 +29,7 @@ from torch import Tensor
 from cmidiff.laboratory.increments import BernoulliLaplace, Gaussian, Increments, Laplace, Student, normal, uniform
 from cmidiff.laboratory.levy_gibbs import Model, Reference
 from cmidiff.laboratory.levy_prior import LevyPrior
-from cmidiff.laboratory.settings import seed_of
+from cmidiff.laboratory.settings import make_seed
 from cmidiff.physics import from_matrix
 from cmidiff.physics.operators import gaussian_noise
 
@@ -79,7 +80,8 @@ def matrix_of(task: str, d: int, generator: torch.Generator) -> Tensor:
             return eye
         case "blur":
             taps = torch.exp(-0.5 * (torch.arange(-6, 7, dtype=torch.float64) / 2) ** 2)
-            return sum(w * eye.roll(k, 1) for k, w in zip(range(-6, 7), (taps / taps.sum()).tolist(), strict=True))
+            shifted = torch.stack([eye.roll(k, 1) for k in range(-6, 7)])
+            return torch.einsum("k,kij->ij", taps / taps.sum(), shifted)
         case "imputation":
             seen = uniform((d,), generator) < SEEN
             return eye[seen if bool(seen.any()) else [0]]
@@ -96,7 +98,7 @@ def matrix_of(task: str, d: int, generator: torch.Generator) -> Tensor:
 def problems_of(family: str, task: str, count: int, generator: torch.Generator, d: int = D) -> Problems:
     """Random signals and their measurements. The operator and the noise level are those of the task and the process."""
     prior = LevyPrior(FAMILIES[family], d)
-    fixed = torch.Generator().manual_seed(seed_of("operator", task, d))
+    fixed = torch.Generator().manual_seed(make_seed("operator", task, d))
     matrix = matrix_of(task, d, fixed)
     power = (prior.sample(1000, fixed) @ matrix.mT).square().mean(1).median()
     noise_std = math.sqrt(float(power) / 10 ** (SNR / 10))
@@ -107,8 +109,8 @@ def problems_of(family: str, task: str, count: int, generator: torch.Generator, 
         case "denoise":
             physics: LinearPhysics = Denoising(noise)
         case "imputation":
-            y = y @ matrix
-            physics = Inpainting((1, d), mask=matrix.sum(0)[None], noise_model=noise)
+            y, size = y @ matrix, cast(Any, (1, d))  # deepinv annotates a tuple of two as a tuple of one
+            physics = Inpainting(size, mask=matrix.sum(0)[None], noise_model=noise)
         case _:
             physics = from_matrix(matrix, (1, d), noise_std=noise_std, dtype=torch.float64)
     shaped = y[:, None] if task in ("denoise", "imputation") else y
