@@ -102,6 +102,6 @@ class DPIR(Solver):
 
 
 def _half_range(problem: Problem) -> float:
-    """Half the range of the images; the standard deviation of the prior where it has no range."""
-    low, high = problem.prior.value_range or (-1.0, 1.0)
-    return (high - low) / 2 if problem.prior.value_range else math.sqrt(problem.prior.variance)
+    """Half the range of the states; the standard deviation of the prior where they have none."""
+    found = problem.prior.value_range if problem.prior.decoder is None else None
+    return math.sqrt(problem.prior.variance) if found is None else (found[1] - found[0]) / 2
