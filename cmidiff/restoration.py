@@ -187,7 +187,7 @@ class _Run:
                 f"{name} does not work with the latent prior {self.prior.name}: {solver.refuses_decoder}. Choose "
                 "another solver, such as dps, psld or resample"
             )
-        if solver.needs_noise and solver.needs_graph and self.sampler.silent:
+        if solver.needs_noise and (solver.needs_graph or solver.together) and self.sampler.silent:
             raise ValueError(
                 f"{name} uses the noise of the sampler, and {self.sampler!r} has none: use sampler=Ancestral() or "
                 "DDIM(eta=1.0), or DPS"
