@@ -152,16 +152,18 @@ def test_a_particle_that_diverges_is_replaced():
 
 
 def test_what_has_no_meaning_is_refused():
-    for solver, options, match in (
+    wrong: list[tuple[type, dict[str, Any], str]] = [
         (TDS, {"threshold": 1.5}, "threshold must be in"),
         (TDS, {"scale": -1.0}, "scale"),
         (MCGDiff, {"kappa": 0.0}, "kappa must be a number > 0"),
         (FPS, {"renewal": 0.0}, "renewal must be in"),
-    ):
+    ]
+    for solver, options, match in wrong:
         with pytest.raises(ValueError, match=match):
             solver(**options)
     shape = (1, 8, 8)
     task = TASKS["denoise"](shape, noise_std=0.1, dtype=F64)
-    for solver in ("tds", "mcgdiff", "fps"):
+    y = 0 * task.A(torch.ones(1, *shape, dtype=F64))
+    for name in ("tds", "mcgdiff", "fps"):
         with pytest.raises(ValueError, match="uses the noise of the sampler"):
-            restore(0 * task.A(torch.ones(1, *shape, dtype=F64)), task, pictures(shape), solver=solver, sampler="ddim")
+            restore(y, task, pictures(shape), solver=name, sampler="ddim")
