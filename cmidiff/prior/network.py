@@ -77,6 +77,7 @@ class Facts(TypedDict, total=False):
     max_batch: int | None
     size: int | None
     smooth: bool
+    variance: float | None
 
 
 class NetworkPrior(Prior):
@@ -105,6 +106,8 @@ class NetworkPrior(Prior):
         min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
             kept between them.
         second_moments: of its images, in the DCT domain.
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative; None: that of
+            the second moments, of natural images in ``value_range``, or 1 for signals without a range.
 
     Raises:
         ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have; in a
@@ -133,6 +136,7 @@ class NetworkPrior(Prior):
         min_ratio: float = 0.0,
         max_ratio: float = math.inf,
         second_moments: SecondMoments | None = None,
+        variance: float | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
@@ -140,6 +144,8 @@ class NetworkPrior(Prior):
             )
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
+        if variance is not None and not 0 < variance < math.inf:
+            raise ValueError(f"variance must be a number > 0, or None, received {variance!r}")
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
         self.schedule: Schedule = within(DDPM.linear() if schedule is None else schedule, min_ratio, max_ratio)
@@ -154,7 +160,7 @@ class NetworkPrior(Prior):
         self.smooth = smooth
         self.min_ratio = min_ratio
         self.max_ratio = max_ratio
-        self._moments = second_moments
+        self._moments, self._variance = second_moments, variance
         self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
 
     @property
@@ -168,6 +174,10 @@ class NetworkPrior(Prior):
     @property
     def second_moments(self) -> SecondMoments | None:
         return self._moments
+
+    @property
+    def variance(self) -> float:
+        return super().variance if self._variance is None else self._variance
 
     @property
     def device(self) -> torch.device | None:
