@@ -22,9 +22,9 @@ from cmidiff.app import demo, duration, options, problem, run
 from cmidiff.app.cli import app
 from cmidiff.app.findings import find_noise
 from cmidiff.app.unpainted import keep_unpainted
-from cmidiff.images import encode_image, read_image
+from cmidiff.images import encode_image, read_image, write_image
 from cmidiff.moments import SecondMoments
-from cmidiff.physics import TASKS
+from cmidiff.physics import TASKS, from_kernel, measure, parse_kernel
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.network import Network
@@ -280,13 +280,40 @@ def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
 def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
     Image.fromarray(np.diag([0, 0, 200]).astype(np.uint8)).save("kernel.png")
     made = options.problem_of(photograph, None, {}, None, Path("kernel.png"), 0.1)
-    x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(made.physics.A(x)[..., 1:, 1:], x[..., :-1, :-1], rtol=0, atol=1e-6)
+    assert (made.shape, made.result_shape) == ((3, 14, 22), (3, 12, 20)), "the surroundings are restored, not shown"
+    x = torch.rand(1, 3, 14, 22, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(made.physics.A(x), x[..., :-2, :-2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(made.finish(x[0]), x[0, :, 1:-1, 1:-1])
+    inside = options.problem_of(photograph, None, {"padding": "reflect"}, None, Path("kernel.png"), 0.1)
+    assert inside.shape == inside.result_shape == (3, 12, 20)
     assert "must be written motion:LENGTH,ANGLE" in refused("restore", photograph, "--kernel", "motion:3", *FAST)
     wide = options.problem_of(photograph, None, {}, None, Path("gaussian:1"), 0.1)
-    assert float(wide.physics.A(x).std()) < 0.7 * float(x.std())
-    result = cmidiff("restore", photograph, "--kernel", "kernel.png", *FAST)
+    assert float(wide.physics.A(torch.rand(1, *wide.shape)).std()) < 0.7 * float(x.std())
+    result = cmidiff("restore", photograph, "--kernel", "kernel.png", "--samples", 1, *FAST)
     assert result.exit_code == 0, result.output
+    for name in ("restored.png", "sample-00.png"):
+        assert Image.open(Path("restored") / name).size == (20, 12)
+    assert "state a width here" in refused("degrade", photograph, "--kernel", "gaussian:auto")
+
+
+def test_the_width_of_a_blur_is_found_and_a_stated_one_that_is_too_wide_is_doubted() -> None:
+    sharp = torch.from_numpy(np.asarray(Image.open(demo.PHOTOGRAPH).convert("RGB"), np.float32) / 255).permute(2, 0, 1)[
+        None
+    ]
+    sharp = torch.nn.functional.interpolate(sharp, size=(128, 128), mode="bicubic", antialias=True)
+    blurred = from_kernel(parse_kernel("gaussian:2"), (3, 128, 128), padding="valid", noise_std=0.005)
+    write_image(Path("b.png"), measure(sharp, blurred, seed=0)[0], bits=16)
+    for name, kernel in ((None, Path("gaussian:auto")), ("deblur-gaussian", None)):
+        found = options.problem_of(Path("b.png"), name, {}, None, kernel, None)
+        width = float(found.assumed[1].split("gaussian:")[1].split()[0])
+        assert 1.6 < width < 2.5, found.assumed
+        assert found.task.tensors["kernel"].shape[-1] == 2 * int(4 * width + 0.5) + 1
+    fits, wide = (options.problem_of(Path("b.png"), None, {}, None, Path(f"gaussian:{w}"), None) for w in (width, 3.2))
+    assert len(fits.assumed) == 1
+    assert "less blurred than stated" in wide.assumed[1]
+    assert wide.noise_std > 1.8 * fits.noise_std
+    stated = options.problem_of(Path("b.png"), None, {}, None, Path("gaussian:3.2"), 0.005)
+    assert stated.noise_std == 0.005, "what is stated is not replaced"
 
 
 def test_grayscale_stays_gray_and_transparency_returns() -> None:

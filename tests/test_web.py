@@ -80,7 +80,7 @@ def test_every_case_is_a_problem_that_its_file_restores(tmp_path: Path, name: st
     x = torch.rand(1, *work.problem.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again.physics.A(x), work.problem.physics.A(x), rtol=0, atol=0)
     if ask.case != "scratches":
-        assert result_size(ask, (48, 64)) == work.problem.shape[1:]
+        assert result_size(ask, (48, 64)) == work.problem.result_shape[1:]
 
 
 def test_paint_hides_what_was_painted_and_nothing_else(tmp_path: Path) -> None:
