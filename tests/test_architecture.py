@@ -23,7 +23,7 @@ LAYERS = (
     ("solvers",),
     ("loop",),
     ("restoration",),
-    ("train", "tuning", "laboratory"),
+    ("train", "tuning", "laboratory", "interop"),
     ("evaluate",),
     ("app",),
 )

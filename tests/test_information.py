@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -181,8 +182,13 @@ def test_another_covariance_changes_s_alone(estimator):
 
 def test_probes_average_and_differ():
     step = a_step(5)
-    single = [gradient_at(replace(step, index=i), BoundIsotropic(step, 0.3), probes=1) for i in (4, 5)]
-    both = gradient_at(replace(step, index=2), BoundIsotropic(step, 0.3), probes=2)  # probes 2k and 2k+1 of step k
+
+    def second(stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
+        return step.draws.normal(stream, index, like, inner + 1)
+
+    later = replace(step, problem=replace(step.problem, draws=SimpleNamespace(normal=second)))
+    single = [gradient_at(one, BoundIsotropic(one, 0.3), probes=1) for one in (step, later)]
+    both = gradient_at(step, BoundIsotropic(step, 0.3), probes=2)
     torch.testing.assert_close(both, 0.5 * (single[0] + single[1]))
     assert float((single[0] - single[1]).norm()) > 1e-3 * float(single[0].norm())
     assert float((single[0][0] - single[0][1]).norm()) > 1e-3 * float(single[0].norm())

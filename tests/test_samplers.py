@@ -4,7 +4,6 @@ import itertools
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -463,17 +462,3 @@ def test_start_has_the_variance_of_the_noisiest_level():
     for schedule, std in ((DDPM.linear(), 1.0), (VP(), 1.0), (VE(), 80.0), (RectifiedFlow(), 0.999)):
         x_T = start(gaussian(2, schedule=schedule), schedule.grid(5)[0], Bulk(2), like)
         assert float(x_T.std()) == pytest.approx(std, rel=0.02)
-
-
-def test_draws_depend_on_their_names_and_on_nothing_else():
-    like = torch.zeros(2, 500, dtype=F64)
-    draws = rows(2, seed=3)
-    first = draws.normal("kernel", 4, like)
-    draws.normal("cmi", 4, like)
-    assert torch.equal(draws.normal("kernel", 4, like), first)
-    others = [draws.normal("cmi", 4, like), draws.normal("kernel", 5, like), rows(2, seed=4).normal("kernel", 4, like)]
-    flat = torch.stack([*first, *(row for other in others for row in other)])
-    correlation = np.corrcoef(flat.numpy())
-    assert np.abs(correlation - np.eye(len(flat))).max() < 4.5 / 500**0.5
-    assert abs(float(flat.mean())) < 4.5 / flat.numel() ** 0.5
-    assert abs(float(flat.var()) - 1) < 4.5 * (2 / flat.numel()) ** 0.5

@@ -54,7 +54,7 @@ class Diagonal(Covariance):
         x_t = step.x_t.detach()
         total = torch.zeros_like(x_t)
         for k in range(self.probes):
-            z = torch.where(step.draws.normal("covariance", step.index * self.probes + k, x_t) < 0, -1.0, 1.0).to(x_t)
+            z = torch.where(step.draws.normal("covariance", step.index, x_t, inner=k) < 0, -1.0, 1.0).to(x_t)
             total = total + z * slope(step, z)
         return bounded(step, smooth(total / self.probes, self.window), self.floor)
 

@@ -13,6 +13,7 @@ import logging
 import math
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
 from cmidiff.dct import dct, idct
+from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, dot
 from cmidiff.measurement import Measurement, probe_diagonal
 from cmidiff.prior.base import Denoiser
@@ -76,10 +78,8 @@ class BoundMoments(Iterated):
 
     def solve(self, e: Tensor) -> Tensor:
         step = self.step
-        coarse = COARSE * step.ratio
-        return _solve(
-            step.measurement, self.variances, e, coarse, self.iterations, self.tolerance, step.record.residuals
-        )
+        options = (COARSE * step.ratio, self.iterations, self.tolerance, step.record.residuals)
+        return solve(step.measurement, self.variances, e, *options)
 
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
@@ -88,12 +88,47 @@ class BoundMoments(Iterated):
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
-        z, n = (step.draws.normal(f"posterior-{k}", step.index, like) for k, like in enumerate((step.x_t.detach(), e)))
+        likes = enumerate((step.x_t.detach(), e))
+        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in likes)
         d = idct(self.variances.sqrt() * z)
         return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
 
 
-def _solve(
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a diagonal precision: ``Sigma^-1 = Q^T (diag(1 / variances) + W diag(signs) W^T) Q``, ``Q`` the
+    DCT; positive definite.
+
+    Args:
+        variances: shape (B, ...) of a signal.
+        vectors: ``W``, shape (K, B, ...).
+        signs: 1 or -1, shape (K,).
+    """
+
+    variances: Tensor
+    vectors: Tensor
+    signs: Tensor
+
+    @cached_property
+    def _core(self) -> Tensor:
+        """``diag(signs) + W^T diag(variances) W``, shape (B, K, K)."""
+        scaled = self.variances * self.vectors
+        return torch.diag(self.signs) + torch.einsum("jbn,kbn->bjk", scaled.flatten(2), self.vectors.flatten(2))
+
+    def extra(self, u: Tensor) -> Tensor:
+        """``W diag(signs) W^T u``, shape of ``u`` (B, ...)."""
+        along = torch.einsum("kbn,bn->kb", self.vectors.flatten(2), u.flatten(1))
+        return torch.einsum("kb,kb...->b...", self.signs[:, None] * along, self.vectors)
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """``(diag(1 / variances) + W diag(signs) W^T)^-1 u``: Woodbury's identity."""
+        plain = self.variances * u
+        along = torch.einsum("kbn,bn->bk", self.vectors.flatten(2), plain.flatten(1))
+        c = torch.linalg.solve_ex(self._core, along[..., None])[0][..., 0]
+        return plain - self.variances * torch.einsum("bk,kb...->b...", c, self.vectors)
+
+
+def solve(
     measurement: Measurement,
     variances: Tensor,
     e: Tensor,
@@ -101,17 +136,18 @@ def _solve(
     iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,
     residuals: list[Tensor] | None = None,
+    low_rank: LowRank | None = None,
 ) -> Tensor:
-    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``.
+    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``, or with that of ``low_rank``.
 
     Args:
         coarse: noise level with which the system is well-conditioned, see `_among_signals`.
     """
     s2 = max(measurement.noise_std, NOISE_FLOOR) ** 2
     if measurement.y[0].numel() < 0.5 * math.prod(measurement.shape):
-        w, residual = _among_measurements(measurement, variances, e, s2, iterations, tolerance)
+        w, residual = _among_measurements(measurement, variances, e, s2, iterations, tolerance, low_rank)
     else:
-        w, residual = _among_signals(measurement, variances, e, s2, coarse**2, iterations, tolerance)
+        w, residual = _among_signals(measurement, variances, e, s2, coarse**2, iterations, tolerance, low_rank)
     if residuals is not None:
         residuals.append(residual)
     return w
@@ -125,6 +161,7 @@ def _among_signals(
     coarse2: float,
     iterations: int,
     tolerance: float,
+    low_rank: LowRank | None,
 ) -> tuple[Tensor, Tensor]:
     """``Sigma A^T S^-1 e`` solves ``(A^T A / s2 + Sigma^-1) x = A^T e / s2``, which the diagonals of both in the DCT
     domain precondition: for denoising and for blurs they are nearly the whole operator.
@@ -135,11 +172,15 @@ def _among_signals(
     for ``s2`` begin.
     """
     root, pulled = variances.sqrt(), dct(measurement.At(e))
+
+    def extra(x: Tensor) -> Tensor | float:
+        return 0.0 if low_rank is None else low_rank.extra(x)
+
     u = residual = torch.zeros_like(pulled)
     for noise, most in ((coarse2, iterations), (s2, iterations // 3)) if coarse2 > s2 else ((s2, iterations),):
 
         def operator(u: Tensor, noise: float = noise) -> Tensor:
-            return u + root * dct(measurement.At(measurement.A(idct(root * u)))) / noise
+            return u + root * (dct(measurement.At(measurement.A(idct(root * u)))) / noise + extra(root * u))
 
         diagonal = 1 + variances * measurement.spectrum / noise
         b = root * pulled / noise
@@ -153,11 +194,17 @@ def _among_signals(
         )
         u = u + found.x
         residual = found.residual * (dot(rest, rest) / dot(b, b).clamp_min(torch.finfo(b.dtype).tiny)).sqrt()
-    return idct(u / root), residual
+    return idct(u / root + extra(root * u)), residual
 
 
 def _among_measurements(
-    measurement: Measurement, variances: Tensor, e: Tensor, s2: float, iterations: int, tolerance: float
+    measurement: Measurement,
+    variances: Tensor,
+    e: Tensor,
+    s2: float,
+    iterations: int,
+    tolerance: float,
+    low_rank: LowRank | None,
 ) -> tuple[Tensor, Tensor]:
     """``A^T q`` with ``S q = e``: nothing that was not measured can enter, however few iterations are made.
 
@@ -165,7 +212,8 @@ def _among_measurements(
     """
 
     def operator(v: Tensor) -> Tensor:
-        return s2 * v + measurement.A(idct(variances * dct(measurement.At(v))))
+        u = dct(measurement.At(v))
+        return s2 * v + measurement.A(idct(variances * u if low_rank is None else low_rank.sigma(u)))
 
     diagonal = probe_diagonal(operator, e)
     found = conjugate_gradient(
@@ -185,7 +233,7 @@ def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: in
     like = measurement.y.real.new_zeros(len(measurement.y), *measurement.shape)
     mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
     coarse = COARSE * math.sqrt(prior.variance)
-    w = _solve(measurement, variances, measurement.residual(mean), coarse, iterations)
+    w = solve(measurement, variances, measurement.residual(mean), coarse, iterations)
     return mean + idct(variances * dct(w))
 
 
@@ -197,7 +245,7 @@ def gaussian_draw(problem: Problem) -> Tensor:
     x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
     n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
     coarse = COARSE * math.sqrt(problem.prior.variance)
-    w = _solve(measurement, variances, measurement.residual(x) - n, coarse)
+    w = solve(measurement, variances, measurement.residual(x) - n, coarse)
     return x + idct(variances * dct(w))
 
 
@@ -210,27 +258,35 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
     """
     if prior.second_moments is not None:
         return prior.second_moments
-    while isinstance(prior, WrappedPrior):  # what wraps it changes nothing, and need not measure again
-        prior = prior.inner
-    image = prior.value_range is not None and len(shape) == 3
-    drawn = (shape[0], SIDE, SIDE) if image else tuple(shape)
+    prior, drawn = drawable(prior, shape)
     known = _measured.setdefault(prior, {})
     if drawn not in known:
         logging.getLogger("cmidiff").info(
             "the prior %s has no second moments: measuring them on %d of its samples", prior.name, SAMPLES
         )
-        known[drawn] = moments.SecondMoments.measure(draw(prior, drawn), per_channel=image)
+        known[drawn] = moments.SecondMoments.measure(
+            draw(prior, drawn), per_channel=prior.value_range is not None and len(shape) == 3
+        )
     return known[drawn]
 
 
+def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[int, ...]]:
+    """The prior inside its wrappers, which change nothing, and the shape in which to draw from it: images are drawn in
+    one size, whatever size is restored."""
+    while isinstance(prior, WrappedPrior):
+        prior = prior.inner
+    image = prior.value_range is not None and len(shape) == 3
+    return prior, (shape[0], SIDE, SIDE) if image else tuple(shape)
+
+
 @torch.no_grad()
-def draw(prior: Denoiser, shape: tuple[int, ...]) -> Tensor:
-    """Samples of a prior by DPM-Solver++ (2M), shape (`SAMPLES`, ...), alike in every run. In as many steps DDIM has
-    less than half of the variance at high frequencies."""
-    x = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+def draw(prior: Denoiser, shape: tuple[int, ...], count: int = SAMPLES) -> Tensor:
+    """Samples of a prior by DPM-Solver++ (2M), shape (count, ...), alike in every run. In as many steps DDIM has less
+    than half of the variance at high frequencies."""
+    like = torch.zeros(count, *shape, dtype=torch.float32, device=prior.device or "cpu")
     times = prior.schedule.grid(STEPS)
     alpha, sigma = prior.schedule(times[0])
-    x = x.to(prior.device or "cpu") * (alpha**2 + sigma**2) ** 0.5
+    x = (alpha**2 + sigma**2) ** 0.5 * SeededDraws([(0, k) for k in range(count)]).normal("start", 0, like)
     before, h_before = x, math.inf
     for t, s in pairs(times, prior.schedule.end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = prior.schedule(t), prior.schedule(s)

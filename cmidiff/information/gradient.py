@@ -85,7 +85,7 @@ def _probes(
     both traces being exact together), shape of ``like``. Without a ``second`` one ``w`` is ``z``."""
 
     def normal(stream: str, k: int) -> Tensor:
-        return step.draws.normal(stream, step.index * count + k, like)
+        return step.draws.normal(stream, step.index, like, inner=k)
 
     if probe == "coordinate":
         order, m = _order(normal("cmi", 0), known)

@@ -56,7 +56,7 @@ def value_at(step: Step, covariance: Bound, *, probes: int = 8, iterations: int 
     m = measurement.y[0].numel()
     draws = []
     for k in range(probes):
-        z = signs(step.draws.normal("information", step.index * probes + k, measurement.y))
+        z = signs(step.draws.normal("information", step.index, measurement.y, inner=k))
         _, values, vectors = lanczos(operator, z, min(iterations, m))
         draws.append(0.5 * m * (vectors[:, 0] ** 2 * values.clamp_min(1.0).log()).sum(-1))
     sample = torch.stack(draws)

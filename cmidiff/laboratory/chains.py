@@ -77,8 +77,8 @@ class BlockDraws:
 
     seed: int
 
-    def normal(self, stream: str, index: int, like: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index))
+    def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index, *[inner] * (inner > 0)))
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 

@@ -32,7 +32,6 @@ from cmidiff import files
 from cmidiff.config import STRICT, build, read_toml
 from cmidiff.information import CMI
 from cmidiff.registry import SAMPLERS, SOLVERS, configure, spell_options
-from cmidiff.samplers import Ancestral
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
 
@@ -44,13 +43,13 @@ class Preset:
     """Settings of `cmidiff.restore` that belong together.
 
     Attributes:
-        solver, cmi, sampler, steps: as in `cmidiff.restore`.
+        solver, cmi, sampler, steps: as in `cmidiff.restore`; without a sampler, that of the solver.
         provenance: how they were found, JSON values by name.
     """
 
     solver: Solver
     cmi: CMI | None = None
-    sampler: Sampler = field(default_factory=Ancestral)
+    sampler: Sampler | None = None
     steps: int = 25
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +61,12 @@ class Preset:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `cmidiff.restore`: ``restore(y, physics, prior, **preset.options)``."""
-        return {"solver": self.solver, "cmi": self.cmi, "sampler": self.sampler, "steps": self.steps}
+        return {"solver": self.solver, "cmi": self.cmi, "sampler": self.process, "steps": self.steps}
+
+    @property
+    def process(self) -> Sampler:
+        """The sampler in use."""
+        return self.solver.sampler if self.sampler is None else self.sampler
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -73,7 +77,7 @@ class _File:
     solver: dict[str, Any]
     steps: Annotated[int, Field(ge=1)] = 25
     cmi: dict[str, Any] | None = None
-    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "ancestral"})
+    sampler: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +95,8 @@ def load_preset(path: str | Path) -> Preset:
     try:
         tables = build(_File, content, "the file")
         cmi = None if tables.cmi is None else configure(CMI(), tables.cmi, "[cmi]")
-        solver, sampler = SOLVERS.read(tables.solver), SAMPLERS.read(tables.sampler)
+        solver = SOLVERS.read(tables.solver)
+        sampler = solver.sampler if tables.sampler is None else SAMPLERS.read(tables.sampler)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the preset {path}: {error}") from error
     return Preset(solver, cmi, sampler, tables.steps, tables.provenance)
@@ -108,6 +113,6 @@ def save_preset(path: str | Path, preset: Preset) -> None:
     tables["solver"] = SOLVERS.spell(preset.solver, whole=True)
     if preset.cmi is not None:
         tables["cmi"] = spell_options(preset.cmi)
-    tables["sampler"] = SAMPLERS.spell(preset.sampler, whole=True)
+    tables["sampler"] = SAMPLERS.spell(preset.process, whole=True)
     tables["provenance"] = dict(preset.provenance)
     files.write(Path(path), tomli_w.dumps(tables).encode(), "tune")
