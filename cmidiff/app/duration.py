@@ -14,10 +14,9 @@ from cmidiff.app.compressed import repair
 from cmidiff.app.errors import BadInput, say
 from cmidiff.app.problem import Problem, built
 from cmidiff.app.run import ESTIMATE, Settings, estimate, load_sample, posterior
-from cmidiff.physics import Task, hidden_disc, measure
+from cmidiff.physics import Task, measure
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import Tiled, fitted, starts
-from cmidiff.restoration import HOLE, POLISHED
 
 SIDE = 96  # of the piece, pixels
 SAMPLE_STEPS = 4  # of the piece of a sample, which are spread over all noise levels
@@ -38,8 +37,6 @@ def expected_seconds(problem: Problem, settings: Settings, prior: Denoiser, fold
     first = ESTIMATE if settings.estimator is not None else 0
     missing = [k for k in range(first, settings.samples) if load_sample(folder, k) is None]
     samples, estimates = sum(k != ESTIMATE for k in missing), int(ESTIMATE in missing)
-    if estimates and problem.tables is None and problem.seen is not None and hidden_disc(problem.seen) >= HOLE:
-        samples += POLISHED
     pixels = pixels_seen(prior, problem.shape, settings.tile)
     if pixels * (samples + estimates) < WORTH:
         return 0.0

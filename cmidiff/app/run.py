@@ -53,7 +53,6 @@ WRITTEN = re.compile(
     r"|sample-\d+\.(png|safetensors)"
 )
 ESTIMATE = -1  # the index of the best estimate, among those of the samples
-POLISH = 0.75  # of the time of an estimate that starts from the mean of samples, what the samples take
 MOST_SHOWN = 4  # samples in the comparison
 NOT_IDENTITY = ("samples", "batch", "device", "output")  # options that leave the estimate and sample k as they are
 
@@ -374,18 +373,11 @@ def estimate(
         status = Status(True, misfit=float(misfit[-1]))
         return Sample(ESTIMATE, values, misfit, status)
     assert settings.estimator is not None, "the estimate of a sampler is the mean of its samples"
-    filled = False
 
     def watch(now: Progress) -> None:
-        nonlocal filled
         if look is not None:
             look(now)
-        fraction, doing = now.step / now.steps, "estimate"
-        if now.sample >= 0:
-            filled, doing, fraction = True, "filling what is hidden", POLISH * fraction
-        elif filled:
-            fraction = POLISH + (1 - POLISH) * fraction
-        show(fraction, f"{doing}, step {now.step}/{now.steps}", float(now.misfit.median()))
+        show(now.step / now.steps, f"estimate, step {now.step}/{now.steps}", float(now.misfit.median()))
 
     restoration = _restore(problem, settings, prior, watch, solver=settings.solver, samples=None)
     values, status = restoration.estimate[0].cpu(), restoration.estimate_status[0]

@@ -13,11 +13,10 @@ from cmidiff.app.duration import pixels_seen
 from cmidiff.app.errors import BadInput
 from cmidiff.app.problem import Problem, built
 from cmidiff.app.run import ESTIMATE, Settings, estimate, posterior
-from cmidiff.physics import Task, hidden_disc
+from cmidiff.physics import Task
 from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import HOLE, POLISHED
 from cmidiff.result import Progress
-from cmidiff.solvers import CADPS, Solver
+from cmidiff.solvers import Solver
 
 SIDE, STEPS = 64, 4  # of the measurement
 
@@ -37,28 +36,15 @@ class Speed:
         """End a measurement that is under way."""
         self._closed.set()
 
-    def seconds(self, settings: Settings, shape: tuple[int, ...], *, holes: bool = False) -> float:
-        """Return the time that a run on an image of ``shape`` will take, in seconds.
-
-        Args:
-            settings: of the run.
-            shape: (C, H, W).
-            holes: whether large areas are hidden, so that an estimate starts from samples.
-        """
+    def seconds(self, settings: Settings, shape: tuple[int, ...]) -> float:
+        """Return the time that a run on an image of ``shape``, (C, H, W), will take, in seconds."""
         total = settings.samples * self._once(settings, shape, 0) if settings.samples else 0.0
-        if settings.estimator is not None:
-            total += self._once(settings, shape, ESTIMATE)
-            if holes:
-                polish = replace(settings, solver_name="cadps", solver=CADPS(), cmi=None)
-                total += POLISHED * self._once(polish, shape, 0)
-        return total
+        return total if settings.estimator is None else total + self._once(settings, shape, ESTIMATE)
 
     def learn(self, settings: Settings, problem: Problem, index: int, seconds: float) -> None:
         """Replace the rate of a solver by that of one result of a run: the estimate or a sample."""
-        holes = problem.seen is not None and hidden_disc(problem.seen) >= HOLE
-        special = holes or problem.tables is not None or problem.task.name == "denoise"
-        if index == ESTIMATE and special:  # it does more, or other things, than a step for each pixel
-            return
+        if index == ESTIMATE and (problem.tables is not None or problem.task.name == "denoise"):
+            return  # it takes fewer steps, or other ones
         with self._lock:
             self._rates[_solver(settings, index)[0]] = seconds / self._cost(settings, problem.shape, index)
 

@@ -216,28 +216,24 @@ class Page(Layout):
             best = next((side for side in found if side > max(size)), best)
         side = controls["side"] if controls["side"] in found else best
         choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
-        _, longest = self._cost(ask, size, side, holes=True)
-        words = self._words(replace(ask, side=side), size, *found[side], longest)
+        words = self._words(replace(ask, side=side), size, *found[side])
         return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
 
-    def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
-        """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
+    def _cost(self, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
+        """What is computed for a size, in words, and how many seconds that takes."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        own = (
-            {"blocks": len(LEVELS), "grainy": 1}.get(ask.case) if ask.solver == SOLVER or ask.case == "blocks" else None
-        )
-        solver = SOLVER if ask.case == "blocks" else ask.solver
-        options = self.options(solver, ask.steps if own is None else own, ask.seed)
-        return f"{width} x {height} pixels", self.speed.seconds(options, (3, height, width), holes=holes)
+        solver, steps = SOLVER if ask.case == "blocks" else ask.solver, ask.steps
+        if solver == SOLVER:  # two of the wishes have their own number of evaluations
+            steps = {"blocks": len(LEVELS), "grainy": 1}.get(ask.case, steps)
+        return f"{width} x {height} pixels", self.speed.seconds(self.options(solver, steps, 0), (3, height, width))
 
     @staticmethod
-    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float, longest: float) -> str:
+    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float) -> str:
         photograph = f"{size[1]} x {size[0]} pixels"
         if ask.case == "scratches" and not ask.whole:
             return (
                 f"The result has the size of the photograph, {photograph}. The painted parts and their surroundings "
-                f"are computed at up to {text}, which takes up to about {duration(seconds)}, or {duration(longest)} "
-                "if large areas are painted."
+                f"are computed at up to {text}, which takes up to about {duration(seconds)}."
             )
         return f"The result has {text} (the photograph: {photograph}) and takes about {duration(seconds)}."
 
