@@ -254,7 +254,8 @@ class _Run:
 
     def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
-        return self.run(solver, cmi, steps, range(self.batch), [-1])
+        (part,) = self.run(solver, cmi, steps, [(range(self.batch), [-1])])
+        return part
 
     def run(
         self,
@@ -262,14 +263,12 @@ class _Run:
         cmi: CMI | None,
         steps: int | None,
         groups: Sequence[tuple[range, Sequence[int]]],
-        initial: Tensor | None = None,
     ) -> list[_Part]:
         """Groups of one run, in each the images outermost."""
         problems = [
             self.problem(
                 [(self.intake.seeds[b], max(k, 0)) for b in images for k in samples],
                 [b for b in images for _ in samples],
-                initial,
             )
             for images, samples in groups
         ]
