@@ -303,15 +303,15 @@ def run(
     ]
     for methods in (OURS[:1], OURS):
         for path, place in chosen:
-            for number, job in enumerate(JOBS):
+            for job in JOBS:
                 wanted = [*methods] if place < sampled else [*methods[:1]]
                 if job not in jobs.split(";"):
                     continue
                 key = (job, path.name, str(size), prior)
-                case = JOBS[job](crop(path, size), number)
+                case = JOBS[job](crop(path, size), place)
                 ahead = {name: make for name, make in case.free.items() if free and (*key, name) not in done}
                 mine = [name for name in wanted if (*key, name) not in done]
-                results = [(name, *timed(make)) for name, make in ahead.items()] + ours(case, network, number, mine)
+                results = [(name, *timed(make)) for name, make in ahead.items()] + ours(case, network, place, mine)
                 rows = [
                     dict(zip(COLUMNS, (*key, method), strict=False))
                     | score(case, image)
