@@ -51,7 +51,7 @@ def prior_denoiser(name: str) -> Denoise:
 
 def ffdnet_denoiser(path: Path) -> tuple[Denoise, float]:
     """Return FFDNet as ``(noisy image in [0, 1], sigma) -> clean image``, and its largest noise level."""
-    from cmidiff.train.teacher import MAX_SIGMA, load_teacher
+    from cmidiff.train.loss import MAX_SIGMA, load_teacher
 
     network = load_teacher(path)
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from cmidiff import load_prior, measure, restore
-from cmidiff.app.compressed import SigmaDenoiser
+from cmidiff.app.compressed import sigma_denoiser
 from cmidiff.metrics import lpips, psnr, ssim
 from cmidiff.physics import (
     Tables,
@@ -140,7 +140,8 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         y = measure(x, true, seed=seed)
         width = float(estimate_blur_width(y[0], 0.01)) if guess is None else 1.5 * guess
         kernel = parse_kernel(f"gaussian:{width}")
-        assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=0.01)
+        noise_std = 0.01 if guess is None else doubt_width(y[0], width, 0.01)[0]  # as the command line does
+        assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=noise_std)
         assert isinstance(true, ValidBlur)
         truth, side = true.crop(x), 16
         padded, point = pad(y, (side,) * 4, mode="reflect")[0].numpy().astype(np.float64), kernel.numpy()
@@ -252,7 +253,7 @@ def ours(case: Case, prior: Any, seed: int, methods: list[str]) -> list[tuple[st
     found, start = [], time.perf_counter()
     if case.tables is not None:
         if "estimate" in methods:
-            found = [("estimate", restore_jpeg(case.y, SigmaDenoiser(prior, None), case.tables))]
+            found = [("estimate", restore_jpeg(case.y, sigma_denoiser(prior, None), case.tables))]
             return [(*found[0], time.perf_counter() - start)]
         return []
     with warnings.catch_warnings():
@@ -361,8 +362,8 @@ def best(tries: list[Tensor], truth: Tensor) -> Tensor:
 
 
 @cache
-def ffdnet() -> SigmaDenoiser:
-    return SigmaDenoiser(load_prior("photo"), None)  # FFDNet at these levels
+def ffdnet() -> Callable[[Tensor, float], Tensor]:
+    return sigma_denoiser(load_prior("photo"), None)  # FFDNet at these levels
 
 
 def gaussian(sigma: float) -> Any:

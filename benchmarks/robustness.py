@@ -29,7 +29,7 @@ from cmidiff.result import RestorationWarning
 
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 STEPS = (10, 25, 100)
-BASES = "cadps,cadps-diagonal,cadps-exact,cadps-isotropic,pigdm,mcg,dsg,dps".split(",")
+BASES = ["cadps", "cadps-diagonal", "cadps-exact", "cadps-isotropic", "pigdm", "mcg", "dsg", "dps"]
 SOLVERS = ",".join(["dpir", *BASES, *(f"{base}+cmi" for base in BASES)])
 COLUMNS: list[str] = [*("task", "noise", "steps", "solver", "psnr", "misfit", "reported")]
 Shape = tuple[int, ...]

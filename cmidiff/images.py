@@ -30,7 +30,7 @@ from cmidiff import colour, files
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION = 0x0112
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the tag of EXIF, and its values that exchange width and height
 RANGE_HINT = "state the range of the values, as --range 0,255 or value_range=(0, 255)"
 Range = tuple[float, float]
 

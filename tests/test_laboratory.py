@@ -11,7 +11,6 @@ import torch
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.app.errors import BadInput
 from cmidiff.covariance import Diagonal
 from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
@@ -26,13 +25,13 @@ from cmidiff.laboratory.mixtures import (
     problems_of,
     sliced_wasserstein,
 )
-from cmidiff.laboratory.paired import interval, verdict
 from cmidiff.laboratory.pictures import pictures
-from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
+from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors, verdict
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
 from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS
+from cmidiff.statistics import Estimate, estimate
 from cmidiff.step import Problem, Step
 from tests.cases import F64, generator, matrix_physics, randn
 
@@ -131,9 +130,10 @@ def test_mode_shares_count_the_nearest_component():
 
 
 def test_interval_is_students_and_the_verdict_follows():
-    mean, half = interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
-    assert [verdict(m, 1.0) for m in (-2.0, 0.5, 2.0)] == ["better", "no difference", "worse"]
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
+    gaps = (Estimate(5, mean, 1.0) for mean in (-2.0, 0.5, 2.0))
+    assert [verdict(gap) for gap in gaps] == ["better", "no difference", "worse"]
 
 
 # known posteriors
@@ -220,9 +220,9 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
             [r["distance"] for r in every.records(prior="mixture-25", solver="CADPS exact", cmi=kind)]
             for kind in ("none", cmi)
         )
-        mean, half = interval([g - b for g, b in zip(guided, base, strict=True)])
-        assert float(row["CMI - base"].split(" ")[0]) == pytest.approx(mean, rel=0.01)
-        assert row["verdict"] == verdict(mean, half)
+        gap = estimate(guided, base)
+        assert float(row["CMI - base"].split(" ")[0]) == pytest.approx(gap.mean, rel=0.01)
+        assert row["verdict"] == verdict(gap)
     assert mixture["CADPS exact", "default"]["eta"] == CMI().eta
     (overview,) = found.tables["overview"].records(solver="CADPS exact")
     assert overview["d 8, m 2"].startswith(f"{mixture['CADPS exact', 'none']['/ floor']:.2f}")
@@ -349,7 +349,7 @@ def test_pictures_from_a_folder_are_square_and_in_range(tmp_path: Path):
 def test_the_command_names_what_is_wrong(tmp_path: Path):
     for options, message in ((["--only", "gradent"], "did you mean gradient"), (["--pictures", "no.tar"], "exist")):
         result = CliRunner().invoke(app, ["validate", "--output", str(tmp_path), *options])
-        error = result.exception if isinstance(result.exception, BadInput) else None
+        error = result.exception if isinstance(result.exception, ValueError) else None
         assert result.exit_code != 0
         assert error is None or message in str(error)
 

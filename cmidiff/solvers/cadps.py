@@ -29,7 +29,6 @@ https://arxiv.org/abs/2412.20045
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
