@@ -36,6 +36,7 @@ from torch.nn.functional import interpolate, pad
 
 from cmidiff import load_prior, measure, restore
 from cmidiff.app.compressed import sigma_denoiser
+from cmidiff.app.photograph import doubt_width
 from cmidiff.metrics import lpips, psnr, ssim
 from cmidiff.physics import (
     Tables,

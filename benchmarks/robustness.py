@@ -93,6 +93,11 @@ PHYSICS: dict[str, Callable[[Shape, float], LinearPhysics]] = {
 }
 
 
+def middle(x: Tensor, size: int) -> Tensor:
+    top, left = ((n - size) // 2 for n in x.shape[1:])
+    return x[:, top : top + size, left : left + size]
+
+
 def cells(tasks: str, noises: str, steps: str, solvers: str) -> Iterator[tuple[str, float, int, str]]:
     for task in tasks.split(";"):
         for noise in map(float, noises.split(",")):
@@ -161,7 +166,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     table, network = out / f"results-{prior}-{size}-{count}.csv", load_prior(prior)
     chosen = sources(images)
-    x = torch.stack([read_source(one)[:, :size, :size] for one in chosen[:: max(1, len(chosen) // count)][:count]])
+    x = torch.stack([middle(read_source(one), size) for one in chosen[:: max(1, len(chosen) // count)][:count]])
     rows = _read(table)
     done = {(row["task"], float(row["noise"]), int(row["steps"]), row["solver"]) for row in rows}
     for cell in cells(tasks, noises, steps, solvers):
