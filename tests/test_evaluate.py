@@ -27,9 +27,10 @@ from cmidiff.config import build
 from cmidiff.evaluate import config as configuration
 from cmidiff.evaluate import estimate, scores
 from cmidiff.evaluate.config import Config, load, override
-from cmidiff.evaluate.database import Results, RunError, Unit, Writer
+from cmidiff.evaluate.database import Results, RunError, Writer
 from cmidiff.evaluate.engine import Engine, Local
 from cmidiff.evaluate.grid import open_image
+from cmidiff.evaluate.records import Unit
 from cmidiff.evaluate.run import Options, Unwritable, evaluate
 from cmidiff.evaluate.setup import compare, list_cells, resolve, setup
 from cmidiff.evaluate.work import Done, Job, compute, make_seed
@@ -40,6 +41,7 @@ from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import DDPM
 
+pytestmark = pytest.mark.usefixtures("without_weights")
 SIDE = 16
 SCHEDULE = DDPM.linear()
 GRID: dict[str, Any] = {
@@ -157,7 +159,7 @@ def test_a_configuration_says_what_is_wrong(tmp_path: Path, text: str, message: 
     [
         ({"tasks": ["super-resolutoin"]}, "did you mean super-resolution?"),
         ({"tasks": ["denoise:factor=3"]}, "task denoise has no parameter 'factor'"),
-        ({"solvers": ["dsp"]}, "did you mean dsg or dps"),
+        ({"solvers": ["dsp"]}, "unknown solver 'dsp': did you mean"),
         ({"solvers": ["dps:rate=1"]}, "has no option 'rate': choose one of scale"),
         ({"solvers": ["dps:scale=-1"]}, "scale"),
         ({"cmi_options": {"prob": 1}}, "[cmi_options] has no option 'prob': did you mean probe"),

@@ -34,6 +34,7 @@ from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Options, evaluate
 from tests.test_evaluate import contents
 
+pytestmark = pytest.mark.usefixtures("without_weights")
 SIDE = 16
 FLAGS = ("--tasks", "inpaint-random:hidden=0.5,super-resolution:factor=2", "--solvers", "dps,pigdm", "--steps", "6")
 FLAGS = (*FLAGS, "--samples", "2", "--device", "cpu")

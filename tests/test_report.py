@@ -19,18 +19,9 @@ from cmidiff.app.cli import app
 from cmidiff.evaluate import latex, render, summary
 from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
-from cmidiff.evaluate.database import (
-    CellScore,
-    ImageFile,
-    ImageRow,
-    Metric,
-    Outcome,
-    Results,
-    RunError,
-    Unit,
-    Writer,
-)
+from cmidiff.evaluate.database import Results, RunError, Writer
 from cmidiff.evaluate.plots import draw_plots
+from cmidiff.evaluate.records import CellScore, ImageFile, ImageRow, Metric, Outcome, Unit
 from cmidiff.evaluate.report import report
 from cmidiff.result import Status
 from cmidiff.statistics import ALPHA, holm, least_p

@@ -333,7 +333,7 @@ HEAD = 'format = "cmidiff preset 1"\n[solver]\nname = "dps"\n'
         ("speed = 3", r"the file has no option 'speed'"),
         ('format = "cmidiff preset 1"', r"the file: solver is missing: add it"),
         ('format = "cmidiff preset 1"\nsteps = 0\n[solver]\nname = "dps"', r"steps must be greater than or equal to 1"),
-        ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"unknown solver 'dbs': did you mean dsg or dps"),
+        ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"unknown solver 'dbs': did you mean"),
         ('format = "cmidiff preset 1"\n[solver]\nscale = 1', r"a solver needs a name, one of dpir"),
         ('format = "cmidiff preset 1"\nsolver = "dps"', r"solver must be a table, received 'dps'"),
         (HEAD + "zeta = 1", r"'dps' has no option 'zeta': choose one of scale, guard, through_clip"),

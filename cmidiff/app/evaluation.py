@@ -18,8 +18,8 @@ from cmidiff.app.speed import say_duration
 from cmidiff.config import unknown
 from cmidiff.evaluate import estimate
 from cmidiff.evaluate.config import Config, as_curve, load, override
-from cmidiff.evaluate.database import Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
+from cmidiff.evaluate.records import Status
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
 from cmidiff.evaluate.setup import resolve
 from cmidiff.prior import PRIORS

@@ -11,7 +11,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
 from cmidiff.evaluate.setup import list_cells, setup
 from cmidiff.evaluate.work import Counted
 from cmidiff.moments import SecondMoments

@@ -11,7 +11,8 @@ from urllib.parse import quote
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import ImageRow, RunError, Unit
+from cmidiff.evaluate.database import RunError
+from cmidiff.evaluate.records import ImageRow, Unit
 from cmidiff.evaluate.setup import list_cells, resolve, setup
 from cmidiff.evaluate.work import Job
 from cmidiff.images import Source, decode_image, read_image, square

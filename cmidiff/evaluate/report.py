@@ -14,8 +14,9 @@ from cmidiff import files
 from cmidiff.evaluate import latex, render
 from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
-from cmidiff.evaluate.database import FILE, Results, UnitRow
+from cmidiff.evaluate.database import FILE, Results
 from cmidiff.evaluate.plots import draw_plots
+from cmidiff.evaluate.records import UnitRow
 
 COMMAND = "report"
 

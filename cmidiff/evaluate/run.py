@@ -21,21 +21,10 @@ import torch
 from cmidiff import files
 from cmidiff.evaluate import scores
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import (
-    FILE,
-    SCHEMA,
-    Cell,
-    CellScore,
-    ImageRow,
-    Outcome,
-    RunError,
-    Status,
-    Unit,
-    UnitRow,
-    Writer,
-)
+from cmidiff.evaluate.database import FILE, SCHEMA, RunError, Writer
 from cmidiff.evaluate.engine import Engine
 from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
+from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit, UnitRow
 from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
 from cmidiff.images import Source, encode_image, sources

@@ -17,7 +17,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from cmidiff.evaluate.database import Metric
+from cmidiff.evaluate.records import Metric
 from cmidiff.images import read_image
 from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 

@@ -23,7 +23,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff.evaluate.database import Cell, ImageFile, Outcome, Unit
+from cmidiff.evaluate.records import Cell, ImageFile, Outcome, Unit
 from cmidiff.evaluate.scores import scores
 from cmidiff.evaluate.setup import Setup
 from cmidiff.images import encode_image

@@ -21,7 +21,7 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
-from cmidiff.physics.check import checked_gain, checked_noise_std
+from cmidiff.physics.check import check_finite, checked_gain, checked_noise_std
 
 
 class Noise(NamedTuple):
@@ -126,10 +126,7 @@ def _check_images(x: Tensor, physics: Physics) -> None:
             f"x must be a batch of images (B, C, H, W) of floats in [0, 1]; got {tuple(x.shape)} of {x.dtype}. "
             "Convert 8-bit images by x.float() / 255; add the batch dimension by x[None]."
         )
-    if not bool(x.isfinite().all()):
-        raise ValueError(
-            f"x must be finite; got {int((~x.isfinite()).sum())} NaN or infinite values. Clean the images."
-        )
+    check_finite("x", x)
     expected = getattr(physics, "img_size", None)
     if not isinstance(expected, tuple | list | torch.Size) or len(expected) != x.ndim - 1:
         return

@@ -17,26 +17,28 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
-from cmidiff.physics.check import Shape, checked_gain, checked_shape
-from cmidiff.physics.draw import (
-    box_mask,
-    gaussian_kernel,
-    motion_kernel,
-    random_mask,
-    random_signs,
-    scratch_mask,
-)
+from cmidiff.physics.check import Device, Shape, checked_gain, checked_shape
+from cmidiff.physics.decomposed import BicubicResize, Luminance
+from cmidiff.physics.kernels import gaussian_kernel, motion_kernel
+from cmidiff.physics.masks import box_mask, random_mask, random_signs, scratch_mask
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
-from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
+from cmidiff.physics.operators import from_kernel, from_mask, from_signs, gaussian_noise
 
-Device = str | torch.device
 POISSON = "poisson"  # the parameter that every task takes
+
+
+class Build(TypedDict, total=False):
+    """How every physics is built: noise_std 0.05, dtype ``torch.float32`` and device ``"cpu"`` unless given."""
+
+    noise_std: float
+    dtype: torch.dtype
+    device: Device
 
 
 def denoise(
@@ -51,58 +53,30 @@ def inpaint_box(
     *,
     size: int | Sequence[int] | None = None,
     position: Sequence[int] | None = None,
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> LinearPhysics:
     """One hidden rectangle of ``size`` pixels (``None``: half of each side) at ``position``; see ``box_mask``."""
-    mask = box_mask(shape, size=size, position=position, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(box_mask(shape, size=size, position=position, seed=seed), shape, **build)
 
 
-def inpaint_random(
-    shape: Shape,
-    *,
-    hidden: float = 0.9,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> LinearPhysics:
+def inpaint_random(shape: Shape, *, hidden: float = 0.9, seed: int = 0, **build: Unpack[Build]) -> LinearPhysics:
     """The fraction ``hidden`` of the pixels is not measured, all channels together; see ``random_mask``."""
-    mask = random_mask(shape, hidden=hidden, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(random_mask(shape, hidden=hidden, seed=seed), shape, **build)
 
 
 def inpaint_scratches(
-    shape: Shape,
-    *,
-    hidden: float = 0.04,
-    width: float = 2.0,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    shape: Shape, *, hidden: float = 0.04, width: float = 2.0, seed: int = 0, **build: Unpack[Build]
 ) -> LinearPhysics:
     """Thin strokes ``width`` pixels wide hide the fraction ``hidden`` of the pixels; see ``scratch_mask``."""
-    mask = scratch_mask(shape, hidden=hidden, width=width, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(scratch_mask(shape, hidden=hidden, width=width, seed=seed), shape, **build)
 
 
 def deblur_gaussian(
-    shape: Shape,
-    *,
-    kernel_size: int = 61,
-    std: float = 3.0,
-    padding: str = "circular",
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    shape: Shape, *, kernel_size: int = 61, std: float = 3.0, padding: str = "circular", **build: Unpack[Build]
 ) -> LinearPhysics:
     """Blur by a Gaussian of ``std`` pixels; see ``gaussian_kernel``, and ``from_kernel`` for ``padding``."""
-    kernel = gaussian_kernel(kernel_size=kernel_size, std=std)
-    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+    return from_kernel(gaussian_kernel(kernel_size=kernel_size, std=std), shape, padding=padding, **build)
 
 
 def deblur_motion(
@@ -111,14 +85,12 @@ def deblur_motion(
     kernel_size: int = 61,
     intensity: float = 0.5,
     padding: str = "circular",
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> LinearPhysics:
     """Blur by a shaken camera; see ``motion_kernel``, and ``from_kernel`` for ``padding``."""
     kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
-    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+    return from_kernel(kernel, shape, padding=padding, **build)
 
 
 def super_resolution(
@@ -163,18 +135,9 @@ def colorize(
     return Luminance(image, gaussian_noise(noise_std, dtype), dtype).to(device)
 
 
-def compressed_sensing(
-    shape: Shape,
-    *,
-    ratio: float = 0.25,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> LinearPhysics:
+def compressed_sensing(shape: Shape, *, ratio: float = 0.25, seed: int = 0, **build: Unpack[Build]) -> LinearPhysics:
     """About ``ratio H W`` random projections of each channel; see ``from_signs``."""
-    signs = random_signs(shape, seed=seed)
-    return from_signs(signs, ratio=ratio, noise_std=noise_std, dtype=dtype, device=device)
+    return from_signs(random_signs(shape, seed=seed), ratio=ratio, **build)
 
 
 def phase_retrieval(
@@ -207,16 +170,12 @@ def nonlinear_blur(
     kernel_size: int = 61,
     intensity: float = 0.5,
     padding: str = "circular",
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> Physics:
     """Light blurred by a shaken camera, then stored by the sRGB curve; see ``LightBlur``. Not linear."""
-    kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
-    return LightBlur(
-        from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device), shape
-    )
+    blur = deblur_motion(shape, kernel_size=kernel_size, intensity=intensity, padding=padding, seed=seed, **build)
+    return LightBlur(blur, shape)
 
 
 TASKS: dict[str, Callable[..., Physics]] = {
@@ -347,11 +306,8 @@ def _parameters(name: str) -> dict[str, Any]:
     if name not in functions:
         raise ValueError(f"There is no task {name!r}. {_nearest(name, functions)}")
     signature = inspect.signature(functions[name]).parameters
-    return {
-        key: parameter.default
-        for key, parameter in signature.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("dtype", "device")
-    }
+    own = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    return {key: value for key, value in own.items() if key not in ("dtype", "device")} | {"noise_std": 0.05}
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
