@@ -69,19 +69,19 @@ def show_plan(config: Config, device: str, threads: int) -> None:
     check_prior(config.prior)
     here = PRIORS[config.prior].where() is not None if config.prior in PRIORS else Path(config.prior).exists()
     prior = cmidiff.load_prior(config.prior, device=device) if here else None
-    costs = estimate.costs(config, None if prior is None else prior.schedule)
+    costs = estimate.count_costs(config, None if prior is None else prior.schedule)
     print(json.dumps(record, indent=2))
     speed = None
     if prior is not None and config.size is not None:
         torch.set_num_threads(threads)
-        speed = estimate.speed(prior, samples=config.samples, size=config.size, device=device)
+        speed = estimate.measure_speed(prior, samples=config.samples, size=config.size, device=device)
     units = (images or 0) * len(config.seeds)
     table = Table(title=f"{config.name}: {len(costs)} cells, {units * len(costs)} units of {config.samples} samples")
     for name in ("task", "solver", "eta", "steps", "evaluations", "gradients", "seconds"):
         table.add_column(name, justify="left" if name in ("task", "solver") else "right")
     evaluations = time = 0.0
     for cell, cost in costs.items():
-        each = None if speed is None else estimate.seconds(cost, speed) * config.samples
+        each = None if speed is None else estimate.predict_seconds(cost, speed) * config.samples
         figures = [f"{cost.evaluations:.0f}", f"{cost.gradients:.0f}", "?" if each is None else f"{each:.2f}"]
         table.add_row(cell.task, cell.solver, f"{cell.eta:g}" if cell.cmi else "off", str(cell.steps), *figures)
         evaluations += cost.evaluations * config.samples * units

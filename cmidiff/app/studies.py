@@ -203,13 +203,13 @@ def report(
     overwrite: o.Overwrite = False,
 ) -> None:
     """Tables, tests and images of an evaluation, finished or not: a page, Markdown, LaTeX and CSV."""
-    from cmidiff.evaluate.report import report as write_report
-    from cmidiff.evaluate.summary import caveats, verdict
+    from cmidiff.evaluate.report import write_report
+    from cmidiff.evaluate.summary import list_caveats, state_verdict
 
     comparison, written = write_report(run, output, overwrite=overwrite)
-    for caveat in caveats(comparison):
+    for caveat in list_caveats(comparison):
         say(f"note: {caveat}")
-    print(verdict(comparison))
+    print(state_verdict(comparison))
     for name, meaning in written.items():
         print(f"{name}  {meaning}")
 
@@ -218,7 +218,9 @@ def validate(
     output: o.Output = Path("validation"),
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="gradient, difference, symmetry, posterior or trajectory; may be repeated."),
+        typer.Option(
+            "--only", help="gradient, difference, symmetry, posterior, particles, levy or trajectory; may be repeated."
+        ),
     ] = None,
     seed: o.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few of everything, to see that it works.")] = False,

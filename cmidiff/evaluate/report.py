@@ -21,7 +21,9 @@ from cmidiff.evaluate.records import UnitRow
 COMMAND = "report"
 
 
-def report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> tuple[Comparison, dict[Path, str]]:
+def write_report(
+    run: Path, output: Path | None = None, *, overwrite: bool = False
+) -> tuple[Comparison, dict[Path, str]]:
     """Write the report of a run, finished or not; an earlier report in the folder is replaced.
 
     Args:

@@ -27,8 +27,10 @@ from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
 from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit, UnitRow
 from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
-from cmidiff.images import Source, encode_image, sources
+from cmidiff.images import encode_image
 from cmidiff.prior.base import Denoiser
+from cmidiff.sources import Source
+from cmidiff.sources import list_sources as list_files
 
 log = logging.getLogger("cmidiff.evaluate")
 PACKAGES = ("cmidiff", "torch", "deepinv", "diffusers", "torchmetrics")
@@ -47,7 +49,7 @@ class Options:
         batch: images of one cell that are restored together.
         retry_failed: repeat units that failed.
         extend: go on with a run whose grid has grown.
-        features: of FID, see `scores.fid_reference`.
+        features: of FID, see `scores.make_fid_reference`.
         device: where FID is computed.
     """
 
@@ -101,8 +103,10 @@ def evaluate(
         usable = [image for image in images if image.error is None]
         check_tasks(config, usable)
         side = min(min(image.width or 0, image.height or 0) for image in usable)
-        fid_absent = scores.fid_absent() if isinstance(options.features, int) else None
-        columns = scores.metrics(config.samples, side, {"lpips": scores.lpips_absent(config.lpips), "fid": fid_absent})
+        fid_absent = scores.explain_no_fid() if isinstance(options.features, int) else None
+        columns = scores.list_metrics(
+            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent}
+        )
         net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
         created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
         writer.plan(about | {"created": created}, images, list_units(config, images), columns)
@@ -127,7 +131,7 @@ def list_sources(config: Config) -> list[Source]:
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
     try:
-        return sources(config.images, offset=config.offset, limit=config.limit)
+        return list_files(config.images, offset=config.offset, limit=config.limit)
     except ValueError as error:
         raise RunError(f"--images: {error}") from error
 
@@ -277,9 +281,9 @@ def _fill_lpips(writer: Writer, net: str) -> None:
     paths = {image.name: image.path for image in writer.images()}
     for row in writer.units():
         if row.status == "ok" and "lpips" not in row.scores:
-            samples = [writer.folder / path for kind, path in row.pictures.items() if kind.startswith("sample-")]
+            samples = [writer.folder / path for kind, path in row.images.items() if kind.startswith("sample-")]
             truth = writer.folder / str(paths[row.unit.image])
-            writer.add_score(row.unit, "lpips", scores.distance_of_files(samples, truth, net))
+            writer.add_score(row.unit, "lpips", scores.compute_lpips_of_files(samples, truth, net))
 
 
 def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
@@ -289,12 +293,14 @@ def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
     truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
     cells, references = defaultdict[Cell, list[UnitRow]](list), {}
     for row in writer.units():
-        if "sample-0" in row.pictures:
+        if "sample-0" in row.images:
             cells[row.unit.cell].append(row)
     for cell, rows in cells.items():
         names = tuple(dict.fromkeys(row.unit.image for row in rows))
         if len(rows) >= scores.FID_LEAST:
             if names not in references:
-                references[names] = scores.fid_reference([truth[n] for n in names], options.features, options.device)
-            restored = [options.out / row.pictures["sample-0"] for row in rows]
-            yield CellScore(cell, "fid", scores.fid(restored, references[names]), len(rows), network)
+                references[names] = scores.make_fid_reference(
+                    [truth[n] for n in names], options.features, options.device
+                )
+            restored = [options.out / row.images["sample-0"] for row in rows]
+            yield CellScore(cell, "fid", scores.compute_fid(restored, references[names]), len(rows), network)

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from cmidiff.physics.check import checked_images, checked_noise_std
+from cmidiff.physics.check import check_images, check_noise_std
 
 LEAST, MOST = 0.3, 6.0  # pixels
 WIDTHS = 61
@@ -48,8 +48,8 @@ def estimate_blur_width(y: Tensor, noise_std: float, *, largest: float = MOST) -
     """
     if not (math.isfinite(largest) and largest > LEAST):
         raise ValueError(f"largest must be a number of pixels above {LEAST}; got {largest!r}. The default is {MOST:g}.")
-    sigma = checked_noise_std(noise_std)
-    batch = checked_images("y", y, SMALLEST).double()
+    sigma = check_noise_std(noise_std)
+    batch = check_images("y", y, SMALLEST).double()
     widths = torch.logspace(math.log10(LEAST), math.log10(largest), WIDTHS, dtype=torch.float64)
     result = torch.stack([_most_likely(_likelihood(image, sigma, widths), widths) for image in batch]).to(y)
     return result if y.ndim == 4 else result[0]

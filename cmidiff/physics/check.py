@@ -15,7 +15,7 @@ Shape = Sequence[int]
 Device = str | torch.device
 
 
-def checked_signal(shape: Shape) -> tuple[int, ...]:
+def check_signal(shape: Shape) -> tuple[int, ...]:
     """Return the shape of one signal without its batch dimension, of any number of dimensions.
 
     Raises:
@@ -30,13 +30,13 @@ def checked_signal(shape: Shape) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-def checked_shape(shape: Shape) -> tuple[int, int, int]:
+def check_shape(shape: Shape) -> tuple[int, int, int]:
     """Return ``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension.
 
     Raises:
         ValueError: unless it is three positive integers.
     """
-    sizes = checked_signal(shape)
+    sizes = check_signal(shape)
     if len(sizes) != 3:
         raise ValueError(
             f"The image shape must be three positive integers (channels, height, width); got {sizes}. "
@@ -45,7 +45,7 @@ def checked_shape(shape: Shape) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def checked_images(name: str, x: Tensor, smallest: int) -> Tensor:
+def check_images(name: str, x: Tensor, smallest: int) -> Tensor:
     """Return images ``(C, H, W)`` or ``(B, C, H, W)`` as a batch on the CPU.
 
     Raises:
@@ -68,7 +68,7 @@ def check_finite(name: str, x: Tensor) -> None:
         )
 
 
-def checked_noise_std(noise_std: float) -> float:
+def check_noise_std(noise_std: float) -> float:
     """Return ``noise_std`` as a float, in units of an image in [0, 1].
 
     Raises:
@@ -82,7 +82,7 @@ def checked_noise_std(noise_std: float) -> float:
     return float(noise_std)
 
 
-def checked_gain(gain: float) -> float:
+def check_gain(gain: float) -> float:
     """Return ``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1].
 
     Raises:
@@ -96,7 +96,7 @@ def checked_gain(gain: float) -> float:
     return float(gain)
 
 
-def checked_dtype(dtype: torch.dtype) -> torch.dtype:
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return ``dtype``, which must be ``torch.float32`` or ``torch.float64``.
 
     Raises:
@@ -109,7 +109,7 @@ def checked_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def checked_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
+def check_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
     """Return ``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``.
 
     Raises:
@@ -122,7 +122,7 @@ def checked_fraction(name: str, value: float, *, least: float, most: float, open
     return float(value)
 
 
-def seeded(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> torch.Generator:
     """Return a generator on the CPU; torch's global one is never used.
 
     Raises:
@@ -160,7 +160,7 @@ def adjoint_error(
     Returns:
         A dimensionless number, of the order of the precision of ``dtype`` for a true adjoint.
     """
-    generator = seeded(seed)
+    generator = make_generator(seed)
     u = torch.randn((batch, *shape), generator=generator, dtype=dtype).to(device)
     a_u = physics.A(u)
     v = torch.randn(a_u.shape, generator=generator, dtype=a_u.dtype).to(device)

@@ -15,7 +15,7 @@ from deepinv.physics.functional import imresize_matlab
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cmidiff.physics.check import Device, Shape, checked_dtype, checked_signal
+from cmidiff.physics.check import Device, Shape, check_dtype, check_signal
 from cmidiff.physics.operators import gaussian_noise
 
 
@@ -95,7 +95,7 @@ def from_matrix(
             f"The matrix must be a real tensor (m, d); got {got}. Convert an array by torch.from_numpy; stack the real "
             "and imaginary rows of a complex matrix."
         )
-    size = checked_signal(shape)
+    size = check_signal(shape)
     if matrix.shape[1] != math.prod(size):
         raise ValueError(
             f"The matrix must have one column for each of the {math.prod(size)} entries of a signal of {size}; got "
@@ -103,7 +103,7 @@ def from_matrix(
         )
     if not bool(matrix.isfinite().all()) or not bool(matrix.any()):
         raise ValueError("The matrix must be finite and not all zero; got NaN, infinity or only zeros.")
-    return DenseMatrix(matrix, size, gaussian_noise(noise_std, dtype), checked_dtype(dtype)).to(device)
+    return DenseMatrix(matrix, size, gaussian_noise(noise_std, dtype), check_dtype(dtype)).to(device)
 
 
 class Luminance(Decolorize):

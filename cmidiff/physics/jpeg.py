@@ -297,7 +297,7 @@ def _chroma_fit(chroma: Tensor, quality: int, sampling: tuple[int, int], offset:
     the errors of rounding."""
     table = tables_of(quality).chroma
     assert table is not None
-    area = _aligned(chroma, offset, (8 * sampling[0], 8 * sampling[1]))
+    area = _align(chroma, offset, (8 * sampling[0], 8 * sampling[1]))
     if area.numel() == 0:
         return -math.inf
     coefficients = _cosine(torch.nn.functional.avg_pool2d(area[None], sampling)).reshape(-1, 8, 8)
@@ -307,11 +307,11 @@ def _chroma_fit(chroma: Tensor, quality: int, sampling: tuple[int, int], offset:
 
 def _blocks(luma: Tensor, offset: tuple[int, int], most: int) -> Tensor:
     """Coefficients ``(n, 8, 8)`` of at most about ``most`` blocks, spread over the image."""
-    coefficients = _cosine(_aligned(luma, offset, (8, 8))[None]).reshape(-1, 8, 8)
+    coefficients = _cosine(_align(luma, offset, (8, 8))[None]).reshape(-1, 8, 8)
     return coefficients[:: max(1, len(coefficients) // most)]
 
 
-def _aligned(planes: Tensor, offset: tuple[int, int], unit: tuple[int, int]) -> Tensor:
+def _align(planes: Tensor, offset: tuple[int, int], unit: tuple[int, int]) -> Tensor:
     """The part of the planes that whole units cover."""
     rows, columns = ((n - s) // u * u for n, s, u in zip(planes.shape[-2:], offset, unit, strict=True))
     return planes[..., offset[0] : offset[0] + rows, offset[1] : offset[1] + columns]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from cmidiff.physics.check import checked_fraction, seeded
+from cmidiff.physics.check import check_fraction, make_generator
 
 SUBPIXELS = 16  # a side of each pixel of a disc, whose edge falls between pixels; weights are right to better than 1%
 LARGEST = 500.0  # pixels
@@ -30,7 +30,7 @@ def gaussian_kernel(*, kernel_size: int = 61, std: float = 3.0) -> Tensor:
     Raises:
         ValueError: for an even size, or a standard deviation that is not positive and finite.
     """
-    half = _checked_odd(kernel_size) // 2
+    half = _check_odd(kernel_size) // 2
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std must be a positive number of pixels; got {std!r}. For no blur at all use 'denoise'.")
     offset = torch.arange(-half, half + 1, dtype=torch.float64)
@@ -55,9 +55,9 @@ def motion_kernel(*, kernel_size: int = 61, intensity: float = 0.5, seed: int = 
     Raises:
         ValueError: for an even size, or an intensity outside of [0, 1].
     """
-    size = _checked_odd(kernel_size)
-    intensity = checked_fraction("intensity", intensity, least=0, most=1)
-    steps, generator = 16 * size, seeded(seed)
+    size = _check_odd(kernel_size)
+    intensity = check_fraction("intensity", intensity, least=0, most=1)
+    steps, generator = 16 * size, make_generator(seed)
     length = size * (0.5 + 0.5 * torch.rand((), generator=generator, dtype=torch.float64))
     start = 2 * math.pi * torch.rand((), generator=generator, dtype=torch.float64)
     wander = torch.randn(steps, generator=generator, dtype=torch.float64) * intensity * math.pi / math.sqrt(steps)
@@ -146,7 +146,7 @@ def trim(kernel: Tensor) -> Tensor:
     return kernel
 
 
-def _checked_odd(size: int) -> int:
+def _check_odd(size: int) -> int:
     if not isinstance(size, Integral) or size < 3 or size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd integer of at least 3; got {size!r}. For 60, say, use 61.")
     return int(size)

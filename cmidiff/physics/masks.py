@@ -13,7 +13,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from cmidiff.physics.check import Shape, checked_fraction, checked_shape, seeded
+from cmidiff.physics.check import Shape, check_fraction, check_shape, make_generator
 
 STROKES = 10_000  # of a mask of scratches, at most
 
@@ -33,10 +33,10 @@ def box_mask(
     Raises:
         ValueError: if the rectangle does not fit, or hides everything.
     """
-    _, *sides = checked_shape(shape)
+    _, *sides = check_shape(shape)
     box = _pair("size", size, 1) if size is not None else (max(1, sides[0] // 2), max(1, sides[1] // 2))
     if position is None:
-        generator = seeded(seed)
+        generator = make_generator(seed)
         corner = tuple(_draw_start(n, b, generator) for n, b in zip(sides, box, strict=True))
     else:
         corner = _pair("position", position, 0)
@@ -75,12 +75,12 @@ def random_mask(shape: Shape, *, hidden: float = 0.9, seed: int = 0) -> Tensor:
     Raises:
         ValueError: for a fraction outside of [0, 1), or one that leaves no pixel.
     """
-    _, height, width = checked_shape(shape)
-    hidden = checked_fraction("hidden", hidden, least=0, most=1, open_end=True)
+    _, height, width = check_shape(shape)
+    hidden = check_fraction("hidden", hidden, least=0, most=1, open_end=True)
     count = round(hidden * height * width)
     if count == height * width:
         raise ValueError(f"hidden={hidden} leaves no pixel of a {height}x{width} image. Hide a smaller fraction.")
-    return _hide(torch.randperm(height * width, generator=seeded(seed))[:count], height, width)
+    return _hide(torch.randperm(height * width, generator=make_generator(seed))[:count], height, width)
 
 
 def scratch_mask(shape: Shape, *, hidden: float = 0.04, width: float = 2.0, seed: int = 0) -> Tensor:
@@ -98,15 +98,15 @@ def scratch_mask(shape: Shape, *, hidden: float = 0.04, width: float = 2.0, seed
     Raises:
         ValueError: for a fraction outside of (0, 1) or one that hides no pixel or all, or a width below 1.
     """
-    _, rows, columns = checked_shape(shape)
-    count = round(checked_fraction("hidden", hidden, least=0, most=1) * rows * columns)
+    _, rows, columns = check_shape(shape)
+    count = round(check_fraction("hidden", hidden, least=0, most=1) * rows * columns)
     if not 0 < count < rows * columns:
         raise ValueError(
             f"hidden={hidden} must hide some pixels and not all; it hides {count} of a {rows}x{columns} image."
         )
     if not (math.isfinite(width) and width >= 1):
         raise ValueError(f"width must be a number of pixels of at least 1; got {width!r}.")
-    generator = seeded(seed)
+    generator = make_generator(seed)
     pixels: dict[int, None] = {}  # a set that keeps its order
     for _ in range(STROKES):
         pixels |= dict.fromkeys(_find_pixels(_draw_stroke(rows, columns, generator), width / 2, rows, columns))
@@ -144,7 +144,7 @@ def _draw_stroke(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 def random_signs(shape: Shape, *, seed: int = 0) -> Tensor:
     """Draw independent fair signs, -1 or 1, float64, of shape ``(C, H, W)``, from ``seed``."""
-    return torch.randint(0, 2, checked_shape(shape), generator=seeded(seed)).double() * 2 - 1
+    return torch.randint(0, 2, check_shape(shape), generator=make_generator(seed)).double() * 2 - 1
 
 
 def hidden_fraction(mask: Tensor) -> float:

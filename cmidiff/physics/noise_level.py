@@ -31,7 +31,7 @@ import torch
 from scipy.stats import gamma
 from torch import Tensor
 
-from cmidiff.physics.check import checked_images
+from cmidiff.physics.check import check_images
 
 SIDE = 7  # of a patch, pixels
 PATCHES = 60_000  # of a channel, at most about this many
@@ -61,7 +61,7 @@ def estimate_noise(x: Tensor, *, value_range: tuple[float, float] | None = (0.0,
         ValueError: for images that are no floats, not finite or too small.
     """
     low, high = value_range or (-math.inf, math.inf)
-    batch = checked_images("x", x, SMALLEST)
+    batch = check_images("x", x, SMALLEST)
     variances = [statistics.median(_variance(channel, low, high) for channel in image) for image in batch]
     result = torch.tensor(variances, dtype=torch.float64).sqrt().to(x)
     return result if x.ndim == 4 else result[0]

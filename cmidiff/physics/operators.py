@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cmidiff.physics.border import ValidBlur
-from cmidiff.physics.check import Device, Shape, checked_dtype, checked_fraction, checked_noise_std, checked_shape
+from cmidiff.physics.check import Device, Shape, check_dtype, check_fraction, check_noise_std, check_shape
 from cmidiff.physics.kernels import trim
 
 PADDINGS = ("circular", "reflect", "replicate", "zeros", "valid")
@@ -19,7 +19,7 @@ _FFT_PAYS_FROM = 33  # side of a kernel, pixels, from which deepinv's Fourier co
 
 def gaussian_noise(noise_std: float, dtype: torch.dtype) -> GaussianNoise:
     """Return white noise of standard deviation ``noise_std``, in units of an image in [0, 1]."""
-    return GaussianNoise(torch.tensor(checked_noise_std(noise_std), dtype=checked_dtype(dtype)))
+    return GaussianNoise(torch.tensor(check_noise_std(noise_std), dtype=check_dtype(dtype)))
 
 
 def from_mask(
@@ -46,8 +46,8 @@ def from_mask(
     if not isinstance(mask, Tensor) or not 2 <= mask.ndim <= 4 or mask.numel() == 0:
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"A mask must be a tensor (H, W), (1 or C, H, W) or (B, 1 or C, H, W); got {got}. Reshape it.")
-    full = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).to(dtype=checked_dtype(dtype))
-    image = checked_shape(full.shape[1:] if shape is None else shape)
+    full = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).to(dtype=check_dtype(dtype))
+    image = check_shape(full.shape[1:] if shape is None else shape)
     if full.shape[2:] != image[1:] or full.shape[1] not in (1, image[0]):
         raise ValueError(
             f"The mask's (channels, height, width) must be (1 or {image[0]}, {image[1]}, {image[2]}), as the image's; "
@@ -94,10 +94,10 @@ def from_kernel(
         ValueError: for a kernel that is NaN, infinite, all zero or of another shape, an unknown padding, or a kernel
             that reaches beyond the padding.
     """
-    image, noise = checked_shape(shape), gaussian_noise(noise_std, dtype)
+    image, noise = check_shape(shape), gaussian_noise(noise_std, dtype)
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; got {padding!r}. Choose one of them.")
-    centred = trim(_make_odd(_checked_kernel(kernel, image[0])))
+    centred = trim(_make_odd(_check_kernel(kernel, image[0])))
     if padding == "circular":
         for dim, side in ((-2, image[1]), (-1, image[2])):
             centred = _fold(centred, dim, side)
@@ -132,12 +132,12 @@ def canvas_shape(kernel: Tensor, shape: Shape) -> tuple[int, int, int]:
     Returns:
         ``(C, H + k - 1, W + l - 1)``, where zeros around the kernel do not count.
     """
-    channels, height, width = checked_shape(shape)
-    rows, columns = trim(_make_odd(_checked_kernel(kernel, channels))).shape[-2:]
+    channels, height, width = check_shape(shape)
+    rows, columns = trim(_make_odd(_check_kernel(kernel, channels))).shape[-2:]
     return channels, height + rows - 1, width + columns - 1
 
 
-def _checked_kernel(kernel: Tensor, channels: int) -> Tensor:
+def _check_kernel(kernel: Tensor, channels: int) -> Tensor:
     """The kernel as float64 ``(b, c, k, l)``."""
     if not isinstance(kernel, Tensor) or kernel.ndim not in (2, 4) or kernel.numel() == 0:
         got = tuple(kernel.shape) if isinstance(kernel, Tensor) else type(kernel).__name__
@@ -203,7 +203,7 @@ def from_signs(
     Raises:
         ValueError: for signs that are none, or a ratio outside of (0, 1].
     """
-    image, ratio = checked_shape(signs.shape), checked_fraction("ratio", ratio, least=0, most=1)
+    image, ratio = check_shape(signs.shape), check_fraction("ratio", ratio, least=0, most=1)
     if not bool((signs.abs() == 1).all()):
         raise ValueError("signs must hold only -1 and 1; got other values. Draw them with random_signs.")
     height = max(1, round(image[1] * ratio**0.5))
@@ -217,7 +217,7 @@ def from_signs(
         (image[0], height, width),
         transform_func=_sine_transform,
         transform_func_inv=_sine_transform,
-        diagonals=[signs.to(checked_dtype(dtype))],
+        diagonals=[signs.to(check_dtype(dtype))],
         noise_model=gaussian_noise(noise_std, dtype),
     )
     return physics.to(device)

@@ -8,7 +8,7 @@ from deepinv.physics import LinearPhysics
 from deepinv.physics.forward import adjoint_function
 from torch import Tensor
 
-from cmidiff.physics.check import Device, Shape, adjoint_error, checked_dtype, checked_signal
+from cmidiff.physics.check import Device, Shape, adjoint_error, check_dtype, check_signal
 from cmidiff.physics.operators import gaussian_noise
 
 
@@ -42,8 +42,8 @@ def from_callable(
         raise TypeError(
             f"A and adjoint must be functions of one tensor; got {type(A).__name__}, {type(adjoint).__name__}."
         )
-    image = checked_signal(shape)
-    _check_linear(A, image, checked_dtype(dtype), device)
+    image = check_signal(shape)
+    _check_linear(A, image, check_dtype(dtype), device)
 
     def transpose(y: Tensor) -> Tensor:
         return adjoint_function(A, (y.shape[0], *image), device=str(y.device), dtype=dtype)(y)

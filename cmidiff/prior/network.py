@@ -21,19 +21,33 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
+from cmidiff.prior.checkpointed import recompute
 from cmidiff.schedule import DDPM, Schedule, within
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
 TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
+
+
+class Facts(TypedDict, total=False):
+    """What a caller may state of a network; see `NetworkPrior`."""
+
+    channels: int | None
+    multiple: int
+    name: str
+    card: dict[str, Any] | None
+    dtype: torch.dtype | None
+    max_batch: int | None
+    size: int | None
+    smooth: bool
+    variance: float | None
 
 
 class NetworkPrior(Prior):
@@ -62,6 +76,8 @@ class NetworkPrior(Prior):
         min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
             kept between them.
         second_moments: of its images, in the DCT domain.
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative; None: that of
+            the second moments, of natural images in ``value_range``, or 1 for signals without a range.
 
     Raises:
         ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have; in a
@@ -90,6 +106,7 @@ class NetworkPrior(Prior):
         min_ratio: float = 0.0,
         max_ratio: float = math.inf,
         second_moments: SecondMoments | None = None,
+        variance: float | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
@@ -97,6 +114,8 @@ class NetworkPrior(Prior):
             )
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
+        if variance is not None and not 0 < variance < math.inf:
+            raise ValueError(f"variance must be a number > 0, or None, received {variance!r}")
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
         self.schedule: Schedule = within(DDPM.linear() if schedule is None else schedule, min_ratio, max_ratio)
@@ -111,7 +130,7 @@ class NetworkPrior(Prior):
         self.smooth = smooth
         self.min_ratio = min_ratio
         self.max_ratio = max_ratio
-        self._moments = second_moments
+        self._moments, self._variance = second_moments, variance
         self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
 
     @property
@@ -125,6 +144,10 @@ class NetworkPrior(Prior):
     @property
     def second_moments(self) -> SecondMoments | None:
         return self._moments
+
+    @property
+    def variance(self) -> float:
+        return super().variance if self._variance is None else self._variance
 
     @property
     def device(self) -> torch.device | None:
@@ -206,8 +229,7 @@ class NetworkPrior(Prior):
         parts = zip(x_t.split(self.max_batch), t.split(self.max_batch), strict=True)
         if not (torch.is_grad_enabled() and x_t.requires_grad):
             return torch.cat([self._evaluate(*part) for part in parts])
-        again = (checkpoint(self._evaluate, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
-        return torch.cat([cast(Tensor, out) for out in again])
+        return torch.cat([recompute(self._evaluate, *part) for part in parts])
 
     def _evaluate(self, x_t: Tensor, t: Tensor) -> Tensor:
         inside = x_t if self.dtype is None else x_t.to(self.dtype)

@@ -29,6 +29,7 @@ https://arxiv.org/abs/2412.20045
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,10 +40,9 @@ from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_varia
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import known_entries, measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive, levels, shortened
+from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
-LAST = 0.02  # noise level of the last step, for images in [-1, 1]
 HIDDEN = 4.0  # times the noise level of the first step, where pixels are hidden
 DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 
@@ -105,22 +105,20 @@ class CADPS(PosteriorMean):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
-        high = self._highest(problem)
-        return super().times(problem, steps) if high is None else levels(problem, steps, high, LAST * problem.unit)
+        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps, self._start(problem))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
-        (alpha_t, sigma_t), high = problem.prior.schedule(t), self._highest(problem)
-        if high is None or sigma_t / alpha_t > 1.01 * high:
+        alpha_t, sigma_t = problem.prior.schedule(t)
+        high = self._start(problem) * problem.unit
+        if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
 
-    def _highest(self, problem: Problem) -> float | None:
-        """The noise level at which the run begins, None for pure noise. It must hide the mean colour of a hole, which
-        averages over many pixels."""
-        high, m = self._sigma.start * problem.unit, problem.measurement
-        if known_entries(m.physics, m.y) is not None:
-            high = HIDDEN * high
-        return None if self.scale == 0 or not high < problem.noisiest else high
+    def _start(self, problem: Problem) -> float:
+        """The noise level at which the run begins. It must hide the mean colour of a hole, which averages over many
+        pixels."""
+        m = problem.measurement
+        return self._sigma.start * (1.0 if known_entries(m.physics, m.y) is None else HIDDEN)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""

@@ -43,8 +43,8 @@ class DSG(Solver):
             ``N`` steps takes ``w sqrt(100 / N)``, at most 1: the radius of a step shrinks as ``1 / sqrt N``, so that
             the sum of the moves is the same. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
-        guard: descend to the noise level in the last step (see `cmidiff.solvers.base.descend`), which has no sphere; the
-            official code does not.
+        guard: descend to the noise level in the last step (see `cmidiff.solvers.base.descend`), which has no sphere.
+            The official code does not.
         through_clip: as in `DPS`.
     """
 

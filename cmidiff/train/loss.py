@@ -63,12 +63,12 @@ def draw_times(batch: int, uniform_share: float, mean: float, std: float, genera
     https://arxiv.org/abs/2206.00364.
     """
     uniform = round(uniform_share * batch)
-    u = torch.cat([_strata(uniform, generator), _strata(batch - uniform, generator)])
+    u = torch.cat([_draw_strata(uniform, generator), _draw_strata(batch - uniform, generator)])
     normal = torch.special.ndtri(u[uniform:].clamp(1e-6, 1 - 1e-6))
     return torch.cat([u[:uniform] * (STEPS - 1), time_of(torch.exp(mean + std * normal))])
 
 
-def _strata(count: int, generator: torch.Generator) -> Tensor:
+def _draw_strata(count: int, generator: torch.Generator) -> Tensor:
     jitter = torch.rand(count, generator=generator, dtype=torch.float64)
     return (torch.arange(count) + jitter) / max(count, 1)
 

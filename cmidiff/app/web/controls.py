@@ -123,7 +123,7 @@ def number(name: str, value: Any, low: float, high: float, *, whole: bool = Fals
     return int(value) if whole else float(value)
 
 
-def typed(text: Any) -> Any:
+def parse_number(text: Any) -> Any:
     """Return the number that was typed, None where nothing was, and anything else as it is."""
     if not isinstance(text, str):
         return text
@@ -202,7 +202,7 @@ class Ask:
         """
         wished = choice("case", values["case"], [*WISHES, EXPERIMENT])
         case = choice("experiment", values["experiment"], EXPERIMENTS) if wished == EXPERIMENT else wished
-        scale, noise, steps = CASES[case].strength, typed(values["noise"]), typed(values["steps"])
+        scale, noise, steps = CASES[case].strength, parse_number(values["noise"]), parse_number(values["steps"])
         return cls(
             case,
             0.0 if scale is None else number("strength", values["strength"], scale.low, scale.high),

@@ -28,7 +28,7 @@ from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import CASES, EXPERIMENT, LEAST, Ask, Limits, choice, file_of, number
 from cmidiff.app.web.jobs import Job, View
 from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
-from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, shown, status, summary
+from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, show_image, status, summary
 from cmidiff.app.web.visits import Visit, Visits
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
@@ -177,7 +177,7 @@ class Page(Layout):
 
     def _canvas(self, path: Path) -> dict[str, Any]:
         image = inputs.shrink(inputs.read_upload(path, self.limits), CANVAS)
-        return {"background": shown(image.values), "layers": [], "composite": None}
+        return {"background": show_image(image.values), "layers": [], "composite": None}
 
     # the controls
 
@@ -335,20 +335,20 @@ class Page(Layout):
                 job.seen = visit.used = time.monotonic()
                 if job.view is not seen:
                     seen = job.view
-                    yield await asyncio.to_thread(self._running, name, seen)
+                    yield await asyncio.to_thread(self._show_running, name, seen)
                 await asyncio.sleep(PERIOD)
             told.add(job)
             if visit.jobs.get(name) is job:
-                yield await asyncio.to_thread(self._ended, name, job)
+                yield await asyncio.to_thread(self._show_result, name, job)
         if not visit.jobs:  # also after a new photograph has ended a run
             yield {self.status: NOTHING, self.live: gr.update(visible=False)}
 
-    def _running(self, name: str, view: View) -> Updates:
+    def _show_running(self, name: str, view: View) -> Updates:
         if name != "result" or view.x_hat is None:
             return {self.status: status(view)}
-        return {self.status: status(view), self.live: gr.Image(shown(view.x_hat), visible=True)}
+        return {self.status: status(view), self.live: gr.Image(show_image(view.x_hat), visible=True)}
 
-    def _ended(self, name: str, job: Job) -> Updates:
+    def _show_result(self, name: str, job: Job) -> Updates:
         view = job.view
         updates: Updates = {self.status: status(view), self.live: gr.update(visible=False)}
         if all(result.best is None for result in view.results) or view.state == "failed":

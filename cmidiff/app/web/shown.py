@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cmidiff.app.figures import enlarge, std_map
-from cmidiff.app.run import Row
+from cmidiff.app.folder import Row
 from cmidiff.app.web.jobs import Job, Result, View, describe_cmi
 from cmidiff.images import read_image, to_pil
 
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def shown(values: Tensor) -> Image.Image:
+def show_image(values: Tensor) -> Image.Image:
     """Return an image (C, H, W) at a size that can be seen."""
     image = to_pil(fit(values, (values.shape[1], values.shape[2]))).convert("RGB")
     scale = max(1, SMALLEST // max(image.size))
@@ -94,7 +94,7 @@ def comparison(job: Job) -> tuple[Image.Image, Image.Image]:
     """Return what was given and what came out, at one size."""
     after = read_image(job.image).values
     before = job.work.problem.view() if job.work.finish is None else read_image(job.work.photo).values
-    return shown(fit(before, (after.shape[1], after.shape[2]))), shown(after)
+    return show_image(fit(before, (after.shape[1], after.shape[2]))), show_image(after)
 
 
 def _prefix(results: Sequence[Result], result: Result) -> str:
@@ -109,10 +109,10 @@ def gallery(job: Job) -> list[tuple[Image.Image, str]]:
         if result.mean is not None and len(result.good) > 1:
             deviation = torch.stack([sample.values for sample in result.good]).std(0)
             images += [(std_map(deviation), f"{name}where the samples disagree")]
-            images += [(shown(result.mean), f"{name}mean of {len(result.good)}")]
-        images += [(shown(sample.values), f"{name}sample {sample.index + 1}") for sample in result.good]
+            images += [(show_image(result.mean), f"{name}mean of {len(result.good)}")]
+        images += [(show_image(sample.values), f"{name}sample {sample.index + 1}") for sample in result.good]
     if job.work.truth is not None:
-        images.append((shown(job.work.truth), "truth"))
+        images.append((show_image(job.work.truth), "truth"))
     return images
 
 
