@@ -47,6 +47,7 @@ from tests.cases import (
     gaussian,
     gaussian_posterior,
     generator,
+    label,
     measured,
     mixture,
     pictures,
@@ -486,7 +487,7 @@ def moved(solver: Solver, steps: int) -> Tensor:
         MCG(0.3, lambda step, x: x, guard=False),
         CADPSReleased(0.3),
     ],
-    ids=str,
+    ids=label,
 )
 def test_a_step_size_is_that_of_a_run_of_1000_steps(solver):
     same(moved(solver, 40), 25 * moved(solver, 1000))
