@@ -141,7 +141,7 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         y = measure(x, true, seed=seed)
         width = float(estimate_blur_width(y[0], 0.01)) if guess is None else 1.5 * guess
         kernel = parse_kernel(f"gaussian:{width}")
-        noise_std = 0.01 if guess is None else doubt_width(y[0], width, 0.01)[0]  # as the command line does
+        noise_std = 0.01 if guess in (None, 1.0) else doubt_width(y[0], width, 0.01)[0]  # as the command line does
         assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=noise_std)
         assert isinstance(true, ValidBlur)
         truth, side = true.crop(x), 16
