@@ -84,7 +84,8 @@ class BoundMoments(Iterated):
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
-        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in enumerate((step.x_t.detach(), e)))
+        likes = (step.x_t.detach(), e)
+        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in enumerate(likes))
         d = idct(self.variances.sqrt() * z)
         return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
 
