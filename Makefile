@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint docs format clean
+.PHONY: help setup demo serve test lint docs package format clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -33,15 +33,22 @@ serve: $(STAMP)  ## restore photographs in the browser
 	$(BIN)/cmidiff serve --open
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)  ## ruff, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(STAMP)  ## build the documentation into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+package: $(STAMP)  ## build wheel and sdist; install the wheel into an environment of its own and run the demo there
+	rm -rf build/package && $(BIN)/python -m build --quiet --outdir build/package
+	$(BIN)/python -m venv build/package/venv
+	build/package/venv/bin/pip install --quiet --disable-pip-version-check build/package/*.whl
+	cd build/package && venv/bin/cmidiff demo --output demo.png
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

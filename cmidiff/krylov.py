@@ -91,6 +91,39 @@ def conjugate_gradient(
     return Solution(x, (rr / bb.clamp_min(torch.finfo(bb.dtype).tiny)).sqrt())
 
 
+def gmres(operator: Operator, b: Tensor, *, iterations: int) -> Solution:
+    """Solve ``S x = b`` from ``x = 0`` for any ``S``, one system a sample, by the least residual over a Krylov space.
+
+    A sample whose Krylov space is exhausted has found its solution, and its further directions are zero.
+
+    Args:
+        operator: ``v -> S v``, shape (B, ...).
+        b: right-hand sides, shape (B, ...).
+        iterations: products.
+
+    Source: Saad, Schultz, "GMRES: A Generalized Minimal Residual Algorithm", 1986, https://doi.org/10.1137/0907058
+    """
+    x, v, r = torch.zeros_like(b), b, b
+    pairs: list[tuple[Tensor, Tensor]] = []  # (v, S v), the second of each orthonormal
+    for _ in range(iterations):
+        w = operator(v)
+        size = dot(w, w).sqrt()
+        for _ in range(2):  # twice is enough
+            for v_j, w_j in pairs:
+                along = per_sample(dot(w_j, w), w)
+                v, w = v - along * v_j, w - along * w_j
+        left = dot(w, w).sqrt()
+        alive = left > 1e2 * torch.finfo(left.dtype).eps * size
+        scale = per_sample(torch.where(alive, 1 / left.where(alive, 1.0), 0.0), w)
+        v, w = scale * v, scale * w
+        along = per_sample(dot(w, r), w)
+        x, r = x + along * v, r - along * w
+        pairs.append((v, w))
+        v = w
+    tiny = torch.finfo(b.real.dtype).tiny
+    return Solution(x, (dot(r, r) / dot(b, b).clamp_min(tiny)).sqrt())
+
+
 def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos tridiagonalisation started at ``z``, with full reorthogonalisation.
 
@@ -102,30 +135,32 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
     Source: Golub, Meurant, "Matrices, Moments and Quadrature", 1994.
     """
     norm = dot(z, z).sqrt()
-    q = z / per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), z)
-    basis, diagonal, off = [q], [], []
+    basis = z.new_zeros(iterations, *z.shape)
+    basis[0] = z / per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), z)
+    diagonal, off = [], []
     alive = norm > 0
     for k in range(iterations):
-        w = operator(basis[-1])
-        entry = dot(basis[-1], w)
+        w = operator(basis[k])
+        entry = dot(basis[k], w)
         alive = alive & entry.isfinite()  # eigh refuses the whole batch for one row that is not finite
         diagonal.append(torch.where(alive, entry, diagonal[0] if diagonal else 1.0))
         if k + 1 == iterations:
             break
+        known = basis[: k + 1].flatten(2)
         for _ in range(2):  # twice is enough
-            for v in basis:
-                w = w - per_sample(dot(v, w), w) * v
+            along = torch.einsum("kbn,bn->kb", known.conj(), w.flatten(1)).real.to(w.dtype)
+            w = w - torch.einsum("kb,kbn->bn", along, known).reshape(w.shape)
         beta = dot(w, w).sqrt()
         scale = torch.stack([d.abs() for d in diagonal]).amax(0)
         alive = alive & beta.isfinite() & (beta > 1e2 * torch.finfo(beta.dtype).eps * scale)
         beta = torch.where(alive, beta, 0.0)
         off.append(beta)
-        basis.append(torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0))
+        basis[k + 1] = torch.where(per_sample(alive, w), w / per_sample(torch.where(alive, beta, 1.0), w), 0.0)
     t = torch.diag_embed(torch.stack(diagonal, -1))
     if off:
         t = t + torch.diag_embed(torch.stack(off, -1), offset=1) + torch.diag_embed(torch.stack(off, -1), offset=-1)
     values, vectors = torch.linalg.eigh(t)
-    return torch.stack(basis), values, vectors
+    return basis, values, vectors
 
 
 def lanczos_apply(operator: Operator, z: Tensor, f: Callable[[Tensor], Tensor], iterations: int) -> Tensor:

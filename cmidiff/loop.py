@@ -13,7 +13,7 @@ from cmidiff.information import CMI
 from cmidiff.krylov import dot, per_sample
 from cmidiff.schedule import pairs
 from cmidiff.solvers.base import Solver
-from cmidiff.step import Problem, Step
+from cmidiff.step import Carry, Group, Problem, Seen, Step
 
 LIMIT = 1e4  # times the range of the images: a state that is larger has diverged
 
@@ -33,6 +33,7 @@ class Trace:
         cmi: norm of the move by CMI that was applied, in units of ``x_s`` (with Heun's rule, of its first half).
         residual: largest relative residual of the step's linear solves; 0 without one.
         alive: False for rows that have diverged; their state is set to zero and their ``x_hat`` is the last finite one.
+        own: numbers that the solver reports of itself, by name.
     """
 
     index: int
@@ -45,13 +46,17 @@ class Trace:
     cmi: Tensor
     residual: Tensor
     alive: Tensor
+    own: dict[str, Tensor]
 
 
-def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | None = None) -> Iterator[Trace]:
+def sample(
+    problem: Problem | Sequence[Problem], solver: Solver, times: Sequence[float], cmi: CMI | None = None
+) -> Iterator[Trace]:
     """Run a solver and yield a `Trace` after each step; the last ``x_s`` is the restoration.
 
     Args:
-        problem: prior, measurement, sampler and draws.
+        problem: prior, measurement, sampler and draws; or several of them, whose rows are the parts of one run: each
+            step is taken by one part after the other, and then by all rows together where the solver asks for it.
         solver: how ``y`` is used.
         times: without the schedule's end; a time that is noisier than the one before it renews the noise.
         cmi: the information correction, or None.
@@ -59,35 +64,98 @@ def sample(problem: Problem, solver: Solver, times: Sequence[float], cmi: CMI | 
     Raises:
         ValueError: CMI moves the denoised image and the solver does not use it.
     """
-    steps = pairs(times, problem.prior.schedule.end)
-    x, carry = solver.start(problem, times[0])
-    alive, last = torch.ones(len(x), dtype=torch.bool, device=x.device), x
-    misfit = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
-    zero, limit = torch.zeros_like(misfit), _limit(problem, x)
+    several = [problem] if isinstance(problem, Problem) else list(problem)
+    steps = pairs(times, several[0].prior.schedule.end)
+    parts = [_Part.first(each, solver, times[0]) for each in several]
     for index, (t, s) in enumerate(steps):
-        step = replace(Step.at(problem, x, t, s, graph=False, index=index, steps=len(steps)), keep_graph=False)
-        moved = guidance = residual = zero
+        last = index == len(steps) - 1
+        parts = [part.step(solver, cmi, t, s, index, len(steps)) for part in parts]
+        if solver.together:
+            parts = _exchanged(parts, solver, Group(tuple(several), index, last))
+        parts = [part.checked(solver, last) for part in parts]
+        yield _trace(parts, solver, index, len(steps))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that are computed at once, between two steps: their state, and what the last step did."""
+
+    problem: Problem
+    x: Tensor
+    carry: Carry
+    alive: Tensor
+    x_hat: Tensor
+    misfit: Tensor
+    limit: Tensor
+    t: float
+    guidance: Tensor
+    cmi: Tensor
+    residual: Tensor
+    past: tuple[Seen, ...] = ()
+
+    @classmethod
+    def first(cls, problem: Problem, solver: Solver, t: float) -> _Part:
+        x, carry = solver.start(problem, t)
+        zero = x.new_zeros(len(x))
+        alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return cls(problem, x, carry, alive, x, zero + torch.nan, _limit(problem, x), t, zero, zero, zero)
+
+    def step(self, solver: Solver, cmi: CMI | None, t: float, s: float, index: int, steps: int) -> _Part:
+        problem, zero = self.problem, torch.zeros_like(self.guidance)
+        step = Step.at(problem, self.x, t, s, graph=False, index=index, steps=steps)
+        step = replace(step, past=self.past, keep_graph=False)
         if upward(step):
-            x_s = renew(step)
-        else:
-            step = problem.sampler.prepare(step)
-            step = step.moved(step.x_t, step.t, graph=_needs_graph(step, solver, cmi))
-            step = step if cmi is None else cmi(step)
-            x_s, carry = solver.step(step, carry)
-            x_s = x_s.detach()
-            if index == len(steps) - 1:
-                x_s = solver.finish(problem, x_s, carry)
-            moved = _moved(step, solver)
-            residual = torch.stack([zero, *step.record.residuals]).amax(0)
-        if step.denoised.done:
-            x_hat = step.clipped(step.x_hat.detach())
-            guidance = zero if upward(step) else _norm(x_s - _plain(step))
-            misfit = problem.measurement.misfit(x_hat)
-            alive = alive & (x_hat.flatten(1).abs().amax(1) < limit)
-            last = torch.where(per_sample(alive, last), x_hat, last)
-        alive = alive & (x_s.flatten(1).abs().amax(1) < limit)
-        x = torch.where(per_sample(alive, x_s), x_s, 0.0)
-        yield Trace(index, len(steps), step.t, x, last, misfit, guidance, moved, residual, alive)
+            return replace(self, x=renew(step), t=t, guidance=zero, cmi=zero, residual=zero)
+        step = problem.sampler.prepare(step)
+        step = step.moved(step.x_t, step.t, graph=_needs_graph(step, solver, cmi))
+        step = step if cmi is None else cmi(step)
+        x_s, carry = solver.step(step, self.carry)
+        x_s, moved = x_s.detach(), _moved(step, solver)
+        residual = torch.stack([zero, *step.record.residuals]).amax(0)
+        part = replace(self, x=x_s, carry=carry, t=step.t, guidance=zero, cmi=moved, residual=residual)
+        if not step.denoised.done:
+            return part
+        x_hat = step.clipped(step.x_hat.detach())
+        alive = self.alive & (x_hat.flatten(1).abs().amax(1) < self.limit)
+        last = torch.where(per_sample(alive, self.x_hat), x_hat, self.x_hat)
+        misfit = problem.measurement.misfit(x_hat)
+        past = _remembered(self.past, step, alive, max(solver.memory, 0 if cmi is None else cmi.memory))
+        return replace(part, guidance=_norm(x_s - _plain(step)), x_hat=last, misfit=misfit, alive=alive, past=past)
+
+    def checked(self, solver: Solver, last: bool) -> _Part:
+        """With the rows that have diverged at zero; the restoration in the place of the last state."""
+        x = solver.finish(self.problem, self.x, self.carry) if last else self.x
+        alive = (self.alive | solver.together) & (x.flatten(1).abs().amax(1) < self.limit)
+        return replace(self, alive=alive, x=torch.where(per_sample(alive, x), x, 0.0))
+
+
+def _exchanged(parts: list[_Part], solver: Solver, group: Group) -> list[_Part]:
+    """The parts after their rows have interacted."""
+    sizes = [len(part.x) for part in parts]
+    carry = type(parts[0].carry)(*map(torch.cat, zip(*(part.carry for part in parts), strict=True)))
+    x, carry = solver.exchange(group, torch.cat([part.x for part in parts]), carry)
+    carries = zip(*(field.split(sizes) for field in carry), strict=True)
+    split = zip(parts, x.split(sizes), carries, strict=True)
+    return [replace(part, x=own, carry=type(carry)(*fields)) for part, own, fields in split]
+
+
+def _trace(parts: list[_Part], solver: Solver, index: int, steps: int) -> Trace:
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    names = ("x_hat", "misfit", "guidance", "cmi", "residual", "alive")
+    own = [solver.report(part.carry) for part in parts]
+    reported = {name: torch.cat([each[name] for each in own]) for name in own[0]}
+    return Trace(index, steps, parts[0].t, joined("x"), *(joined(name) for name in names), reported)
+
+
+def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) -> tuple[Seen, ...]:
+    """The last ``memory`` calls of the denoiser; zeros for rows that have diverged."""
+    if memory == 0:
+        return ()
+    x_t, t, x_hat = step.seen
+    kept = Seen(*(torch.where(per_sample(alive, x), x, 0.0) if isinstance(x, Tensor) else x for x in (x_t, t, x_hat)))
+    return (*past, kept)[-memory:]
 
 
 def upward(step: Step) -> bool:
@@ -101,13 +169,15 @@ def renew(step: Step) -> Tensor:
     (alpha_t, sigma_t), (alpha_s, sigma_s) = step.level_t, step.level_s
     kept = alpha_s / alpha_t
     std = math.sqrt(max(sigma_s**2 - (kept * sigma_t) ** 2, 0.0))
-    return kept * step.x_t.detach() + std * step.draws.normal("travel", step.index, step.x_t.detach())
+    return kept * step.x_t.detach() + std * step.normal("travel")
 
 
 def _moved(step: Step, solver: Solver) -> Tensor:
     """Norm of the move by CMI, in units of ``x_s``."""
     if step.correction is None:
         return step.x_t.new_zeros(len(step.x_t))
+    if step.record.moves:
+        return _norm(step.record.moves[0])
     if not step.record.corrections:
         raise ValueError(
             f"{type(solver).__name__} does not use the correction of CMI: take step.corrected(x_hat) or step.advance() "

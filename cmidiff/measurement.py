@@ -23,6 +23,7 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,11 +36,13 @@ from torch.nn.functional import avg_pool2d
 
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
-from cmidiff.krylov import conjugate_gradient
+from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
+DENSE = 512  # numbers of a signal up to which the eigenvectors of A^T A are computed
+LANCZOS = 24  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
 
 
@@ -180,6 +183,20 @@ class Measurement:
         """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
         return v + r2 * self.solve(self.residual(v), r2, residuals)
 
+    def draw(self, v: Tensor, r2: float, n: Tensor, e: Tensor, residuals: list[Tensor] | None = None) -> Tensor:
+        """A draw of ``p(x | y)`` for ``x ~ N(v, r2 I)``: `prox` of a perturbed ``v`` with a perturbed ``y``.
+
+        Args:
+            v: mean, shape (B, ...) of the canvas.
+            r2: variance.
+            n, e: standard normal numbers, shapes of ``v`` and of ``y``.
+            residuals: as in `solve`.
+
+        Source: Papandreou, Yuille, "Gaussian Sampling by Local Perturbations", 2010.
+        """
+        v = v + math.sqrt(r2) * n
+        return v + r2 * self.solve(self.residual(v) + self.noise_std * e, r2, residuals)
+
     @cached_property
     def spectrum(self) -> Tensor:
         """The diagonal of ``A^T A`` in the DCT domain, smoothed, shape (B, ...) of the canvas: a preconditioner."""
@@ -217,14 +234,51 @@ class Measurement:
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""
-        physics = self.physics
-        assert isinstance(physics, DecomposablePhysics)
-        w = cast(Tensor, physics.mask)
-        w2 = (w.conj() * w).real
-        largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
-        seen = w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest
-        weight = torch.where(seen, f(torch.where(seen, w2, 1.0)), 0.0)
+        physics, w = self._decomposition()
+        w2 = _squares(w)
+        weight = torch.where(w2 > 0, f(torch.where(w2 > 0, w2, 1.0)), 0.0)
         return self.canvas(physics.V(w.conj() * weight * physics.U_adjoint(e)))
+
+    def _decomposition(self) -> tuple[DecomposablePhysics, Tensor]:
+        """The physics and its singular values, complex in the Fourier domain."""
+        assert isinstance(self.physics, DecomposablePhysics)
+        return self.physics, cast(Tensor, self.physics.mask)
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (B, d) and eigenvectors (B, d, d) of ``A^T A`` of small signals, with one product a column."""
+        like = self.y.real.new_zeros(len(self.y), math.prod(self.shape))
+        columns = []
+        for j in range(like.shape[1]):
+            one = like.clone()
+            one[:, j] = 1
+            columns.append(self.At(self.A(one.reshape(-1, *self.shape))).flatten(1))
+        matrix = torch.stack(columns, 2)
+        values, basis = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+        floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(values.dtype).eps)
+        return torch.where(values > floor * values.amax(1, keepdim=True), values, 0.0), basis
+
+    def filter(self, v: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """``f(A^T A) v``, shape of ``v``: through the declared SVD, the eigenvectors of small signals, or by Lanczos.
+
+        Args:
+            v: shape (B, ...) of the canvas.
+            f: of the squared singular values, element by element; they are exactly 0 where nothing was measured.
+        """
+        if not self._decomposed and v[0].numel() <= DENSE and not v.is_complex():
+            w2, basis = self._eigen
+            return torch.einsum("bij,bj,bkj,bk->bi", basis, f(w2).expand_as(w2), basis, v.flatten(1)).reshape(v.shape)
+        if not self._decomposed:
+            floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(v.dtype).eps)
+
+            def above(values: Tensor) -> Tensor:
+                return f(torch.where(values > floor * values.amax(-1, keepdim=True), values, 0.0))
+
+            return lanczos_apply(lambda x: self.At(self.A(x)), v, above, LANCZOS)
+        physics, w = self._decomposition()
+        w2 = self.gain * _squares(w)
+        hidden = f(w2.new_zeros(()))
+        return hidden * v + self.canvas(physics.V((f(w2) - hidden) * physics.V_adjoint(self.crop(v)))) / self.gain
 
     def misfit(self, x_hat: Tensor) -> Tensor:
         """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
@@ -233,6 +287,13 @@ class Measurement:
         known, m = known_entries(self.physics, r), measured_count(self.physics, r).to(r.real)
         seen = r if known is None else r * known
         return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
+
+
+def _squares(w: Tensor) -> Tensor:
+    """Squared singular values, those that are rounding errors of the largest one of their image set to 0."""
+    w2 = (w.conj() * w).real
+    largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
+    return torch.where(w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest, w2, 0.0)
 
 
 def nonlinear(what: str, physics: Physics) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
+
+from cmidiff.config import check_options, unknown
 
 
 class Registry(Mapping[str, str]):
@@ -38,7 +39,7 @@ class Registry(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         if name not in self._all:
-            raise ValueError(f"unknown {self.kind} {name!r}: {suggest(name, self._all)}")
+            raise ValueError(unknown(self.kind, name, self._all))
         return self._all[name]
 
     def __contains__(self, name: object) -> bool:
@@ -69,9 +70,7 @@ class Registry(Mapping[str, str]):
 
     def options(self, name: str) -> dict[str, Any]:
         """The options of a name and their defaults; functions cannot be given as options."""
-        made = self.find(name)()
-        fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
-        return {f.name: getattr(made, f.name) for f in fields if f.init and not callable(getattr(made, f.name))}
+        return _options(self.find(name)())
 
     def make(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
         """The thing of a name.
@@ -84,31 +83,39 @@ class Registry(Mapping[str, str]):
         Raises:
             ValueError, TypeError: an unknown name or option (the known ones are listed), or a value that is refused.
         """
-        made = self.find(name)()
-        known = self.options(name)
-        for option in options or {}:
-            if option not in known:
-                hint = suggest(option, known) if known else "it has none"
-                raise ValueError(f"{self.kind} {name!r} has no option {option!r}: {hint}")
-        return dataclasses.replace(made, **{k: _value(v) for k, v in options.items()}) if options else made
+        return configure(self.find(name)(), options or {}, f"{self.kind} {name!r}")
 
-    def spell(self, thing: object) -> dict[str, Any]:
-        """The name of a thing, and its options that are not those of the name, as `make` takes them.
+    def read(self, table: Mapping[str, Any]) -> Any:
+        """The thing that a table with its name and options describes, as `spell` returns it.
 
         Raises:
-            ValueError: nothing like it is registered.
+            ValueError, TypeError: no name, or what `make` refuses.
         """
-        spelled = []
+        if "name" not in table:
+            raise ValueError(f"a {self.kind} needs a name, one of {', '.join(self)}; received {dict(table)}")
+        return self.make(str(table["name"]), {k: v for k, v in table.items() if k != "name"})
+
+    def spell(self, thing: object, *, whole: bool = False) -> dict[str, Any]:
+        """The name of a thing and its options, as `read` takes them.
+
+        Args:
+            thing: a solver, a sampler, ...
+            whole: whether options that the name implies are written, too.
+
+        Raises:
+            ValueError: nothing like it is registered, or an option is a function.
+        """
+        own, spelled = spell_options(thing), []
         for name in self:
             with contextlib.suppress(ValueError):  # a registration that leads nowhere spells nothing
                 made = self.find(name)()
                 if type(made) is type(thing):
-                    known = describe(made)
-                    own = {k: _spelled(getattr(thing, k), v) for k, v in describe(thing).items() if v != known[k]}
-                    spelled.append({"name": name} | own)
+                    implied = spell_options(made)
+                    different = {k: v for k, v in own.items() if v != implied.get(k)}
+                    spelled.append((len(different), {"name": name} | (own if whole else different)))
         if not spelled:
             raise ValueError(f"the {self.kind} must be one of {', '.join(self)} to be stored, received {thing!r}")
-        return min(spelled, key=len)
+        return min(spelled, key=lambda found: found[0])[1]
 
     def resolve(self, choice: Any) -> Any:
         """The thing itself of a name, a class or a thing.
@@ -121,27 +128,62 @@ class Registry(Mapping[str, str]):
         return choice() if isinstance(choice, type) else choice
 
 
-def suggest(wrong: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What to say of a name that is not known: names like it, or all names."""
-    near = difflib.get_close_matches(wrong.lower(), list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+def configure(thing: Any, options: Mapping[str, Any], where: str) -> Any:
+    """A copy of a thing with other options.
+
+    Args:
+        thing: a solver, a sampler, a covariance or CMI.
+        options: JSON values by field, as in `Registry.make`.
+        where: what has the options, for messages.
+
+    Raises:
+        ValueError: an unknown option, or a value that is refused.
+    """
+    if not options:
+        return thing
+    values = {name: _value(value) for name, value in options.items()}
+    check_options(type(thing), values, _options(thing), where)
+    return dataclasses.replace(thing, **values)
+
+
+def spell_options(thing: object) -> dict[str, Any]:
+    """The options of a thing as `configure` takes them, without those that are None.
+
+    Raises:
+        ValueError: an option is a function, and not the default one.
+    """
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) and not isinstance(thing, type) else ()
+    values = {f.name: getattr(thing, f.name) for f in fields if f.init and getattr(thing, f.name) is not None}
+    functions = {f.name for f in fields if callable(values.get(f.name)) and values[f.name] is f.default}
+    return {name: _spelled(name, value) for name, value in values.items() if name not in functions}
+
+
+def _options(thing: object) -> dict[str, Any]:
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    return {f.name: getattr(thing, f.name) for f in fields if f.init and not callable(getattr(thing, f.name))}
 
 
 def _value(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return tuple(value) if isinstance(value, list) else value
     if "name" in value:
-        return COVARIANCES.make(value["name"], {k: v for k, v in value.items() if k != "name"})
+        return COVARIANCES.read(value)
+    if set(value) != {"start", "end"}:
+        raise ValueError(
+            f"a table must be a ramp, with start and end, or a covariance, with a name and options; received {value}"
+        )
     return importlib.import_module("cmidiff.solvers").Ramp(**value)
 
 
-def _spelled(value: object, described: Any) -> Any:
+def _spelled(name: str, value: Any) -> Any:
     """An option as `Registry.make` takes it."""
-    if not isinstance(described, Mapping):
-        return described
     if type(value).__name__ == "Ramp":
-        return {k: v for k, v in described.items() if k != "class"}
-    return COVARIANCES.spell(value)
+        return dataclasses.asdict(value)
+    if dataclasses.is_dataclass(value):
+        return COVARIANCES.spell(value)
+    if callable(value):
+        raise ValueError(f"{name} cannot be stored, received {value!r}: use a number or a Ramp")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def describe(thing: object) -> dict[str, Any]:
@@ -172,9 +214,23 @@ SOLVERS = Registry(
         "cadps-paper": "cmidiff.solvers.cadps:paper",
         "cadps-released": "cmidiff.solvers:CADPSReleased",
         "pigdm": "cmidiff.solvers:PiGDM",
+        "free-hunch": "cmidiff.solvers.cadps:free_hunch",
+        "mmps": "cmidiff.solvers:MMPS",
+        "tmpd": "cmidiff.solvers:TMPD",
+        "diffpir": "cmidiff.solvers:DiffPIR",
+        "ddnm": "cmidiff.solvers:DDNM",
+        "sitcom": "cmidiff.solvers:SITCOM",
         "dps": "cmidiff.solvers:DPS",
         "mcg": "cmidiff.solvers:MCG",
         "dsg": "cmidiff.solvers:DSG",
+        "daps": "cmidiff.solvers:DAPS",
+        "pnp-dm": "cmidiff.solvers:PnPDM",
+        "ddrm": "cmidiff.solvers:DDRM",
+        "repaint": "cmidiff.solvers:RePaint",
+        "red-diff": "cmidiff.solvers:REDDiff",
+        "tds": "cmidiff.solvers:TDS",
+        "mcgdiff": "cmidiff.solvers:MCGDiff",
+        "fps": "cmidiff.solvers:FPS",
         "unconditional": "cmidiff.solvers:Unconditional",
     },
 )
@@ -200,5 +256,9 @@ COVARIANCES = Registry(
         "diagonal-paper": "cmidiff.covariance.diagonal:of_paper",
         "row-sum": "cmidiff.covariance:RowSum",
         "isotropic": "cmidiff.covariance:Isotropic",
+        "analytic": "cmidiff.covariance:Analytic",
+        "convert": "cmidiff.covariance:Convert",
+        "wavelet": "cmidiff.covariance:Wavelet",
+        "free-hunch": "cmidiff.covariance:FreeHunch",
     },
 )

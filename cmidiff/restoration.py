@@ -23,7 +23,6 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SAMPLERS, SOLVERS
 from cmidiff.result import MISFIT_BOUND, QUANTUM, Progress, Restoration, RestorationWarning, Status
-from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Problem, Sampler, Step
 
@@ -66,9 +65,11 @@ def restore(
         cmi: the CMI correction of the samples; True for `CMI()`.
         noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``, which may also be
             deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light.
-        sampler: reverse process of the samples: an object, a class or a name; `Ancestral` by default.
+        sampler: reverse process of the samples: an object, a class or a name; by default that of the solver, which is
+            `Ancestral` for most.
         steps: sampling steps; by default those of the solver.
-        samples: K, samples for each measurement; by default 1 with a solver and 0 without.
+        samples: K, samples for each measurement; by default 0 without a solver, and with one 1, or as many as it has
+            particles.
         first_sample: index of the first one: sample k of a seed is the same however samples are grouped into calls.
         seed: of all random numbers, or one for each measurement. With one seed, the noise of image i of the batch
             depends on the seed and on i; with several, image i depends on ``seed[i]`` alone.
@@ -87,8 +88,8 @@ def restore(
         RestorationWarning: a result does not explain its measurement (its misfit is above `MISFIT_BOUND`).
     """
     prior = load_prior(prior) if isinstance(prior, str) else prior
-    sampler = Ancestral() if sampler is None else SAMPLERS.resolve(sampler)
-    if not isinstance(sampler, Sampler):
+    sampler = None if sampler is None else SAMPLERS.resolve(sampler)
+    if not isinstance(sampler, Sampler | None):
         raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
     cmi = _correction(cmi)
     chosen: Solver | None = None if solver is None else SOLVERS.resolve(solver)
@@ -99,9 +100,10 @@ def restore(
         chosen, point = (CADPS(), DPIR()) if isinstance(physics, LinearPhysics) else (DPS(), None)
     if isinstance(first_sample, bool) or not isinstance(first_sample, int) or first_sample < 0:
         raise ValueError(f"first_sample must be a whole number >= 0, received {first_sample!r}")
-    count = _count(samples, solver is not None or point is None, point, solver)
+    count = _count(samples, solver is not None or point is None, point, solver, chosen.default_samples)
     intake = take(y, physics, prior, noise_std, value_range, seed)
-    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), sampler, callback)
+    used_sampler = chosen.sampler if sampler is None else sampler
+    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), used_sampler, callback)
     named = cmi if point is chosen else None  # the estimate that comes with samples is not corrected
     for used, correction in ((point, named), (chosen if count else None, cmi)):
         if used is not None:
@@ -122,10 +124,10 @@ def _correction(cmi: CMI | bool | None) -> CMI | None:
     return cmi
 
 
-def _count(samples: int | None, needed: bool, point: Solver | None, solver: object) -> int:
+def _count(samples: int | None, needed: bool, point: Solver | None, solver: object, default: int) -> int:
     """How many samples are drawn."""
     if samples is None:
-        return int(needed and point is None)
+        return default if needed and point is None else 0
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < int(needed):
         raise ValueError(f"samples must be a whole number of at least {int(needed)}, received {samples!r}")
     if point is not None and solver is not None:
@@ -189,6 +191,7 @@ class _Run:
                 f"CMI does not act on {name}: {solver.refuses_cmi}. Leave cmi out, or choose another solver"
             )
         problem = self.problem([(self.intake.seeds[0], 0)], range(1), initial=None)
+        solver.check(problem)
         times = solver.times(problem, solver.default_steps if steps is None else steps)
         for contraction in _contractions(solver, cmi):
             self._check_contraction(contraction, problem, times[0])
@@ -221,12 +224,14 @@ class _Run:
                 "use contraction='finite-difference', which works on every network"
             ) from error
 
-    def groups(self, samples: Sequence[int]) -> list[tuple[range, Sequence[int]]]:
-        """Images and samples that run together: all samples of one image, or one sample of all images (a physics may
-        hold a parameter for each image)."""
-        if self.batch == 1:
-            return [(range(1), samples)]
-        return [(range(self.batch), [k]) for k in samples]
+    def groups(self, samples: Sequence[int], together: bool = False) -> list[tuple[range, Sequence[int]]]:
+        """Images and samples that are computed at once: samples of one image, or one sample of all images (a physics
+        may hold a parameter for each image). Of samples that interact there may be many: a group then holds no more
+        numbers than `SMALL`."""
+        if self.batch > 1:
+            return [(range(self.batch), [k]) for k in samples]
+        size = max(1, SMALL // math.prod(self.intake.measurement.shape)) if together else len(samples)
+        return [(range(1), samples[k : k + size]) for k in range(0, len(samples), size)]
 
     def problem(self, rows: list[tuple[Any, int]], images: Iterable[int], initial: Tensor | None) -> Problem:
         """What rows that run together are made of."""
@@ -241,20 +246,25 @@ class _Run:
             tuple(images),
             self.prior.clip,
             initial,
+            SeededDraws([(seed, 0) for seed, _ in rows]),
         )
 
     def draw(self, solver: Solver, cmi: CMI | None, steps: int | None, samples: Sequence[int]) -> list[_Part]:
         """Samples of all images, in the order of `groups`."""
-        return [self.run(solver, cmi, steps, *group) for group in self.groups(samples)]
+        groups = self.groups(samples, solver.together)
+        if solver.together:
+            return self.run(solver, cmi, steps, groups)
+        return [part for group in groups for part in self.run(solver, cmi, steps, [group])]
 
     def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
         initial = None
         if isinstance(solver, DPIR) and self._has_hole():
             drawn = [part.inside for part in self.draw(CADPS(), None, None, range(POLISHED))]
-            initial = drawn[0].mean(0, keepdim=True) if self.batch == 1 else torch.stack(drawn).mean(0)
+            initial = torch.cat(drawn).mean(0, keepdim=True) if self.batch == 1 else torch.stack(drawn).mean(0)
             steps = POLISH_STEPS if steps is None else steps
-        return self.run(solver, cmi, steps, range(self.batch), [-1], initial)
+        (part,) = self.run(solver, cmi, steps, [(range(self.batch), [-1])], initial)
+        return part
 
     def _has_hole(self) -> bool:
         known = known_entries(self.intake.measurement.physics, self.intake.measurement.y)
@@ -265,30 +275,45 @@ class _Run:
         solver: Solver,
         cmi: CMI | None,
         steps: int | None,
-        images: range,
-        samples: Sequence[int],
+        groups: Sequence[tuple[range, Sequence[int]]],
         initial: Tensor | None = None,
-    ) -> _Part:
-        """Rows that run together, images outermost."""
-        rows = [(self.intake.seeds[b], max(k, 0)) for b in images for k in samples]
-        problem = self.problem(rows, [b for b in images for _ in samples], initial)
-        times = solver.times(problem, solver.default_steps if steps is None else steps)
+    ) -> list[_Part]:
+        """Groups of one run, in each the images outermost."""
+        problems = [
+            self.problem(
+                [(self.intake.seeds[b], max(k, 0)) for b in images for k in samples],
+                [b for b in images for _ in samples],
+                initial,
+            )
+            for images, samples in groups
+        ]
+        times = solver.times(problems[0], solver.default_steps if steps is None else steps)
+        owners = [b for problem in problems for b in problem.images]
         traces: list[dict[str, Tensor]] = []
-        died = torch.full((len(rows),), -1)
+        died = torch.full((len(owners),), -1)
         trace: Trace | None = None
-        for trace in sample(problem, solver, times, cmi):
-            traces.append({name: getattr(trace, name) for name in ("misfit", "guidance", "cmi", "residual")})
-            died = torch.where(~trace.alive.cpu() & (died < 0), trace.index + 1, died)
+        for trace in sample(problems, solver, times, cmi):
+            own = {name: getattr(trace, name) for name in ("misfit", "guidance", "cmi", "residual")}
+            traces.append(own | trace.own)
+            alive = trace.alive.cpu()
+            died = torch.where(alive, -1, torch.where(died < 0, trace.index + 1, died))
             if self.callback is not None:
                 shown = self.intake.outside(trace.x_hat)
-                self.callback(Progress(trace.index + 1, trace.steps, samples[0], shown, trace.misfit))
+                self.callback(Progress(trace.index + 1, trace.steps, groups[0][1][0], shown, trace.misfit))
         assert trace is not None
+        sizes = [len(problem.images) for problem in problems]
         inside = torch.where(trace.alive.reshape(-1, *[1] * (trace.x_s.ndim - 1)), trace.x_s, trace.x_hat)
-        misfits = problem.measurement.misfit(inside).tolist()
+        split = zip(problems, inside.split(sizes), strict=True)
+        misfits = torch.cat([problem.measurement.misfit(rows) for problem, rows in split]).tolist()
         status = [self._status(step, len(times), misfit) for step, misfit in zip(died.tolist(), misfits, strict=True)]
         stats = {name: torch.stack([values[name] for values in traces]) for name in traces[0]}
-        x = self.intake.keep(self.intake.outside(inside), problem.images)
-        return _Part(x, inside, status, stats)
+        x = self.intake.keep(self.intake.outside(inside), tuple(owners))
+        parts, first = [], 0
+        for size in sizes:
+            rows = slice(first, first := first + size)
+            numbers = {name: values[:, rows] for name, values in stats.items()}
+            parts.append(_Part(x[rows], inside[rows], status[rows], numbers))
+        return parts
 
     def _status(self, died: int, steps: int, misfit: float) -> Status:
         if died >= 0:
@@ -314,8 +339,8 @@ class _Run:
             samples = estimate.x[:, None][:, :count]
             status, stats = [[s][:count] for s in estimate.status], {k: v[..., None] for k, v in estimate.stats.items()}
         elif b == 1:
-            (part,) = drawn
-            samples, status, stats = part.x[None], [part.status], {k: v[:, None] for k, v in part.stats.items()}
+            samples, status = torch.cat([part.x for part in drawn])[None], [[s for part in drawn for s in part.status]]
+            stats = {k: torch.cat([part.stats[k] for part in drawn], 1)[:, None] for k in drawn[0].stats}
         else:
             samples = torch.stack([part.x for part in drawn], dim=1)
             status = [[part.status[i] for part in drawn] for i in range(b)]

@@ -9,7 +9,8 @@ from ``s`` to ``t``, ``lambda = log(alpha / sigma)`` and ``h = lambda_s - lambda
                       eps = (x_t - alpha_t x_hat) / sigma_t
     ProbabilityFlow   d x~ / d r = (x~ - x_hat) / r  in  x~ = x / alpha,  r = sigma / alpha, by Euler or Heun
     DPMSolver         the same flow, or the reverse SDE, in lambda, with x_hat extrapolated from two steps
-    Renoise           x_s = alpha_s x_hat + sigma_s z: nothing is kept of the noise in x_t
+    Renoise           x_s = alpha_s x_hat + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) z): with zeta = 1 nothing is kept
+                      of the noise in x_t
 """
 
 from __future__ import annotations
@@ -116,16 +117,36 @@ class DDIM(_Memoryless):
 
 @dataclass(frozen=True)
 class Renoise(_Memoryless):
-    """Every step draws ``x_s`` around the denoised image with all the noise of its level, as DAPS and PnP methods do.
+    """Every step puts ``x_s`` around the denoised image with all the noise of its level, as DAPS and PnP methods do.
 
-    Source: Zhang, Chu, Berner, Meng, Anandkumar, Song, 2024, https://arxiv.org/abs/2407.01521
+    Args:
+        zeta: the fresh part of the noise, in variance. 1 draws all of it anew; less keeps a part of the noise in
+            ``x_t``, as DiffPIR does; 0 is `DDIM`.
+
+    Raises:
+        ValueError: ``zeta`` is not in [0, 1].
+
+    Sources: Zhang, Chu, Berner, Meng, Anandkumar, Song, 2024, https://arxiv.org/abs/2407.01521; Zhu et al., 2023,
+        https://arxiv.org/abs/2305.08995 (``zeta``)
     """
 
+    zeta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.zeta <= 1:
+            raise ValueError(f"Renoise: zeta must be in [0, 1], received {self.zeta!r}")
+
+    @property
+    def silent(self) -> bool:
+        return self.zeta == 0
+
     def coefficients(self, step: Step) -> tuple[float, float]:
-        return 0.0, step.level_s[0]
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = step.level_t, step.level_s
+        a = math.sqrt(1 - self.zeta) * sigma_s / sigma_t
+        return a, alpha_s - a * alpha_t
 
     def std(self, step: Step) -> float:
-        return step.level_s[1]
+        return math.sqrt(self.zeta) * step.level_s[1]
 
 
 @dataclass(frozen=True)

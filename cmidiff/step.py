@@ -19,14 +19,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cmidiff.draws import Draws
 from cmidiff.measurement import Measurement
-from cmidiff.prior.base import Denoiser, Prediction
+from cmidiff.prior.base import IMAGE_VARIANCE, Denoiser, Prediction
 
 Estimate = Callable[["Step"], Tensor]
 Carry = Any
@@ -70,6 +70,7 @@ class Problem:
         images: index of the image that each row of the batch belongs to.
         clip: range to which the denoised image is clipped inside the sampler, or None.
         initial: an image (B, ...) that a solver may start from, or None.
+        common: random numbers that all rows of an image share; None: those of its first row.
     """
 
     prior: Denoiser
@@ -79,10 +80,72 @@ class Problem:
     images: tuple[int, ...]
     clip: tuple[float, float] | None = None
     initial: Tensor | None = None
+    common: Draws | None = None
 
     def like(self) -> Tensor:
         """Zeros of the shape (B, ...), dtype and device of a state."""
         return self.measurement.y.real.new_zeros(len(self.images), *self.measurement.shape)
+
+    @property
+    def unit(self) -> float:
+        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
+        return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
+
+    @property
+    def noisiest(self) -> float:
+        """The largest ``sigma / alpha`` of the prior's grid."""
+        alpha, sigma = self.prior.schedule(self.prior.schedule.grid(1)[0])
+        return sigma / alpha
+
+    def uniform(self, stream: str, index: int, inner: int = 0) -> Tensor:
+        """One uniform random number in (0, 1) for each row, shape (B,)."""
+        like = self.measurement.y.real.new_zeros(len(self.images), 1)
+        return torch.special.ndtr(self.draws.normal(stream, index, like, inner=inner)[:, 0])
+
+    def shared(self, stream: str, index: int, like: Tensor) -> Tensor:
+        """Standard normal numbers like `Draws.normal`, the same for all rows of an image."""
+        if self.common is not None:
+            return self.common.normal(stream, index, like)
+        return self.draws.normal(stream, index, like)[[self.images.index(image) for image in self.images]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of a run that may interact: all samples of its images, in parts that are computed one after another.
+
+    Attributes:
+        parts: problems that differ in their rows alone.
+        index, last: number of the step after which they interact, and whether it is the last one.
+    """
+
+    parts: tuple[Problem, ...]
+    index: int
+    last: bool
+
+    @property
+    def rows(self) -> Tensor:
+        """Indices of the rows of each image, shape (images, K); rows are numbered through all parts."""
+        owners = torch.tensor([image for part in self.parts for image in part.images], device="cpu")
+        return owners.argsort(stable=True).reshape(len(owners.unique()), -1)
+
+    def uniform(self, stream: str) -> Tensor:
+        """One uniform random number in (0, 1) for each image, shape (images,), float64 on the CPU."""
+        z = [part.shared(stream, self.index, part.like().flatten(1)[:, :1]) for part in self.parts]
+        return torch.special.ndtr(torch.cat(z).cpu().double())[self.rows[:, 0], 0]
+
+
+class Seen(NamedTuple):
+    """An earlier call of the denoiser in the same run.
+
+    Attributes:
+        x_t: the state, shape (B, ...).
+        t: its time.
+        x_hat: the denoised image, not clipped.
+    """
+
+    x_t: Tensor
+    t: float
+    x_hat: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,10 +154,12 @@ class Record:
 
     Attributes:
         corrections: parts of CMI's correction that survived the clipping, each of the shape of ``x_t``.
+        moves: what CMI changed in ``x_s``, where that is not the sampler's weight times a correction.
         residuals: relative residuals of the linear solves, each of shape (B,).
     """
 
     corrections: list[Tensor] = field(default_factory=list)
+    moves: list[Tensor] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
 
 
@@ -127,6 +192,9 @@ class Step:
         denoised: the denoiser at ``x_t``.
         correction: what CMI adds to the denoised image, shape of ``x_t``, or None.
         record: what was done on the way, for the statistics of the run.
+        past: the last calls of the denoiser before this step, oldest first: as many as the solver asks for
+            (``Solver.memory``) and the run has made.
+        inner: number of this step within a step of the run, for a solver that runs the sampler inside of its own step.
         keep_graph: whether the graph outlives the solver's last product. The loop frees it, which saves memory; a
             solver that lets several others pull on one step gives them ``replace(step, keep_graph=True)``.
     """
@@ -140,6 +208,8 @@ class Step:
     denoised: Denoised
     correction: Tensor | None = None
     record: Record = field(default_factory=Record)
+    past: tuple[Seen, ...] = ()
+    inner: int = 0
     keep_graph: bool = True
 
     @classmethod
@@ -233,7 +303,12 @@ class Step:
     @cached_property
     def z(self) -> Tensor:
         """The sampler's noise, shape of ``x_t``."""
-        return self.draws.normal("kernel", self.index, self.x_t.detach())
+        return self.normal("kernel", self.inner)
+
+    @property
+    def seen(self) -> Seen:
+        """This step's own call of the denoiser, without its graph."""
+        return Seen(self.x_t.detach(), self.t, self.x_hat.detach())
 
     @property
     def score_weight(self) -> float:
@@ -256,6 +331,27 @@ class Step:
         moved = self.clipped(x_hat + self.correction)
         self.record.corrections.append(moved - x_hat)
         return moved
+
+    def through(self, rule: Callable[[Tensor], Tensor], x_s: Tensor) -> Tensor:
+        """``rule(x_s)`` of the sampler's state, for a solver that changes it: what CMI changed in it is recorded."""
+        if self.record.corrections:
+            own = self.coefficients[1] * self.record.corrections[0]
+            self.record.moves.append(rule(x_s) - rule(x_s - own))
+        return rule(x_s)
+
+    def update(self, rule: Callable[[Tensor], Tensor], x_hat: Tensor) -> Tensor:
+        """``x_s = rule(x)`` with the denoised image as a sampler takes it, see `corrected`.
+
+        A solver whose ``x_s`` is not the sampler's uses it, so that the statistics report what CMI changed in ``x_s``.
+        """
+        x_s = rule(self.corrected(x_hat))
+        if self.correction is not None:
+            self.record.moves.append(x_s - rule(self.clipped(x_hat.detach())))
+        return x_s
+
+    def normal(self, stream: str, inner: int = 0) -> Tensor:
+        """Standard normal numbers of the shape of ``x_t``, addressed by stream, step and inner index."""
+        return self.draws.normal(stream, self.index, self.x_t.detach(), inner=inner)
 
     def mean(self, x_hat: Tensor) -> Tensor:
         """The sampler's mean for a given denoised image, which is corrected and clipped."""

@@ -38,12 +38,12 @@ def inverse_root(operator: Operator, b: Tensor, least: float, *, iterations: int
     eps = torch.finfo(b.real.dtype).eps
     size = dot(b, b).sqrt()
     unit = b / per_sample(size.clamp_min(torch.finfo(size.dtype).tiny), b)
-    t, weight = _nodes(least, _largest(operator, unit), eps)
+    t, weight = _nodes(least, largest_eigenvalue(operator, unit), eps)
     return per_sample(size, b) * _shifted_sum(operator, unit, t**2, weight, 0.1 * math.sqrt(eps), iterations)
 
 
-def _largest(operator: Operator, unit: Tensor) -> Tensor:
-    """About the largest eigenvalue, shape (B,)."""
+def largest_eigenvalue(operator: Operator, unit: Tensor) -> Tensor:
+    """About the largest eigenvalue of a symmetric positive operator, shape (B,): power iteration from ``unit``."""
     v, value = unit, torch.ones_like(dot(unit, unit))
     for _ in range(POWER_ITERATIONS):
         w = operator(v)

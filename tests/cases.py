@@ -20,7 +20,18 @@ from torch import Tensor
 
 import cmidiff.solvers
 from cmidiff import physics as named
-from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, RowSum, SecondMoments
+from cmidiff.covariance import (
+    Analytic,
+    Covariance,
+    Diagonal,
+    Exact,
+    FreeHunch,
+    Hybrid,
+    Isotropic,
+    RowSum,
+    SecondMoments,
+    Wavelet,
+)
 from cmidiff.covariance.diagonal import of_paper
 from cmidiff.draws import Draws, SeededDraws
 from cmidiff.measurement import Measurement
@@ -28,7 +39,30 @@ from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
 from cmidiff.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, Renoise
 from cmidiff.schedule import Schedule
-from cmidiff.solvers import CADPS, DPIR, DPS, DSG, MCG, CADPSReleased, PiGDM, Solver, Unconditional
+from cmidiff.solvers import (
+    CADPS,
+    DAPS,
+    DDNM,
+    DDRM,
+    DPIR,
+    DPS,
+    DSG,
+    FPS,
+    MCG,
+    MMPS,
+    SITCOM,
+    TDS,
+    TMPD,
+    CADPSReleased,
+    DiffPIR,
+    MCGDiff,
+    PiGDM,
+    PnPDM,
+    REDDiff,
+    RePaint,
+    Solver,
+    Unconditional,
+)
 from cmidiff.step import Problem, Sampler, Step
 
 F64 = torch.float64
@@ -181,6 +215,24 @@ SOLVERS: dict[str, Solver] = {
     "cadps-complete": CADPS(Exact(8), complete=True, contraction="double-backward"),
     "cadps-switch": CADPS(Hybrid(high=Isotropic(1.0), low=Exact(8), switch=1.0)),
     "cadps-released": CADPSReleased(0.0075),
+    "daps": DAPS(moves=20),
+    "daps-gaussian": DAPS("gaussian"),
+    "pnp-dm": PnPDM(inner_steps=6),
+    "ddrm": DDRM(),
+    "repaint": RePaint(5, 2),
+    "red-diff": REDDiff(),
+    "tds": TDS(),
+    "tds-exact": TDS(covariance=Exact(8)),
+    "mcgdiff": MCGDiff(),
+    "fps": FPS(),
+    "cadps-analytic": CADPS("analytic"),
+    "cadps-wavelet": CADPS("wavelet"),
+    "free-hunch": CADPS(FreeHunch(tolerance=1e-8)),
+    "mmps": MMPS(),
+    "tmpd": TMPD(),
+    "diffpir": DiffPIR(),
+    "ddnm": DDNM(),
+    "sitcom": SITCOM(iterations=5),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),
@@ -202,6 +254,9 @@ COVARIANCES: dict[str, Covariance] = {
     "exact": Exact(20),
     "moments": SecondMoments(tolerance=1e-10),
     "hybrid": Hybrid(high=SecondMoments(tolerance=1e-10), low=Exact(20)),
+    "analytic": Analytic(),
+    "wavelet": Wavelet(),
+    "free-hunch": FreeHunch(tolerance=1e-10),
 }
 
 

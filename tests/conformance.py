@@ -11,6 +11,7 @@ that of one step; ours is stated for a run of 1000 steps (DPS, MCG) or 100 (DSG)
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -35,6 +36,9 @@ from cmidiff.solvers import DPS, DSG, MCG, CADPSReleased, PiGDM, Solver
 from cmidiff.step import Carry, Sampler, Step
 from tests.cases import problem_of
 
+Network = Callable[[Tensor, Tensor], Tensor]
+Errors = dict[str, tuple[float, float]]
+PARTS = ("tests.conformance_mean", "tests.conformance_draws", "tests.conformance_particles")  # with `replayer`
 TOLERANCE = 1e-7
 TOLERANCE_FLOAT32 = 1e-3
 F64 = torch.float64
@@ -108,13 +112,14 @@ class CircularDecimated(LinearPhysics):
 
 def operator(data: Any, meta: dict[str, Any], shape: tuple[int, ...]) -> LinearPhysics:
     """The measurement operator of a file."""
+    measured = next(data[key].shape for key in data if key == "y" or key.endswith("/y"))
     if "mask" in data:
         return Inpainting(img_size=cast(Any, shape), mask=tensor(data["mask"]))
     for key in ("A", "H"):
         if key in data and data[key].shape[1] == math.prod(shape):
-            return whole_physics(tensor(data[key]), shape, data["y"].shape[1:])
+            return whole_physics(tensor(data[key]), shape, measured[1:])
         if key in data:
-            return dense_physics(tensor(data[key]), shape[1:], data["y"].shape[2:])
+            return dense_physics(tensor(data[key]), shape[1:], measured[2:])
     if "H1d" in data:
         row = tensor(data["H1d"])
         return dense_physics(torch.kron(row, row), shape[1:], (len(row), len(row)))
@@ -134,14 +139,36 @@ def measurement(data: Any, meta: dict[str, Any], shape: tuple[int, ...]) -> Meas
     return Measurement(y, physics, noise, shape, shape)
 
 
-def models(folder: Path, size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def root(path: Path) -> Path:
+    """The folder of the toy denoisers: that of a file, or the one above it."""
+    return path.parent if (path.parent / "refmodels.py").is_file() else path.parent.parent
+
+
+def networks_of(data: Any, path: Path) -> dict[str, Network]:
+    """The toy denoisers of a file: its own, or those of the size of its images."""
+    own = {
+        kind: {key.removeprefix(f"{kind}/"): data[key] for key in data.files if key.startswith(f"{kind}/")}
+        for kind in ("gmm", "conv")
+    }
+    if "mu" in own["gmm"] or "w1" in own["conv"]:
+        module = reference_models(root(path))
+        return {"gmm": module.GMM(own["gmm"]), "conv": module.Conv(own["conv"])}
+    return models(root(path), data["x_true"].shape[-1])
+
+
+def models(folder: Path, size: int) -> dict[str, Network]:
     """The toy denoisers that the references were made with."""
+    return reference_models(folder).load(folder / f"models_{size}.npz")[0]
+
+
+def reference_models(folder: Path) -> Any:
+    """The module that defines them."""
     spec = importlib.util.spec_from_file_location("refmodels", folder / "refmodels.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load(folder / f"models_{size}.npz")[0]
+    return module
 
 
 # What the official codes do differently, for the comparison alone
@@ -271,14 +298,35 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def replay(path: Path) -> dict[str, tuple[float, float]]:
+def origin(meta: dict[str, Any]) -> str:
+    """The code that a file comes from."""
+    return str(meta["repo"] if "repo" in meta else meta["code"].split()[0])
+
+
+def replayer_of(meta: dict[str, Any]) -> Callable[..., float] | None:
+    """What replays a run of a file of the second or third part; None if it is of neither."""
+    parts = map(importlib.import_module, PARTS)
+    return next((found for part in parts if (found := part.replayer(meta)) is not None), None)
+
+
+def known(path: Path) -> bool:
+    """Whether a file of the second or the third part is replayed."""
+    with np.load(path) as data:
+        return "meta" in data and replayer_of(json.loads(str(data["meta"]))) is not None
+
+
+def replay(path: Path) -> Errors:
     """``run -> (largest relative error, tolerance)`` for each run of a file."""
     data = np.load(path)
     meta = json.loads(str(data["meta"]))
+    own = replayer_of(meta)
+    if own is not None:
+        networks, runs = networks_of(data, path), meta["runs"].items()
+        return {name: (own(data, meta, run, name, networks[run["model"]]), TOLERANCE) for name, run in runs}
     if meta.get("n_steps") == 1000:
         return full(data, meta, path.parent)
     size = data["x_true"].shape[-1]
-    networks = models(path.parent, size)
+    networks = models(root(path), size)
     runs = meta.get("runs") or {name: {"model": name} for name in ("gmm", "conv")}
     errors = {}
     for name, run in runs.items():
@@ -367,7 +415,7 @@ def main(paths: list[str]) -> int:
         for run, (error, tolerance) in replay(path).items():
             bad = not error <= tolerance
             failed |= bad
-            print(f"{path.name:22} {run:12} {error:.2e}  {'FAIL' if bad else 'ok'} (tolerance {tolerance:.0e})")
+            print(f"{path.name:24} {run:12} {error:.2e}  {'FAIL' if bad else 'ok'} (tolerance {tolerance:.0e})")
     return int(failed)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
-    ("files", "colour"),
+    ("files", "colour", "config"),
     ("schedule", "krylov", "draws", "dct", "images", "registry", "result"),
     ("physics",),
     ("metrics", "whitening", "moments"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("solvers",),
     ("loop",),
     ("restoration",),
-    ("train", "tuning", "laboratory"),
+    ("train", "tuning", "laboratory", "interop"),
     ("evaluate",),
     ("app",),
 )

@@ -10,10 +10,11 @@ from tests import conformance
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "conformance"
 FILES = sorted(FOLDER.glob("*_box.npz")) + sorted(FOLDER.glob("*_sr4.npz")) + sorted(FOLDER.glob("dps_full*.npz"))
+FILES += [path for path in sorted(FOLDER.glob("part*/*.npz")) if conformance.known(path)]
 
 
 @pytest.mark.skipif(not FILES, reason="the reference trajectories are not part of the project")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_official_trajectory(path: Path) -> None:
     for run, (error, tolerance) in conformance.replay(path).items():
         assert error <= tolerance, run

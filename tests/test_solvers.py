@@ -78,8 +78,8 @@ def a_step(
 
 
 def taken(solver: Solver, step: Step) -> Tensor:
-    """``x_s``."""
-    return solver.step(step, None)[0]
+    """``x_s``, with the carry of a run's first step."""
+    return solver.step(step, solver.start(step.problem, step.t)[1])[0]
 
 
 def last_step(**kw) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import threading
 import zipfile
@@ -98,8 +99,9 @@ def wish(page: Page, name: str) -> None:
 def set_steps(page: Page, steps: int) -> None:
     if not page.locator("#steps").is_visible():
         page.get_by_role("button", name="Settings").click()
-    page.locator("#steps input[type=number]").fill(str(steps))
-    page.locator("#steps input[type=number]").press("Tab")
+    box = page.locator("#steps").get_by_role("textbox")
+    box.fill(str(steps))
+    box.press("Tab")
 
 
 def restored(page: Page) -> Image.Image:
@@ -275,6 +277,7 @@ def test_a_mask_is_given_by_keyboard(page: Page) -> None:
     expect(page.locator("#size")).to_contain_text("96 x 96")
     page.get_by_role("button", name="Give a mask").focus()
     page.keyboard.press("Enter")
+    expect(page.locator("#mask button").first).to_be_visible()
     reach(page, "#mask button")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
@@ -399,6 +402,7 @@ def test_who_waits_is_told_and_can_leave_the_queue(page: Page, address: str) -> 
         taken(window, png(40, 32), 40, 32)
         wish(window, "Remove noise")
         set_steps(window, LIMITS.steps)
+    for window in (*others, page):
         window.locator("#start").click()
         said = "Waiting for its turn" if window is page else "left"
         expect(window.locator("#status")).to_contain_text(said)
@@ -489,6 +493,17 @@ def test_a_large_file_is_told_and_never_sent(page: Page) -> None:
     taken(page, png(40, 32), 40, 32)
 
 
+def test_a_number_that_cannot_be_meant_is_told(page: Page) -> None:
+    taken(page, png(40, 32), 40, 32)
+    wish(page, "Remove noise")
+    page.get_by_role("button", name="Settings").click()
+    page.locator("#seed input").fill("1.5")
+    page.locator("#start").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("seed must be a whole number")
+    page.locator("#seed input").fill("1")
+    restored(page)  # with the default steps, though the settings are open
+
+
 def test_a_path_in_a_name_is_only_a_name(page: Page, served: tuple[str, Path]) -> None:
     """The photograph is taken under its name, and nothing lies where the name points."""
     before = set(served[1].parent.iterdir())
@@ -537,3 +552,55 @@ def check_page(page: Page, width: int) -> None:
     ]
     assert serious == [], "\n".join(serious)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    """From the top of the page by Tab alone to the example, a wish and the run."""
+    reach(page, "#sample")
+    page.keyboard.press("Enter")
+    expect(page.locator("#size")).to_contain_text("96 x 96")
+    reach(page, "#case")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#case input").nth(1)).to_be_checked()
+    expect(page.locator("#strength input[type=number]")).to_have_value("4")
+    set_steps(page, 3)
+    reach(page, "#start")
+    page.keyboard.press("Enter")
+    finished(page)
+
+
+def test_the_comparison_is_moved_by_keyboard(page: Page) -> None:
+    taken(page, png(40, 32), 40, 32)
+    wish(page, "Remove noise")
+    set_steps(page, 3)
+    restored(page)
+    page.locator("#slider").scroll_into_view_if_needed()
+    position = page.get_by_role("slider", name="range slider for Before to after")
+    after = page.locator("#slider img").nth(1)
+    for key, place in (("ArrowRight", "51"), ("ArrowLeft", "50"), ("Home", "0")):
+        position.press(key)
+        expect(after).to_have_css("clip-path", re.compile(rf"inset\(0px 0px 0px {place}(\.0\d*)?%\)"))
+
+
+def test_every_control_is_reached_and_has_a_name(page: Page) -> None:
+    """All that can be clicked, moved or written in is met by Tab alone, or by arrows within its group."""
+    page.get_by_role("button", name="Settings").click()
+    expect(page.locator("#steps")).to_be_visible()
+    page.evaluate(
+        """() => document.querySelectorAll("button, input, select, textarea, [role=tab]").forEach((control, k) => {
+            if (control.checkVisibility() && !control.disabled && control.tabIndex >= 0) control.dataset.control = k;
+        })"""
+    )
+    described = """control => control.type === "radio" ? "radio:" + control.name : control.dataset.control"""
+    wanted = set(page.locator("[data-control]").evaluate_all(f"all => all.map({described})"))
+    page.evaluate("document.body.focus(), window.scrollTo(0, 0)")
+    met = set()
+    for _ in range(3 * len(wanted)):
+        page.keyboard.press("Tab")
+        met.add(page.evaluate(f"(({described})(document.activeElement))"))
+    assert wanted - met == set()
+    unnamed = page.locator("[data-control]").evaluate_all(
+        """all => all.filter(control => !(control.ariaLabel || control.title || control.innerText?.trim()
+            || control.labels?.length || control.type === "file")).map(control => control.outerHTML)"""
+    )
+    assert unnamed == []

@@ -85,6 +85,11 @@ class Covariance(ABC):
         second moments; infinity: at pure noise."""
         return math.inf
 
+    @property
+    def memory(self) -> int:
+        """How many earlier calls of the denoiser it uses (see `Step.past`)."""
+        return 0
+
     def needs_graph(self, ratio: float) -> bool:
         """Whether `Bound.move` differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
         return True

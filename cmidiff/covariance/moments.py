@@ -13,6 +13,7 @@ import logging
 import math
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class BoundMoments(Iterated):
 
     def solve(self, e: Tensor) -> Tensor:
         step = self.step
-        return _solve(step.measurement, self.variances, e, self.iterations, self.tolerance, step.record.residuals)
+        return solve(step.measurement, self.variances, e, self.iterations, self.tolerance, step.record.residuals)
 
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
@@ -84,32 +85,73 @@ class BoundMoments(Iterated):
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
-        likes = (step.x_t.detach(), e)
-        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in enumerate(likes))
+        likes = enumerate((step.x_t.detach(), e))
+        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in likes)
         d = idct(self.variances.sqrt() * z)
         return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
 
 
-def _solve(
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a diagonal precision: ``Sigma^-1 = Q^T (diag(1 / variances) + W diag(signs) W^T) Q``, ``Q`` the
+    DCT; positive definite.
+
+    Args:
+        variances: shape (B, ...) of a signal.
+        vectors: ``W``, shape (K, B, ...).
+        signs: 1 or -1, shape (K,).
+    """
+
+    variances: Tensor
+    vectors: Tensor
+    signs: Tensor
+
+    @cached_property
+    def _core(self) -> Tensor:
+        """``diag(signs) + W^T diag(variances) W``, shape (B, K, K)."""
+        scaled = self.variances * self.vectors
+        return torch.diag(self.signs) + torch.einsum("jbn,kbn->bjk", scaled.flatten(2), self.vectors.flatten(2))
+
+    def extra(self, u: Tensor) -> Tensor:
+        """``W diag(signs) W^T u``, shape of ``u`` (B, ...)."""
+        along = torch.einsum("kbn,bn->kb", self.vectors.flatten(2), u.flatten(1))
+        return torch.einsum("kb,kb...->b...", self.signs[:, None] * along, self.vectors)
+
+    def sigma(self, u: Tensor) -> Tensor:
+        """``(diag(1 / variances) + W diag(signs) W^T)^-1 u``: Woodbury's identity."""
+        plain = self.variances * u
+        along = torch.einsum("kbn,bn->bk", self.vectors.flatten(2), plain.flatten(1))
+        c = torch.linalg.solve_ex(self._core, along[..., None])[0][..., 0]
+        return plain - self.variances * torch.einsum("bk,kb...->b...", c, self.vectors)
+
+
+def solve(
     measurement: Measurement,
     variances: Tensor,
     e: Tensor,
     iterations: int,
     tolerance: float,
     residuals: list[Tensor] | None = None,
+    low_rank: LowRank | None = None,
 ) -> Tensor:
-    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``."""
+    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``, or with that of ``low_rank``."""
     s2 = max(measurement.noise_std, NOISE_FLOOR) ** 2
     few = measurement.y[0].numel() < 0.5 * math.prod(measurement.shape)
     found = _among_measurements if few else _among_signals
-    w, residual = found(measurement, variances, e, s2, iterations, tolerance)
+    w, residual = found(measurement, variances, e, s2, iterations, tolerance, low_rank)
     if residuals is not None:
         residuals.append(residual)
     return w
 
 
 def _among_signals(
-    measurement: Measurement, variances: Tensor, e: Tensor, s2: float, iterations: int, tolerance: float
+    measurement: Measurement,
+    variances: Tensor,
+    e: Tensor,
+    s2: float,
+    iterations: int,
+    tolerance: float,
+    low_rank: LowRank | None,
 ) -> tuple[Tensor, Tensor]:
     """``Sigma A^T S^-1 e`` solves ``(A^T A / s2 + Sigma^-1) x = A^T e / s2``, which the diagonals of both in the DCT
     domain precondition: for denoising and for blurs they are nearly the whole operator.
@@ -119,7 +161,10 @@ def _among_signals(
     root = variances.sqrt()
 
     def operator(u: Tensor) -> Tensor:
-        return u + root * dct(measurement.At(measurement.A(idct(root * u)))) / s2
+        return u + root * (dct(measurement.At(measurement.A(idct(root * u)))) / s2 + rest(root * u))
+
+    def rest(u: Tensor) -> Tensor | float:
+        return 0.0 if low_rank is None else low_rank.extra(u)
 
     diagonal = 1 + variances * measurement.spectrum / s2
     found = conjugate_gradient(
@@ -129,11 +174,17 @@ def _among_signals(
         tolerance=tolerance,
         precondition=lambda r: r / diagonal,
     )
-    return idct(found.x / root), found.residual
+    return idct(found.x / root + rest(root * found.x)), found.residual
 
 
 def _among_measurements(
-    measurement: Measurement, variances: Tensor, e: Tensor, s2: float, iterations: int, tolerance: float
+    measurement: Measurement,
+    variances: Tensor,
+    e: Tensor,
+    s2: float,
+    iterations: int,
+    tolerance: float,
+    low_rank: LowRank | None,
 ) -> tuple[Tensor, Tensor]:
     """``A^T q`` with ``S q = e``: nothing that was not measured can enter, however few iterations are made.
 
@@ -141,7 +192,8 @@ def _among_measurements(
     """
 
     def operator(v: Tensor) -> Tensor:
-        return s2 * v + measurement.A(idct(variances * dct(measurement.At(v))))
+        u = dct(measurement.At(v))
+        return s2 * v + measurement.A(idct(variances * u if low_rank is None else low_rank.sigma(u)))
 
     diagonal = probe_diagonal(operator, e)
     found = conjugate_gradient(
@@ -160,7 +212,7 @@ def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: in
     found = moments_of(prior, measurement.shape)
     like = measurement.y.real.new_zeros(len(measurement.y), *measurement.shape)
     mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
-    w = _solve(measurement, variances, measurement.residual(mean), iterations, 1e-4)
+    w = solve(measurement, variances, measurement.residual(mean), iterations, 1e-4)
     return mean + idct(variances * dct(w))
 
 
@@ -171,7 +223,7 @@ def gaussian_draw(problem: Problem) -> Tensor:
     variances, mean = found.spectrum(measurement.shape).to(like), found.centre(measurement.shape).to(like)
     x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
     n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
-    w = _solve(measurement, variances, measurement.residual(x) - n, 200, 1e-4)
+    w = solve(measurement, variances, measurement.residual(x) - n, 200, 1e-4)
     return x + idct(variances * dct(w))
 
 
@@ -184,27 +236,35 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
     """
     if prior.second_moments is not None:
         return prior.second_moments
-    while isinstance(prior, WrappedPrior):  # what wraps it changes nothing, and need not measure again
-        prior = prior.inner
-    image = prior.value_range is not None and len(shape) == 3
-    drawn = (shape[0], SIDE, SIDE) if image else tuple(shape)
+    prior, drawn = drawable(prior, shape)
     known = _measured.setdefault(prior, {})
     if drawn not in known:
         logging.getLogger("cmidiff").info(
             "the prior %s has no second moments: measuring them on %d of its samples", prior.name, SAMPLES
         )
-        known[drawn] = moments.SecondMoments.measure(draw(prior, drawn), per_channel=image)
+        known[drawn] = moments.SecondMoments.measure(
+            draw(prior, drawn), per_channel=prior.value_range is not None and len(shape) == 3
+        )
     return known[drawn]
 
 
+def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[int, ...]]:
+    """The prior inside its wrappers, which change nothing, and the shape in which to draw from it: images are drawn in
+    one size, whatever size is restored."""
+    while isinstance(prior, WrappedPrior):
+        prior = prior.inner
+    image = prior.value_range is not None and len(shape) == 3
+    return prior, (shape[0], SIDE, SIDE) if image else tuple(shape)
+
+
 @torch.no_grad()
-def draw(prior: Denoiser, shape: tuple[int, ...]) -> Tensor:
-    """Samples of a prior by DPM-Solver++ (2M), shape (`SAMPLES`, ...), alike in every run. In as many steps DDIM has
-    less than half of the variance at high frequencies."""
-    like = torch.zeros(SAMPLES, *shape, dtype=torch.float32, device=prior.device or "cpu")
+def draw(prior: Denoiser, shape: tuple[int, ...], count: int = SAMPLES) -> Tensor:
+    """Samples of a prior by DPM-Solver++ (2M), shape (count, ...), alike in every run. In as many steps DDIM has less
+    than half of the variance at high frequencies."""
+    like = torch.zeros(count, *shape, dtype=torch.float32, device=prior.device or "cpu")
     times = prior.schedule.grid(STEPS)
     alpha, sigma = prior.schedule(times[0])
-    x = (alpha**2 + sigma**2) ** 0.5 * SeededDraws([(0, k) for k in range(SAMPLES)]).normal("start", 0, like)
+    x = (alpha**2 + sigma**2) ** 0.5 * SeededDraws([(0, k) for k in range(count)]).normal("start", 0, like)
     before, h_before = x, math.inf
     for t, s in pairs(times, prior.schedule.end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = prior.schedule(t), prior.schedule(s)

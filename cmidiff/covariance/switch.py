@@ -39,6 +39,10 @@ class Hybrid(Covariance):
     def start(self) -> float:
         return self.high.start
 
+    @property
+    def memory(self) -> int:
+        return max(self.high.memory, self.low.memory)
+
     def needs_graph(self, ratio: float) -> bool:
         return self.choose(ratio).needs_graph(ratio)
 

@@ -188,14 +188,12 @@ class Config:
             ValueError, TypeError: unknown names, options that are refused, or a preset of another solver or number of
                 steps.
         """
-        from cmidiff.samplers import Ancestral
-
         choice, settings = self._solver(cell.solver), self._settings(cell.task, cell.solver)
         options = {**choice.options, **{key: value for s in settings for key, value in s.options.items()}}
         solver = SOLVERS.make(choice.solver, options)
         preset = self._preset(cell.task, cell.solver)
         if preset is None:
-            return Setup(solver, self._correction(cell, {}), Ancestral())
+            return Setup(solver, self._correction(cell, {}), solver.sampler)
         if type(preset.solver) is not type(solver) or preset.steps not in self.steps:
             raise ValueError(
                 f"the preset of {cell.solver} is for {type(preset.solver).__name__} at {preset.steps} steps, the run "
@@ -203,7 +201,7 @@ class Config:
             )
         named = {name: getattr(solver, name) for name in options}
         tuned = {} if preset.cmi is None else {f.name: getattr(preset.cmi, f.name) for f in fields(preset.cmi)}
-        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.sampler)
+        return Setup(replace(cast(Any, preset.solver), **named), self._correction(cell, tuned), preset.process)
 
     def _correction(self, cell: Cell, tuned: Mapping[str, Any]) -> CMI | None:
         from cmidiff.information import CMI

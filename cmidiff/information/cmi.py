@@ -88,6 +88,11 @@ class CMI:
         assert isinstance(self.covariance, Covariance)
         return self.covariance
 
+    @property
+    def memory(self) -> int:
+        """How many earlier calls of the denoiser its covariance uses."""
+        return self.sigma.memory
+
     def needs_graph_at(self, ratio: float) -> bool:
         """Whether ``x_hat`` must carry its graph at the noise level ``sigma_t / alpha_t = ratio``."""
         acting = self.eta != 0 and self.window[0] <= ratio <= self.window[1]

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.samplers import Ancestral
 from cmidiff.schedule import checked_steps
-from cmidiff.step import Carry, Problem, Step
+from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
 
 class Solver(ABC):
@@ -28,20 +29,34 @@ class Solver(ABC):
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
         point: whether it returns one best estimate instead of a sample of the posterior.
+        together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
         default_steps: how many steps a run takes where nothing is said.
+        sampler: the reverse process that a run takes where nothing is said: `Ancestral`, or that of the paper.
+        memory: how many earlier calls of the denoiser each step holds (see `Step.past`).
+        default_samples: how many samples of an image are drawn where nothing is said.
     """
 
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
+    together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
     default_steps: ClassVar[int] = 25
+    default_samples: ClassVar[int] = 1
 
     @property
     def contractions(self) -> tuple[Contraction, ...]:
         return ()
+
+    @property
+    def sampler(self) -> Sampler:
+        return Ancestral()
+
+    @property
+    def memory(self) -> int:
+        return 0
 
     @property
     def needs_graph(self) -> bool:
@@ -50,6 +65,10 @@ class Solver(ABC):
     def needs_graph_at(self, ratio: float) -> bool:
         """Return whether it differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
         return self.needs_graph
+
+    def check(self, problem: Problem) -> None:
+        """Raise ``ValueError`` or ``TypeError`` where it cannot work with this problem; called before the run."""
+        return None
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Return the times of the run, without the schedule's end; by default the grid of the prior's schedule."""
@@ -63,13 +82,28 @@ class Solver(ABC):
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         """Return ``x_s``, shape of ``step.x_t``, and what the next step needs to know."""
 
+    def exchange(self, group: Group, x: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """Return states and carry after the samples of each image have interacted; for solvers with ``together``.
+
+        Args:
+            group: which rows belong to which image.
+            x: all states, shape (rows, ...).
+            carry: a named tuple of tensors whose first dimension is that of the rows.
+        """
+        return x, carry
+
     def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
         """Return the restoration from the last state; by default that state."""
         return x
 
+    def report(self, carry: Carry) -> dict[str, Tensor]:
+        """Return numbers of the step for the statistics of the run, by name, each of shape (B,)."""
+        return {}
+
 
 class PosteriorMean(Solver):
-    """A solver that estimates ``E[x_0 | x_t, y]``; any reverse sampler then steps with it."""
+    """A solver that estimates ``E[x_0 | x_t, y]``, or draws from ``p(x_0 | x_t, y)``; any reverse sampler then steps
+    with that."""
 
     @abstractmethod
     def estimate(self, step: Step) -> Tensor:
@@ -84,6 +118,28 @@ def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
     ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
     return [problem.prior.schedule.time(ratio) for ratio in ratios]
+
+
+def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:
+    """Times that go back: each stretch of ``length`` steps is made ``repeat`` times, counted from the end of the grid.
+
+    Args:
+        times: of the grid, noisiest first.
+        length: steps of a jump back.
+        repeat: how often each stretch is made; 1 for none twice.
+
+    Source: Lugmayr et al., "RePaint", 2022, https://arxiv.org/abs/2201.09865 (Algorithm 1, Figure 10)
+    """
+    left = dict.fromkeys(range(0, len(times) - length, length), repeat - 1)
+    found, k = [], len(times)
+    while k >= 1:
+        k -= 1
+        found.append(times[len(times) - 1 - k])
+        if left.get(k, 0) > 0:
+            left[k] -= 1
+            k += length
+            found.extend(times[len(times) - 1 - j] for j in range(k - length + 1, k + 1))
+    return found
 
 
 def noise(problem: Problem, t: float) -> Tensor:

@@ -40,7 +40,6 @@ from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_varia
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
-from cmidiff.prior.base import IMAGE_VARIANCE
 from cmidiff.solvers.base import PosteriorMean, checked_positive, levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
@@ -84,6 +83,10 @@ class CADPS(PosteriorMean):
         object.__setattr__(self, "covariance", make_covariance(self.covariance, "CADPS"))
 
     @property
+    def memory(self) -> int:
+        return self._sigma.memory
+
+    @property
     def needs_graph(self) -> bool:
         return self.scale > 0
 
@@ -102,22 +105,17 @@ class CADPS(PosteriorMean):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
-        high = self._sigma.start * self._unit(problem)
-        if self.scale == 0 or math.isinf(high) or high >= _noisiest(problem):
+        high = self._sigma.start * problem.unit
+        if self.scale == 0 or math.isinf(high) or high >= problem.noisiest:
             return super().times(problem, steps)
-        return levels(problem, steps, high, LAST * self._unit(problem))
+        return levels(problem, steps, high, LAST * problem.unit)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
-        high = self._sigma.start * self._unit(problem)
+        high = self._sigma.start * problem.unit
         if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
-
-    @staticmethod
-    def _unit(problem: Problem) -> float:
-        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
-        return math.sqrt(problem.prior.variance / IMAGE_VARIANCE)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""
@@ -146,11 +144,6 @@ class CADPS(PosteriorMean):
         return capped(move, DEVIATIONS * (isotropic_variance(step) * m).sqrt())
 
 
-def _noisiest(problem: Problem) -> float:
-    alpha, sigma = problem.prior.schedule(problem.prior.schedule.grid(1)[0])
-    return sigma / alpha
-
-
 def diagonal() -> CADPS:
     """The diagonal of the Jacobian at every noise level, with the guard."""
     return CADPS("diagonal")
@@ -164,6 +157,11 @@ def isotropic() -> CADPS:
 def exact() -> CADPS:
     """The Jacobian at every noise level."""
     return CADPS("exact")
+
+
+def free_hunch() -> CADPS:
+    """Free Hunch: second moments of the data at every noise level, updated by the run's own denoiser calls."""
+    return CADPS("free-hunch")
 
 
 def paper() -> CADPS:

@@ -68,6 +68,10 @@ class PiGDM(Solver):
             object.__setattr__(self, "covariance", make_covariance(self.covariance, "PiGDM"))
 
     @property
+    def memory(self) -> int:
+        return self.sigma.memory
+
+    @property
     def needs_graph(self) -> bool:
         return self.scale > 0
 

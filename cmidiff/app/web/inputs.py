@@ -217,7 +217,7 @@ class Ask:
         """
         wished = choice("case", values["case"], [*WISHES, EXPERIMENT])
         case = choice("experiment", values["experiment"], EXPERIMENTS) if wished == EXPERIMENT else wished
-        scale, noise, steps = CASES[case].strength, typed(values["noise"]), values["steps"]
+        scale, noise, steps = CASES[case].strength, typed(values["noise"]), typed(values["steps"])
         return cls(
             case,
             0.0 if scale is None else number("strength", values["strength"], scale.low, scale.high),

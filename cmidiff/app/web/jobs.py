@@ -337,7 +337,8 @@ class Job:
 
 @dataclass
 class Visit:
-    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``.
+    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``;
+    and whether its last wish was refused.
 
     Its token is the only way to it; the window keeps the token over a reload.
     """
@@ -345,6 +346,7 @@ class Visit:
     folder: Path
     token: str
     photo: Path | None = None
+    refused: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
 

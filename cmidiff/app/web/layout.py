@@ -93,8 +93,7 @@ class Layout:
             self.seed = gr.Number(0, label="Seed", info="Of what is random.", min_width=140, elem_id="seed")
         with gr.Row():
             self.solver = gr.Dropdown(list(SOLVERS), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
-            self.steps = gr.Number(
-                None,
+            self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
                 label="Steps",
                 info=f"At most {self.limits.steps}.",
                 placeholder="default",

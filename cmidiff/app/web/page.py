@@ -43,7 +43,16 @@ MEAN = 2  # samples whose mean is the result of a solver that draws samples
 UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
 CONTROLS: tuple[str, ...] = ("photo", "case", "experiment", "strength", "noise", "paint", "mask", "blur", "whole")
 CONTROLS += ("side", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
-OPEN = "() => [sessionStorage.getItem('cmidiff') || '']"
+# Gradio loses an update of a component that is not drawn yet: the request waits for the slow ones.
+OPEN = """async () => {
+    while (!document.querySelector("#photo input[type=file]") || !document.querySelector("#paint canvas"))
+        await new Promise(drawn => setTimeout(drawn, 50));
+    document.addEventListener("focusin", ({ target }) => {  // Gradio names each radio apart: arrow keys need one name
+        if (target.type === "radio")
+            for (const radio of target.closest("fieldset").querySelectorAll("input")) radio.name = target.name;
+    });
+    return [sessionStorage.getItem("cmidiff") || ""];
+}"""
 KEEP = "token => { sessionStorage.setItem('cmidiff', token); return []; }"
 HOLD, READY = (f"() => ({{ __type__: 'update', interactive: {value} }})" for value in ("false", "true"))
 CUT = "position => ({ __type__: 'update', slider_position: position })"
@@ -252,7 +261,7 @@ class Page(Layout):
         visit, controls = self.visits.open(token), dict(zip(CONTROLS, values, strict=True))
         path = file_of("photo", controls["photo"])
         if path is None:
-            return {self.status: refusal("There is no photograph yet: give one above, or use the example.")}
+            return self._refuse(visit, "There is no photograph yet: give one above, or use the example.")
         ask = Ask.read(controls, self.limits)
         mask, blur = file_of("mask", controls["mask"]), file_of("blur", controls["blur"])
         layers = self._layers(controls["paint"])
@@ -297,11 +306,15 @@ class Page(Layout):
             job = make()
             self.visits.submit(visit, name, job)
         except BadInput as error:
-            return {self.status: refusal(str(error).replace(f"{visit.folder}/", ""))}
+            return self._refuse(visit, str(error).replace(f"{visit.folder}/", ""))
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            return {self.status: refusal("Something went wrong on the server: try another image or other settings.")}
+            return self._refuse(visit, "Something went wrong on the server: try another image or other settings.")
         return {self.status: status(job.view)}
+
+    def _refuse(self, visit: Visit, reason: str) -> Updates:
+        visit.refused = True
+        return {self.status: refusal(reason)}
 
     def _cancel(self, token: Any) -> Updates:
         """Cancel what runs or waits; who watches it shows what it finished."""
@@ -313,6 +326,10 @@ class Page(Layout):
     async def _watch(self, token: Any) -> AsyncIterator[Updates]:
         """Show how the jobs of a visit stand, until they end."""
         visit, told = self.visits.open(token), set[Job]()
+        if visit.refused:  # the reason stays on the page
+            visit.refused = False
+            yield {}
+            return
         while rest := [(name, job) for name, job in visit.jobs.items() if job not in told]:
             (name, job), seen = rest[0], None
             while not job.view.over and visit.jobs.get(name) is job:

@@ -1,0 +1,141 @@
+"""One validator for all that comes from files and options: presets, benchmarks, training runs, settings of the page.
+
+A configuration is a dataclass of pydantic with `STRICT`, whose annotations state types and bounds; `build` makes one
+from a table. The options of a solver, a sampler or a covariance, plain dataclasses, are checked by `check_options`. Both
+report what is wrong in one line, and names that are not known with the nearest ones that are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, ValidationError, ValidationInfo, create_model
+from pydantic_core import ArgsKwargs, PydanticCustomError
+
+T = TypeVar("T")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def _beside(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str | Path):
+        raise PydanticCustomError("path", "a path")
+    return (info.context or Path()) / value
+
+
+def _several(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+File = Annotated[Path, BeforeValidator(_beside)]
+"""A path, relative to the folder of the configuration file."""
+Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
+"""A list; a single value is a list of one."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file.
+
+    Raises:
+        ValueError: the file is not valid TOML.
+        OSError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str, folder: Path | None = None) -> T:
+    """A configuration from a table.
+
+    Args:
+        cls: a dataclass of pydantic.
+        table: values by field.
+        where: what the table is, for messages.
+        folder: to which paths are relative; the working directory by default.
+
+    Raises:
+        ValueError: an unknown or missing field, or a value that is refused.
+    """
+    _check_names(table, [field.name for field in dataclasses.fields(cls) if field.init], where)  # pyright: ignore[reportArgumentType]
+    try:
+        made = object.__new__(cls)
+        validator = cls.__pydantic_validator__  # pyright: ignore[reportAttributeAccessIssue]
+        validator.validate_python(ArgsKwargs((), dict(table)), self_instance=made, context=folder)
+        return made
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+
+
+def check_options(cls: type, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Check options, values of fields of a dataclass, against its annotations.
+
+    Args:
+        cls: the dataclass.
+        options: values by field.
+        known: the fields that are options.
+        where: what has the options, for messages.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type.
+    """
+    _check_names(options, list(known), where)
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # annotations of a foreign class that exist for type checkers alone
+        return
+    kinds: dict[str, Any] = {name: (hints[name], ...) for name in options}
+    try:
+        create_model(cls.__name__, __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **kinds)(**options)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error)}") from error
+
+
+WORDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "dict_type": "a table",
+    "callable_type": "a ramp { start = ..., end = ... }",
+    "missing": "longer",
+}
+"""What is expected, by the type of an error of pydantic, where its own words are not those of a reader of TOML."""
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    name = first["loc"][0]
+    if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
+        return f"{name} is missing: add it"
+    wrong = [
+        WORDS.get(one["type"], one["msg"].removeprefix("Input should be ")) for one in errors if name in one["loc"]
+    ]
+    return f"{name} must be {' or '.join(dict.fromkeys(wrong))}, received {first['input']!r}"
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """Names like one that is not known, or all names."""
+    known = list(known)
+    near = difflib.get_close_matches(wrong.lower(), known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+
+
+def unknown(kind: str, wrong: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known."""
+    return f"unknown {kind} {wrong!r}: {suggest(wrong, known)}"
+
+
+def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    for name in table:
+        if name not in known:
+            raise ValueError(f"{where} has no option {name!r}: {suggest(name, known) if known else 'it has none'}")

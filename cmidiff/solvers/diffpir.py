@@ -1,0 +1,71 @@
+"""DiffPIR: the denoised image is fitted to the measurement at every noise level, and noise is put back.
+
+    x_hat' = argmin_x |y - A x|^2 / sigma_y^2 + lambda |x - x_hat|^2 / (sigma_t / alpha_t)^2
+
+and ``x_s = alpha_s x_hat' + sigma_s (sqrt(1 - zeta) eps' + sqrt(zeta) z)`` with ``eps' = (x_t - alpha_t x_hat') /
+sigma_t``: the sampler `Renoise`, which a run takes unless it names another. With ``lambda = 1`` the first line is the
+posterior mean for ``p(x_0 | x_t) = N(x_hat, (sigma_t / alpha_t)^2 I)``. It needs no gradient of the network, and is in
+closed form where the physics declares its singular values (masks, circular blurs by the FFT, dense matrices), and
+solved by conjugate gradients otherwise.
+
+With ``zeta = 0``, levels that end at the noise of the measurement, and a start from the Wiener estimate it is the point
+estimate of `cmidiff.solvers.dpir`.
+
+Zhu, Zhang, Liang, Cao, Wen, Timofte, Van Gool, "Denoising Diffusion Models for Plug-and-Play Image Restoration", 2023,
+https://arxiv.org/abs/2305.08995
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from cmidiff.samplers import Renoise
+from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.step import Sampler, Step
+
+
+@dataclass(frozen=True)
+class DiffPIR(PosteriorMean):
+    """Plug-and-play restoration with a diffusion prior, for linear physics.
+
+    Args:
+        strength: ``lambda > 0``. The official codes state ``sigma_y`` in [0, 1] and noise levels in [-1, 1], so that
+            their ``lambda`` is 4 times this one.
+        zeta: the fresh part of the noise, of the sampler that a run takes where it names none.
+        scale: factor on the move of the denoised image; 1 is the formula, 0 the unconditional sampler.
+
+    Raises:
+        ValueError: an option that has no meaning.
+    """
+
+    strength: float = 1.0
+    zeta: float = 0.3
+    scale: float = 1.0
+
+    needs_linear: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked_positive("DiffPIR", scale=self.scale)
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"DiffPIR: strength must be a number > 0, received {self.strength!r}")
+        if not 0 <= self.zeta <= 1:
+            raise ValueError(f"DiffPIR: zeta must be in [0, 1], received {self.zeta!r}")
+
+    @property
+    def sampler(self) -> Sampler:
+        return Renoise(self.zeta)
+
+    def estimate(self, step: Step) -> Tensor:
+        """``x_hat'``."""
+        x_hat = step.clipped(step.x_hat.detach())
+        if self.scale == 0:
+            return x_hat
+        return x_hat + self.scale * (self.fit(step, x_hat) - x_hat)
+
+    def fit(self, step: Step, x_hat: Tensor) -> Tensor:
+        """The first line above, shape of ``x_t``."""
+        return step.measurement.prox(x_hat, step.ratio**2 / self.strength, step.record.residuals)

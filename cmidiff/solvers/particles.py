@@ -1,0 +1,132 @@
+"""Particles: the samples of one image carry weights, and those of low weight are replaced by those of high weight.
+
+A step computes, for each particle, a mean, what is added to it after the resampling, and what the step adds to the
+logarithm of its weight. The exchange then normalises the weights of each image, resamples where their effective sample
+size falls below a threshold, and always at the end, and accumulates the logarithm of the evidence ``p(y)``.
+
+Weights are float64 on the CPU, outside of the device path. Resampling is systematic, with one random number an image
+and a step. A particle that has diverged has the weight zero.
+
+Sources: Doucet, Johansen, "A Tutorial on Particle Filtering and Smoothing", 2011; Kitagawa, 1996 (systematic).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmidiff.covariance import NOISE_FLOOR
+from cmidiff.krylov import dot
+from cmidiff.physics import measured_count
+from cmidiff.solvers.base import Solver, noise
+from cmidiff.step import Carry, Group, Problem, Step
+
+
+class Cloud(NamedTuple):
+    """The particles between two steps; the first dimension is that of the rows.
+
+    Attributes:
+        log_w: logarithms of the weights, of mean 1 for each image, shape (B,), float64 on the CPU.
+        log_z: log-evidence of the image so far, likewise.
+        ess: effective sample size over the number of particles, likewise.
+        gain: what the step adds to ``log_w``, shape (B,).
+        noise: what is added to the states after the resampling, shape (B, ...).
+        shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, d) or (B, 0).
+        z: its noise, in standard deviations; shape of ``shift``.
+        twist: the logarithm of the twisting function at the state that was left, shape (B,).
+        path: other numbers of an image that the next step needs, shape (B, ...) or (B, 0).
+    """
+
+    log_w: Tensor
+    log_z: Tensor
+    ess: Tensor
+    gain: Tensor
+    noise: Tensor
+    shift: Tensor
+    z: Tensor
+    twist: Tensor
+    path: Tensor
+
+
+@dataclass(frozen=True)
+class Particles(Solver):
+    """A solver whose samples interact.
+
+    Args:
+        threshold: resample where the effective sample size is below this share of the particles; 0: at the end only.
+
+    Raises:
+        ValueError: ``threshold`` is not in [0, 1].
+    """
+
+    threshold: float = 0.5
+
+    needs_linear: ClassVar[bool] = True
+    together: ClassVar[bool] = True
+    default_samples: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"{type(self).__name__}: threshold must be in [0, 1], received {self.threshold!r}")
+
+    def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
+        x = noise(problem, t)
+        zero, none = x.new_zeros(len(x)), x.new_zeros(len(x), 0)
+        weight = torch.zeros(len(x), dtype=torch.float64, device="cpu")
+        return x, Cloud(weight, weight, weight + 1, zero, torch.zeros_like(x), none, none, zero, none)
+
+    def exchange(self, group: Group, x: Tensor, carry: Cloud) -> tuple[Tensor, Cloud]:
+        rows = group.rows
+        log_w, log_z = (carry.log_w + carry.gain.cpu().double())[rows], carry.log_z[rows]
+        log_w = log_w.nan_to_num(-math.inf, -math.inf, -math.inf)
+        total, count = log_w.logsumexp(1, keepdim=True), rows.shape[1]
+        w = torch.where(total.isfinite(), (log_w - total).exp(), 1 / count)
+        ess = 1 / w.square().sum(1, keepdim=True) / count
+        low = (ess < self.threshold) | (ess < 1 - 1e-9 if group.last else False)
+        found = rows.gather(1, self.ancestors(group, w))
+        source = torch.empty_like(rows.flatten()).scatter(0, rows.flatten(), torch.where(low, found, rows).flatten())
+        even = torch.where(low, 0.0, log_w - total + math.log(count))
+
+        def scattered(values: Tensor) -> Tensor:
+            return torch.empty(x.shape[0], dtype=torch.float64, device="cpu").scatter(
+                0, rows.flatten(), values.expand_as(rows).flatten()
+            )
+
+        own = source.to(x.device)
+        shift = carry.shift[own]
+        gain = -0.5 * dot(shift, shift) - dot(shift, carry.z) - carry.twist[own] if shift.numel() else 0 * carry.gain
+        weights = {"log_w": scattered(even), "log_z": scattered(log_z + total - math.log(count)), "ess": scattered(ess)}
+        return x[own] + carry.noise, carry._replace(**weights, gain=gain)
+
+    def ancestors(self, group: Group, w: Tensor) -> Tensor:
+        """The particle that each one is replaced by, shape (images, K), for weights of sum 1."""
+        return systematic(w, group.uniform("resample"))
+
+    def report(self, carry: Cloud) -> dict[str, Tensor]:
+        return {"ess": carry.ess, "log_evidence": carry.log_z}
+
+
+def systematic(w: Tensor, u: Tensor) -> Tensor:
+    """Systematic resampling: indices (P, K) for weights (P, K) of sum 1 and one uniform number ``u`` (P,) each."""
+    count = w.shape[1]
+    at = (torch.arange(count, dtype=w.dtype, device=w.device) + u[:, None]) / count
+    total = w.cumsum(1)
+    return torch.searchsorted(total / total[:, -1:], at).clamp_max(count - 1)
+
+
+def log_likelihood(step: Step, x: Tensor) -> Tensor:
+    """``log N(y; A x, sigma_y^2 I)`` of the measured numbers, shape (B,)."""
+    m = step.measurement
+    s2, residual = (m.noise_std or NOISE_FLOOR) ** 2, m.residual(x)
+    count = measured_count(m.physics, m.y).to(x)
+    return -0.5 * dot(residual, residual) / s2 - 0.5 * count * math.log(2 * math.pi * s2)
+
+
+def kernel_std(step: Step) -> float:
+    """The standard deviation of the sampler's noise where it must be one number."""
+    std = step.std
+    return std if isinstance(std, float) else step.transition[1] * step.level_s[1] / step.level_t[1]
