@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from cmidiff.intake import Intake, take
 from cmidiff.loop import Trace, sample
 from cmidiff.measurement import nonlinear
 from cmidiff.physics import hidden_disc, known_entries
-from cmidiff.prior import check_memory, load_prior
+from cmidiff.prior import check_memory, check_prior, load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SAMPLERS, SOLVERS
@@ -36,10 +37,10 @@ Callback = Callable[[Progress], None]
 def restore(
     y: Tensor,
     physics: Physics,
-    prior: Denoiser | str = "photo",
+    prior: Denoiser | str | Path = "photo",
     *,
     solver: Solver | type[Solver] | str | None = None,
-    cmi: CMI | bool | None = None,
+    cmi: CMI | type[CMI] | bool | None = None,
     noise_std: float | None = None,
     sampler: Sampler | type | str | None = None,
     steps: int | None = None,
@@ -87,7 +88,8 @@ def restore(
     Warns:
         RestorationWarning: a result does not explain its measurement (its misfit is above `MISFIT_BOUND`).
     """
-    prior = load_prior(prior) if isinstance(prior, str) else prior
+    prior = load_prior(prior) if isinstance(prior, str | Path) else prior
+    check_prior(prior)
     sampler = None if sampler is None else SAMPLERS.resolve(sampler)
     if not isinstance(sampler, Sampler | None):
         raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
@@ -116,9 +118,10 @@ def restore(
     return result
 
 
-def _correction(cmi: CMI | bool | None) -> CMI | None:
+def _correction(cmi: CMI | type[CMI] | bool | None) -> CMI | None:
     if isinstance(cmi, bool):
         return CMI() if cmi else None
+    cmi = CMI() if cmi is CMI else cmi
     if cmi is not None and not isinstance(cmi, CMI):
         raise TypeError(f"cmi must be a CMI, True or None, received {cmi!r}: pass cmi=CMI(eta=0.1)")
     return cmi

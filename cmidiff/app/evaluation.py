@@ -24,7 +24,8 @@ from cmidiff.evaluate.config import Config, as_curve, load, override, resolved
 from cmidiff.evaluate.database import RunError, Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
-from cmidiff.prior import PRIORS
+from cmidiff.prior.known import info_of
+from cmidiff.registry import PRIORS
 
 ENGINES = ("local", "ray")
 
@@ -173,7 +174,7 @@ def _device(machine: Machine) -> str:
 def _present(prior: str) -> bool:
     """Whether it can be loaded without fetching anything."""
     check_prior(prior)
-    return PRIORS[prior].where() is not None if prior in PRIORS else Path(prior).exists()
+    return info_of(prior).where() is not None if prior in PRIORS else Path(prior).exists()
 
 
 def _prior(config: Config, device: str) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, BadParameter, Context, Option
 
 from cmidiff.app.errors import BadInput, unknown
-from cmidiff.registry import SOLVERS
+from cmidiff.registry import PRIORS, SOLVERS, TASKS
 
 if TYPE_CHECKING:
     from cmidiff.app.problem import Problem, Task
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 MEASUREMENT_SUFFIX = ".safetensors"
 LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
 
-TASK_HELP = (
-    "How the image was degraded: denoise, inpaint-box, inpaint-random, inpaint-scratches, deblur-gaussian, "
-    "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
-)
+TASK_HELP = f"How the image was degraded: {', '.join(TASKS)}."
 RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
 
 
@@ -395,7 +392,7 @@ def check_prior(prior: str) -> None:
     Raises:
         BadInput: an unknown name, no such file, or one that holds no weights.
     """
-    from cmidiff.prior.known import PRIORS
+    from cmidiff.prior.known import info_of
     from cmidiff.prior.pipeline import HUB, hub_repository
     from cmidiff.prior.weights import SUFFIXES
 
@@ -405,7 +402,7 @@ def check_prior(prior: str) -> None:
         except ValueError as error:
             raise BadInput(str(error)) from error
     elif prior in PRIORS:
-        info = PRIORS[prior]
+        info = info_of(prior)
         if info.where() is None and info.url is None and info.fallback is None:
             raise BadInput(f"the prior {prior} {info.remedy}")
     elif not Path(prior).exists():

@@ -34,7 +34,6 @@ from cmidiff.physics.operators import (
     from_signs,
 )
 from cmidiff.physics.tasks import (
-    TASKS,
     Task,
     colorize,
     compressed_sensing,
@@ -49,6 +48,7 @@ from cmidiff.physics.tasks import (
     phase_retrieval,
     super_resolution,
 )
+from cmidiff.registry import TASKS
 
 __all__ = [
     "TASKS",

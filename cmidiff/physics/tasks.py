@@ -12,9 +12,8 @@ image in [0, 1], ``seed`` any integer, ``dtype`` ``torch.float32`` or ``torch.fl
 ``ValueError``.
 """
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
+from cmidiff.config import unknown
 from cmidiff.physics.check import Shape, checked_gain, checked_shape
 from cmidiff.physics.draw import (
     box_mask,
@@ -34,6 +34,7 @@ from cmidiff.physics.draw import (
 )
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
 from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
+from cmidiff.registry import TASKS
 
 Device = str | torch.device
 POISSON = "poisson"  # the parameter that every task takes
@@ -219,22 +220,6 @@ def nonlinear_blur(
     )
 
 
-TASKS: dict[str, Callable[..., Physics]] = {
-    "denoise": denoise,
-    "inpaint-box": inpaint_box,
-    "inpaint-random": inpaint_random,
-    "inpaint-scratches": inpaint_scratches,
-    "deblur-gaussian": deblur_gaussian,
-    "deblur-motion": deblur_motion,
-    "super-resolution": super_resolution,
-    "colorize": colorize,
-    "compressed-sensing": compressed_sensing,
-    "phase-retrieval": phase_retrieval,
-    "hdr": hdr,
-    "nonlinear-blur": nonlinear_blur,
-}
-"""The one table of names, for the command line."""
-
 _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "inpaint-box": ("mask", box_mask),
     "inpaint-random": ("mask", random_mask),
@@ -276,7 +261,7 @@ class Task:
         known = [*_parameters(self.name), POISSON]
         for parameter in self.parameters:
             if parameter not in known:
-                raise ValueError(f"Task {self.name!r} has no parameter {parameter!r}. {_nearest(parameter, known)}")
+                raise ValueError(unknown(f"parameter of the task {self.name}", parameter, known))
         needed = (_GIVEN | _DRAWS).get(self.name)
         if needed and needed[0] not in self.tensors:
             raise ValueError(
@@ -292,7 +277,7 @@ class Task:
             ValueError: for what ``Task`` or the named function refuses.
         """
         if name not in TASKS:
-            raise ValueError(f"There is no task {name!r}. {_nearest(name, TASKS)}")
+            raise ValueError(unknown("task", name, TASKS))
         chosen = {**_parameters(name), **(parameters or {})}
         tensors: dict[str, Tensor] = {}
         if name in _DRAWS:
@@ -343,18 +328,12 @@ class Task:
 
 def _parameters(name: str) -> dict[str, Any]:
     """The parameters of a task that a file stores, with their defaults."""
-    functions = {**TASKS, **{given: function for given, (_, function) in _GIVEN.items()}}
-    if name not in functions:
-        raise ValueError(f"There is no task {name!r}. {_nearest(name, functions)}")
-    signature = inspect.signature(functions[name]).parameters
+    if name not in TASKS and name not in _GIVEN:
+        raise ValueError(unknown("task", name, [*TASKS, *_GIVEN]))
+    signature = inspect.signature(_GIVEN[name][1] if name in _GIVEN else TASKS[name]).parameters
     return {
         key: parameter.default
         for key, parameter in signature.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("dtype", "device")
     }
 
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    choices = list(words)
-    near = difflib.get_close_matches(word, choices, n=2, cutoff=0.5)
-    return (f"Did you mean {' or '.join(near)}? " if near else "") + f"Choose from: {', '.join(choices)}."

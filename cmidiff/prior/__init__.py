@@ -9,7 +9,7 @@ from cmidiff.prior.base import check_prior as check_prior
 from cmidiff.prior.composite import Composite as Composite
 from cmidiff.prior.denoiser import from_deepinv as from_deepinv
 from cmidiff.prior.denoiser import from_denoiser as from_denoiser
-from cmidiff.prior.known import PRIORS as PRIORS
+from cmidiff.registry import PRIORS as PRIORS
 from cmidiff.prior.known import PriorInfo as PriorInfo
 from cmidiff.prior.load import load_network as load_network
 from cmidiff.prior.load import load_prior as load_prior

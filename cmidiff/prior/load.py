@@ -13,15 +13,17 @@ from torch import Tensor
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior import guided_diffusion, pipeline
+from cmidiff.prior.base import Denoiser, check_prior
 from cmidiff.prior.card import Fields, card_beside, value_range_of
 from cmidiff.prior.composite import Composite
 from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
 from cmidiff.prior.ffdnet import load_ffdnet
-from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
+from cmidiff.prior.known import PriorInfo, Registered, info_of, record_first_use
 from cmidiff.prior.loaded import Loaded
 from cmidiff.prior.network import NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
+from cmidiff.registry import PRIORS
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
 DENOISERS = ("FFDNet", "DRUNet")
@@ -49,7 +51,7 @@ def load_prior(
     checkpointing: bool = False,
     channels_last: bool = False,
     max_batch: int | None = None,
-) -> NetworkPrior | Composite:
+) -> Denoiser:
     """A prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
 
     Loading executes no code from the files: JSON configurations, safetensors, and pickles of which only tensors are
@@ -79,13 +81,17 @@ def load_prior(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, received {dtype}")
     options = _Options(torch.device(device), dtype, checkpointing, channels_last, max_batch)
     source, stated = str(name_or_path), _stated(card)
-    if source in PRIORS and stated is not None:
+    if source not in PRIORS:
+        return _load_network(source, stated, label, options)
+    info = info_of(source)
+    if stated is not None:
         raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
-    if source in PRIORS and "above" in PRIORS[source].card:
-        if label is not None:
-            raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
-        return _load_composite(PRIORS[source], options)
-    return _load_network(source, stated, label, options)
+    own = isinstance(info, Registered)
+    if label is not None and (own or "above" in info.card):
+        raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
+    if own:
+        return _load_registered(info, options)
+    return _load_composite(info, options) if "above" in info.card else _load_network(source, None, label, options)
 
 
 def load_network(
@@ -100,6 +106,18 @@ def load_network(
     if not isinstance(prior, NetworkPrior):
         raise ValueError(f"the prior {name_or_path} is made of two networks, one is needed: use one of its parts")
     return prior
+
+
+def _load_registered(info: Registered, options: _Options) -> Denoiser:
+    """The prior of another package, on the device; its network is its own."""
+    if options != _Options(options.device, torch.float32, False, False, None):
+        raise ValueError(
+            f"the prior {info.name} is made by another package: dtype, checkpointing, channels_last and max_batch are "
+            "options of that package, leave them out"
+        )
+    prior = info.make()
+    check_prior(prior)
+    return prior.to(options.device)
 
 
 def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Composite:
@@ -164,7 +182,7 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
 def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
     """The name of a prior, its card, and what was loaded."""
     if source in PRIORS:
-        return source, PRIORS[source].card, _load_known(PRIORS[source], checkpointing)
+        return source, info_of(source).card, _load_known(info_of(source), checkpointing)
     path = pipeline.fetch_from_hub(source) if source.startswith(pipeline.HUB) else Path(source)
     name = source if source.startswith(pipeline.HUB) else path.stem if path.is_file() else path.name
     if path.is_file():
