@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cmidiff.tuning.interval import Interval, interval
+from cmidiff.statistics import Estimate, estimate
 
 NOISE_STD = 0.05
 TASKS: dict[str, dict[str, Any]] = {
@@ -154,11 +154,11 @@ def run_cell(setting: Setting, images: Any, prior: Any, device: str) -> list[dic
     import torch
 
     from cmidiff.metrics import data_misfit
-    from cmidiff.tuning.problem import measured, quality, restored
+    from cmidiff.tuning.problem import measure_images, restore_problem, score_images
 
-    problem = measured(images, setting.task, TASKS[setting.task] | {"noise_std": NOISE_STD}, device)
+    problem = measure_images(images, setting.task, TASKS[setting.task] | {"noise_std": NOISE_STD}, device)
     began = time.monotonic()
-    restoration = restored(
+    restoration = restore_problem(
         problem,
         prior,
         solver_of(setting.solver, setting.steps),
@@ -167,11 +167,11 @@ def run_cell(setting: Setting, images: Any, prior: Any, device: str) -> list[dic
         samples=SAMPLES,
     )
     seconds = (time.monotonic() - began) / len(images)
-    table = {name: quality(restoration, images.truth, name) for name in ("psnr", "ssim", "crps")}
+    table = {name: score_images(restoration, images.truth, name) for name in ("psnr", "ssim", "crps")}
     table["misfit"] = data_misfit(restoration.samples[:, 0], problem.y, problem.physics, noise_std=NOISE_STD).cpu()
     table["ok"] = restoration.ok.all(dim=1).cpu()
     try:
-        table["lpips"] = quality(restoration, images.truth, "lpips")
+        table["lpips"] = score_images(restoration, images.truth, "lpips")
     except FileNotFoundError:  # the weights of LPIPS are not at hand
         table["lpips"] = torch.full((len(images),), math.nan)
     return [
@@ -204,14 +204,14 @@ def settings_of(figures: Figures) -> list[Setting]:
     return sorted({setting for setting, _ in figures}, key=lambda s: (s.task, s.solver, s.steps, s.shape, s.eta))
 
 
-def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, Interval] | None:
+def compared(figures: Figures, setting: Setting, metric: str) -> tuple[float, Estimate] | None:
     """Mean of a metric and its paired difference to the base, on the images that both have finished."""
     images = sorted(image for s, image in figures if s == setting and (setting.base, image) in figures)
     if not images or any(math.isnan(figures[setting, image][metric]) for image in images):
         return None
     values = [figures[setting, image][metric] for image in images]
     base = [figures[setting.base, image][metric] for image in images]
-    return sum(values) / len(values), interval(values, base)
+    return sum(values) / len(values), estimate(values, base)
 
 
 def report(figures: Figures) -> str:
@@ -246,8 +246,8 @@ def _line(figures: Figures, setting: Setting, metrics: list[tuple[str, str, int]
     return f"| {setting.task} | {setting.solver} | {setting.eta:g} | {count} | {' | '.join(cells)} |"
 
 
-def _starred(difference: Interval, digits: int) -> str:
-    star = "*" if abs(difference.mean) > difference.half else ""
+def _starred(difference: Estimate, digits: int) -> str:
+    star = "*" if abs(difference.mean) > (difference.half or math.inf) else ""
     return f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}{star}"
 
 
@@ -352,7 +352,7 @@ def main(
 
 def _run(settings: list[Setting], source: Path, wanted: range, batch: int, prior: str, device: str, out: Path) -> None:
     from cmidiff import load_prior
-    from cmidiff.tuning.images import read_images
+    from cmidiff.tuning import read_images
 
     network = load_prior(prior, device=device)
     finished = done(out)

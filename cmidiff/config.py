@@ -1,8 +1,8 @@
 """One validator for all that comes from files and options: presets, benchmarks, training runs, settings of the page.
 
 A configuration is a dataclass of pydantic with `STRICT`, whose annotations state types and bounds; `build` makes one
-from a table. The options of a solver, a sampler or a covariance, plain dataclasses, are checked by `check_options`. Both
-report what is wrong in one line, and names that are not known with the nearest ones that are.
+from a table. The options of a solver, a sampler or a covariance, plain dataclasses, are checked by `check_options`.
+Both report what is wrong in one line, and names that are not known with the nearest ones that are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ LAYERS = (
     ("files", "colour", "config"),
     ("schedule", "krylov", "draws", "dct", "images", "registry", "result"),
     ("physics",),
-    ("metrics", "whitening", "moments"),
+    ("metrics", "whitening", "moments", "statistics"),
     ("prior",),
     ("measurement",),
     ("step",),

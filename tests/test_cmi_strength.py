@@ -13,7 +13,7 @@ import torch
 
 from cmidiff import CMI, DPS
 from cmidiff.images import write_image
-from cmidiff.tuning.problem import measured, restored
+from cmidiff.tuning.problem import measure_images, restore_problem
 from tests.test_tuning import images, prior
 
 FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "cmi_strength.py"
@@ -50,7 +50,7 @@ def test_the_base_stands_once_and_first(bench: ModuleType) -> None:
 
 
 def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
-    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    problem = measure_images(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
     moves: dict[str, Any] = {}
     for direction in ("gradient", "random"):
         *_, setting = bench.grid(**CHOICES | {"eta": "0.3", "weight": "snr", "direction": direction})
@@ -63,7 +63,7 @@ def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
                 kept.append(step.correction)
                 return super().step(step, carry)
 
-        restored(problem, prior(), Watched(0.0012), bench.cmi_of(setting), steps=4)
+        restore_problem(problem, prior(), Watched(0.0012), bench.cmi_of(setting), steps=4)
     assert any(move is not None for move in moves["gradient"])
     first, control = (next(m for m in moves[name] if m is not None) for name in ("gradient", "random"))
     torch.testing.assert_close(control.flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cmidiff
-from cmidiff.evaluate.counted import Counted
+from cmidiff.evaluate.work import Counted
 from cmidiff.laboratory.learned import LearnedMixture
 from cmidiff.laboratory.mixtures import DiagonalMixture
 from cmidiff.prior import (

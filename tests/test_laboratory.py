@@ -26,13 +26,13 @@ from cmidiff.laboratory.mixtures import (
     problems_of,
     sliced_wasserstein,
 )
-from cmidiff.laboratory.paired import interval, verdict
 from cmidiff.laboratory.pictures import pictures
-from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors
+from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors, verdict
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
 from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPS
+from cmidiff.statistics import Estimate, estimate
 from cmidiff.step import Problem, Step
 from tests.cases import F64, generator, matrix_physics, randn
 
@@ -131,9 +131,10 @@ def test_mode_shares_count_the_nearest_component():
 
 
 def test_interval_is_students_and_the_verdict_follows():
-    mean, half = interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
-    assert [verdict(m, 1.0) for m in (-2.0, 0.5, 2.0)] == ["better", "no difference", "worse"]
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
+    gaps = (Estimate(5, mean, 1.0) for mean in (-2.0, 0.5, 2.0))
+    assert [verdict(gap) for gap in gaps] == ["better", "no difference", "worse"]
 
 
 # known posteriors
@@ -220,9 +221,9 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
             [r["distance"] for r in every.records(prior="mixture-25", solver="CADPS exact", cmi=kind)]
             for kind in ("none", cmi)
         )
-        mean, half = interval([g - b for g, b in zip(guided, base, strict=True)])
-        assert float(row["CMI - base"].split(" ")[0]) == pytest.approx(mean, rel=0.01)
-        assert row["verdict"] == verdict(mean, half)
+        gap = estimate(guided, base)
+        assert float(row["CMI - base"].split(" ")[0]) == pytest.approx(gap.mean, rel=0.01)
+        assert row["verdict"] == verdict(gap)
     assert mixture["CADPS exact", "default"]["eta"] == CMI().eta
     (overview,) = found.tables["overview"].records(solver="CADPS exact")
     assert overview["d 8, m 2"].startswith(f"{mixture['CADPS exact', 'none']['/ floor']:.2f}")

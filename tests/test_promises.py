@@ -267,7 +267,7 @@ def test_a_class_a_name_and_an_object_are_the_same_solver(problem: tuple[Tensor,
 def test_a_result_that_does_not_explain_its_measurement_is_announced(problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
     with pytest.warns(RestorationWarning, match="does not explain the measurement") as seen:
-        found = restore(y[:1] + 0.5, task, tiny_prior(), solver=Unconditional(), steps=3)
+        found = restore(y[:1] + 0.5, task, tiny_prior(), solver=DPS(0.0), steps=3)
     assert seen[0].filename == __file__, "the warning points at the call"
     status = found.status[0][0]
     assert status.ok
@@ -279,8 +279,11 @@ def test_a_result_that_does_not_explain_its_measurement_is_announced(problem: tu
     assert status.misfit == pytest.approx(float(misfit), rel=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        easy = restore(y[:1], TASKS["denoise"](SHAPE, noise_std=10.0), tiny_prior(), solver=Unconditional(), steps=3)
+        easy = restore(y[:1], TASKS["denoise"](SHAPE, noise_std=10.0), tiny_prior(), solver=DPS(0.0), steps=3)
+        free = restore(y[:1] + 0.5, task, tiny_prior(), solver=Unconditional(), steps=3)
     assert easy.status[0][0].explains
+    assert free.status[0][0].misfit == status.misfit
+    assert free.status[0][0].explains, "samples of the prior are not meant to explain a measurement"
 
 
 def test_what_is_no_physics_is_refused(problem: tuple[Tensor, LinearPhysics]) -> None:

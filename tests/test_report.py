@@ -16,24 +16,24 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.evaluate import latex, markdown, summary
-from cmidiff.evaluate.cases import cases
+from cmidiff.evaluate import latex, render, summary
+from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
 from cmidiff.evaluate.database import (
     CellScore,
+    ImageFile,
     ImageRow,
     Metric,
     Outcome,
-    PictureFile,
     Results,
     RunError,
-    SampleOutcome,
     Unit,
     Writer,
 )
-from cmidiff.evaluate.plots import plots
+from cmidiff.evaluate.plots import draw_plots
 from cmidiff.evaluate.report import report
-from cmidiff.evaluate.statistics import ALPHA, holm, least_p
+from cmidiff.result import Status
+from cmidiff.statistics import ALPHA, holm, least_p
 
 GAINS, NULL = "sr_x4", "50% & more"  # tasks: CMI helps in one alone; names that LaTeX and HTML have to escape
 HOSTILE = "<script>alert('x')</script>"
@@ -87,11 +87,11 @@ def name(index: int) -> str:
     return f"{index}-{HOSTILE}"
 
 
-def picture(run: Path, path: str, shade: int, mode: str = "RGB") -> PictureFile:
+def picture(run: Path, path: str, shade: int, mode: str = "RGB") -> ImageFile:
     (run / path).parent.mkdir(parents=True, exist_ok=True)
     values = np.full((16, 16), shade, np.uint16 if mode == "I;16" else np.uint8)
     Image.fromarray(values).convert(mode if mode == "RGB" else None).save(run / path)
-    return PictureFile(path, "")
+    return ImageFile(path, "")
 
 
 def outcome(run: Path, unit: Unit, index: int, scores: dict[str, float]) -> Outcome:
@@ -107,7 +107,7 @@ def outcome(run: Path, unit: Unit, index: int, scores: dict[str, float]) -> Outc
         evaluations=100 + 50 * unit.cmi,
         gradients=100 + 50 * unit.cmi,
         seconds=2.0,
-        samples=(SampleOutcome(True, None, ""),) * 2,
+        samples=(Status(True, None, ""),) * 2,
         pictures=pictures,
         scores=scores,
     )
@@ -249,15 +249,13 @@ def test_seeds_of_an_image_are_no_images(tmp_path: Path) -> None:
 def test_an_unfinished_run_with_failures_says_so(tmp_path: Path) -> None:
     units = grid(12)
     base = [i for i, u in enumerate(units) if (u.task, u.solver, u.cmi) == (GAINS, "dps", False)]
-    diverged = (SampleOutcome(False, 7, "not finite"),)
+    diverged = (Status(False, 7, "not finite"),)
     lost: dict[int, Outcome | None] = {
         base[0]: None,
         base[1]: Outcome(units[base[1]], "failed", "out of <memory>", scores={"psnr": 99.0}),
         base[2]: Outcome(units[base[2]], "failed", "out of <memory>"),
         base[3]: Outcome(units[base[3]], "diverged", samples=diverged * 2),
-        base[4]: Outcome(
-            units[base[4]], "ok", samples=(*diverged, SampleOutcome(True, None, "")), scores={"psnr": 20.0}
-        ),
+        base[4]: Outcome(units[base[4]], "ok", samples=(*diverged, Status(True, None, "")), scores={"psnr": 20.0}),
     }
     run = make_run(tmp_path, units, left_out=lost, bad_image=True)
     found = compared(run)
@@ -417,7 +415,7 @@ def test_markdown_tables_are_even_and_escaped(written: Path) -> None:
     assert len(blocks) >= 6
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1
-    assert markdown.escaped("a|b_c\n<d>") == r"a\|b\_c \<d\>"
+    assert render.escape("a|b_c\n<d>") == r"a\|b\_c \<d\>"
     for path in re.findall(r"\]\((figures/[^)]+)\)", text):
         assert (written / path).read_bytes().startswith(b"<?xml")
 
@@ -442,8 +440,8 @@ def test_latex_is_balanced_and_escaped(written: Path) -> None:
 
 
 def test_latex_prints_any_text() -> None:
-    assert latex.escaped("a_b%c&d#e$f{g}h") == r"a\_b\%c\&d\#e\$f\{g\}h"
-    assert latex.escaped("\\x^~\n[*]") == r"\textbackslash{}x\textasciicircum{}\textasciitilde{} {[}{*}{]}"
+    assert latex.escape("a_b%c&d#e$f{g}h") == r"a\_b\%c\&d\#e\$f\{g\}h"
+    assert latex.escape("\\x^~\n[*]") == r"\textbackslash{}x\textasciicircum{}\textasciitilde{} {[}{*}{]}"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -474,7 +472,7 @@ def test_csv_holds_every_figure(written: Path, run: Path) -> None:
 def test_cases_are_the_median_and_the_worst_by_the_base(run: Path) -> None:
     """The base's PSNR rises with the image's number: the worst is 0; 5 is the lower median of 12."""
     with Results(run) as results:
-        found = cases(results, compare(results))
+        found = list_cases(results, compare(results))
         shade = {row.unit: i for i, row in enumerate(results.units())}
     assert [(c.rank, c.image) for c in found] == [("median", name(5)), ("worst", name(0))] * 4
     titles = [tile.title for tile in found[0].tiles]
@@ -489,7 +487,7 @@ def test_a_case_whose_cmi_diverged_stays(tmp_path: Path) -> None:
     lost: dict[int, Outcome | None] = {i: Outcome(u, "diverged") for i, u in enumerate(units) if u.cmi}
     run = make_run(tmp_path, units, left_out=lost)
     with Results(run) as results:
-        found = cases(results, compare(results))
+        found = list_cases(results, compare(results))
     assert len(found) == 8
     tile = found[0].tiles[3]
     assert (tile.title, tile.note, tile.picture) == ("dps + CMI", "diverged", None)
@@ -499,7 +497,7 @@ def test_curves_hold_every_step_and_strength(tmp_path: Path) -> None:
     units = [u for u in grid(3, etas=(0.5, 1.0, 2.0), steps=(20, 50)) if u.task == GAINS]
     run = make_run(tmp_path, units)
     found = compared(run)
-    drawn = {(plot.task, plot.name): plot for plot in plots(found)}
+    drawn = {(plot.task, plot.name): plot for plot in draw_plots(found)}
     kinds = ("passes", "seconds", "eta")
     assert set(drawn) == {(GAINS, f"{metric}-{kind}") for metric in ("psnr", "ssim") for kind in kinds}
     assert drawn[GAINS, "psnr-passes"].alt.count(" at ") == 2 * 2 * 2  # solvers, sides, steps
@@ -520,7 +518,7 @@ def test_a_figure_does_not_mistake_missing_images_for_a_gain(tmp_path: Path) -> 
     value = found.entry(line, GAINS, found.qualities[0]).value
     assert value is not None
     assert value.mean == pytest.approx(21)
-    alt = next(plot.alt for plot in plots(found) if plot.name == "psnr-passes")
+    alt = next(plot.alt for plot in draw_plots(found) if plot.name == "psnr-passes")
     assert "dps: 20.00 at 200; dps with CMI: 20.00 at 300" in alt
 
 
@@ -552,6 +550,6 @@ def test_a_strength_for_each_task_is_one_row(tmp_path: Path) -> None:
 
 def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
     found = compared(make_run(tmp_path, [u for u in grid(2) if u.task == GAINS]))
-    first, second = plots(found), plots(found)
+    first, second = draw_plots(found), draw_plots(found)
     assert first == second
     assert all(plot.light != plot.dark for plot in first)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmidiff.evaluate.statistics import estimate, holm, least_p, paired
+from cmidiff.statistics import compare_pairs, estimate, holm, least_p
 
 
 def exact_p(differences: list[float]) -> float:
@@ -47,7 +47,7 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 def test_one_image_has_no_interval_and_no_test() -> None:
     assert (estimate([4.0]).mean, estimate([4.0]).low, estimate([4.0]).half) == (4.0, None, None)
-    assert paired([0.3], higher_is_better=True).p is None
+    assert compare_pairs([0.3], higher_is_better=True).p is None
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
@@ -55,7 +55,7 @@ def test_what_has_no_mean_is_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="one finite value per image"):
         estimate(values)
     with pytest.raises(ValueError, match="one finite value per image"):
-        paired(values, higher_is_better=True)
+        compare_pairs(values, higher_is_better=True)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
@@ -67,37 +67,37 @@ def test_level_is_a_probability(level: float) -> None:
 @given(st.lists(st.integers(-1000, 1000).filter(bool), min_size=2, max_size=9, unique_by=abs))
 def test_signed_rank_test_is_the_enumeration(differences: list[int]) -> None:
     values = [float(d) for d in differences]
-    assert paired(values, higher_is_better=True).p == pytest.approx(exact_p(values))
+    assert compare_pairs(values, higher_is_better=True).p == pytest.approx(exact_p(values))
 
 
 def test_signed_rank_test_by_hand() -> None:
     """Ranks 1, 2, 3, 4 with a minus at 2: 6 of 16 sign patterns are as far out (sums 0, 1, 2, 8, 9, 10)."""
-    found = paired([0.1, -0.2, 0.3, 0.4], higher_is_better=True)
+    found = compare_pairs([0.1, -0.2, 0.3, 0.4], higher_is_better=True)
     assert found.p == pytest.approx(6 / 16)
     assert (found.better, found.worse, found.same, found.ranks) == (3, 1, 0, 1)
 
 
 def test_direction_turns_wins_and_ranks_and_nothing_else() -> None:
-    up, down = (paired([0.1, -0.2, 0.3, 0.4], higher_is_better=flag) for flag in (True, False))
+    up, down = (compare_pairs([0.1, -0.2, 0.3, 0.4], higher_is_better=flag) for flag in (True, False))
     assert (down.better, down.worse, down.ranks) == (up.worse, up.better, -up.ranks)
     assert (down.p, down.difference) == (up.p, up.difference)
 
 
 def test_equal_images_are_no_evidence() -> None:
-    found = paired([0.0, 0.0, 0.0], higher_is_better=True)
+    found = compare_pairs([0.0, 0.0, 0.0], higher_is_better=True)
     assert (found.p, found.same, found.ranks, found.difference.mean) == (1.0, 3, 0, 0.0)
 
 
 def test_false_alarms_are_as_rare_as_said() -> None:
     """Without an effect, p < 0.05 in at most 5% of 2000 runs of 10 images (discrete, hence a little below)."""
     draws = np.random.default_rng(1).standard_t(3, (2000, 10))
-    rate = np.mean([(paired(row, higher_is_better=True).p or 0.0) < 0.05 for row in draws])
+    rate = np.mean([(compare_pairs(row, higher_is_better=True).p or 0.0) < 0.05 for row in draws])
     assert 0.03 < rate < 0.05 + 4 * (0.05 * 0.95 / 2000) ** 0.5
 
 
 def test_least_p_is_reached_by_differences_of_one_sign() -> None:
     for n in (2, 5, 8):
-        assert paired([float(i + 1) for i in range(n)], higher_is_better=True).p == pytest.approx(least_p(n))
+        assert compare_pairs([float(i + 1) for i in range(n)], higher_is_better=True).p == pytest.approx(least_p(n))
 
 
 def test_holm_by_hand() -> None:

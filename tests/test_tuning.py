@@ -43,10 +43,10 @@ from cmidiff.images import write_image
 from cmidiff.metrics import crps, psnr
 from cmidiff.samplers import DPMSolver, Renoise
 from cmidiff.solvers import CADPSReleased, Solver, Unconditional
+from cmidiff.statistics import estimate
 from cmidiff.step import Sampler
 from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, read_images, save_preset, tune
-from cmidiff.tuning.interval import interval
-from cmidiff.tuning.problem import measured, quality, restored
+from cmidiff.tuning.problem import measure_images, restore_problem, score_images
 from cmidiff.tuning.space import Setting
 from cmidiff.tuning.study import OtherSearch, Row
 from tests.cases import pictures
@@ -136,39 +136,33 @@ def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 
 def test_an_image_has_the_same_mask_noise_and_sample_in_every_batch() -> None:
     whole, parameters = images(4), {"hidden": 0.5, "noise_std": 0.1}
-    together = measured(whole, "inpaint-random", parameters)
-    alone = measured(whole.part(2, 4), "inpaint-random", parameters)
+    together = measure_images(whole, "inpaint-random", parameters)
+    alone = measure_images(whole.part(2, 4), "inpaint-random", parameters)
     assert torch.equal(together.y[2:], alone.y)
     assert not torch.equal(together.y[2] == 0, together.y[3] == 0)
-    samples = [restored(p, prior(), DPS(0.0015), CMI(eta=0.5), steps=5).samples for p in (together, alone)]
+    samples = [restore_problem(p, prior(), DPS(0.0015), CMI(eta=0.5), steps=5).samples for p in (together, alone)]
     torch.testing.assert_close(samples[0][2:], samples[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_sample_that_diverged_scores_as_grey() -> None:
-    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
-    wild = restored(problem, prior(), DPS(lambda ratio: 1e12, guard=False), None, steps=5)
+    problem = measure_images(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    wild = restore_problem(problem, prior(), DPS(lambda ratio: 1e12, guard=False), None, steps=5)
     assert not wild.ok.any()
     expected = -10 * (problem.images.truth - 0.5).square().flatten(1).mean(1).log10()
-    torch.testing.assert_close(quality(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        score_images(wild, problem.images.truth, "psnr"), expected.double(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_metric_of_several_samples_draws_them_and_takes_all() -> None:
     batch = images(2)
-    problem = measured(batch, "denoise", {"noise_std": 0.3})
-    restoration = restored(problem, prior(), DPS(), None, steps=4, samples=2)
+    problem = measure_images(batch, "denoise", {"noise_std": 0.3})
+    restoration = restore_problem(problem, prior(), DPS(), None, steps=4, samples=2)
     torch.testing.assert_close(
-        quality(restoration, batch.truth, "crps"), crps(restoration.samples, batch.truth), rtol=0, atol=0
+        score_images(restoration, batch.truth, "crps"), crps(restoration.samples, batch.truth), rtol=0, atol=0
     )
     both = [psnr(restoration.samples[:, k], batch.truth) for k in range(2)]
-    torch.testing.assert_close(quality(restoration, batch.truth, "psnr"), (both[0] + both[1]) / 2)
-
-
-def test_the_interval_is_students() -> None:
-    found = interval([1.0, 2.0, 4.0, 3.0], [0.0, 0.0, 0.0, 0.0])
-    # t of 3 degrees of freedom at 97.5%: 3.182; standard deviation sqrt(5/3)
-    assert (found.mean, found.n) == (2.5, 4)
-    assert found.half == pytest.approx(3.1824 * math.sqrt(5 / 3) / 2, rel=1e-4)
-    assert interval([1.0], [0.0]).half == math.inf
+    torch.testing.assert_close(score_images(restoration, batch.truth, "psnr"), (both[0] + both[1]) / 2)
 
 
 # the search
@@ -201,11 +195,11 @@ def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(
     assert sum(outcome.best.tuning) >= sum(alone.tuning)
     problem = search().problems(held_out=True)[0]
     assert problem.images.index == (4, 5)
-    sample = restored(problem, prior(), outcome.best.setting.solver, outcome.best.setting.cmi, steps=6)
-    expected = quality(sample, problem.images.truth, "psnr")
+    sample = restore_problem(problem, prior(), outcome.best.setting.solver, outcome.best.setting.cmi, steps=6)
+    expected = score_images(sample, problem.images.truth, "psnr")
     torch.testing.assert_close(torch.tensor(outcome.best.held_out["psnr"][:2]).double(), expected)
     # a step size fifty times too small leaves much to gain, on any image
-    assert outcome.kept
+    assert outcome.is_better
     assert outcome.gain.low > 0
     assert outcome.chosen == outcome.best.setting
     assert "4 hold-out images: better beyond its 95% interval" in outcome.verdict
@@ -214,8 +208,8 @@ def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(
 def test_what_is_not_better_on_the_hold_out_images_is_not_taken() -> None:
     alone = Row("the solver alone", Setting(DPS(0.3)), [20.0, 20.0], {"psnr": [20.0, 21.0]})
     lucky = Row("best with CMI", Setting(DPS(0.3), CMI()), [25.0, 25.0], {"psnr": [19.0, 21.5]})
-    outcome = Outcome([alone, lucky], lucky, interval([19.0, 21.5], [20.0, 21.0]), "psnr", 5, 0)
-    assert not outcome.kept
+    outcome = Outcome([alone, lucky], lucky, estimate([19.0, 21.5], [20.0, 21.0]), "psnr", 5, 0)
+    assert not outcome.is_better
     assert outcome.chosen == alone.setting
     assert "not better than the solver alone, which the preset therefore holds" in outcome.verdict
 
@@ -315,7 +309,7 @@ def test_a_preset_comes_back_as_it_was(solver: Solver, cmi: CMI | None, sampler:
 
 
 def test_a_preset_restores_as_its_parts_do(tmp_path: Path) -> None:
-    problem = measured(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
+    problem = measure_images(images(2), "inpaint-random", {"hidden": 0.5, "noise_std": 0.1})
     save_preset(tmp_path / "preset.toml", Preset(DPS(Ramp(3e-3, 5e-4)), CMI(eta=-0.2), DDIM(1.0), 5))
     options = load_preset(tmp_path / "preset.toml").options
     given = {"solver": DPS(Ramp(3e-3, 5e-4)), "cmi": CMI(eta=-0.2), "sampler": DDIM(1.0), "steps": 5}

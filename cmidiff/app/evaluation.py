@@ -20,10 +20,11 @@ from cmidiff.app.errors import BadInput, bad_input, unknown
 from cmidiff.app.options import check_prior, device_of, given
 from cmidiff.app.show import err, out
 from cmidiff.evaluate import estimate
-from cmidiff.evaluate.config import Config, as_curve, load, override, resolved
+from cmidiff.evaluate.config import Config, as_curve, load, override
 from cmidiff.evaluate.database import RunError, Status
 from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
+from cmidiff.evaluate.setup import resolve
 from cmidiff.prior.known import info_of
 from cmidiff.registry import PRIORS
 
@@ -84,7 +85,7 @@ def show_plan(config: Config, machine: Machine) -> None:
     """
     engine_of(machine)
     try:
-        record = resolved(config)
+        record = resolve(config)
         images = len(list_sources(config)) if config.images is not None else config.limit
         prior = _prior(config, _device(machine)) if _present(config.prior) else None
         costs = estimate.costs(config, None if prior is None else prior.schedule)
@@ -142,7 +143,7 @@ def run(config: Config, machine: Machine, options: Options) -> dict[Status, int]
     check_prior(config.prior)
     try:
         list_sources(config)
-        resolved(config)
+        resolve(config)
         prior = _prior(config, "cpu" if isinstance(engine, Ray) else _device(machine))
         with _terminable(), _bar() as tell:
             return evaluate(config, prior, engine, replace(options, device=_device(machine)), tell)

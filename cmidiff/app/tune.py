@@ -14,8 +14,8 @@ from cmidiff.app.errors import BadInput, bad_input
 from cmidiff.app.show import err
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
+from cmidiff.statistics import estimate
 from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, Space, open_study, read_images, tune
-from cmidiff.tuning.interval import interval
 
 
 def searched(
@@ -122,7 +122,7 @@ def _cell(metric: str, values: list[float], base: list[float] | None) -> str:
     text = f"{sum(values) / len(values):.{digits}f}"
     if base is None:
         return text
-    difference = interval(values, base)
+    difference = estimate(values, base)
     return f"{text}\n{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}"
 
 

@@ -128,7 +128,6 @@ class Iterated(Bound):
             self._s,
             e,
             iterations=self.iterations,
-            tolerance=_tolerance(e),
             curvature=self.noise**2,
             precondition=precondition,
         )
@@ -158,7 +157,3 @@ def difference_size(eps: float, order: Literal[1, 2]) -> float:
         order: of the derivative.
     """
     return eps ** (1 / 3) if order == 1 else (48 * eps) ** (1 / 4)
-
-
-def _tolerance(e: Tensor) -> float:
-    return math.sqrt(torch.finfo(e.real.dtype).eps)

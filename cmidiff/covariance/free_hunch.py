@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmidiff.covariance.base import Covariance
 from cmidiff.covariance.exact import checked_iterations
-from cmidiff.covariance.moments import START, BoundMoments, LowRank, moments_of, solve
+from cmidiff.covariance.moments import START, TOLERANCE, BoundMoments, LowRank, moments_of, solve
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import dot, per_sample
 from cmidiff.step import Seen, Step
@@ -55,7 +55,7 @@ class FreeHunch(Covariance):
 
     rank: int = 8
     iterations: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         checked_iterations("FreeHunch", self.iterations)

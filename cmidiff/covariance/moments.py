@@ -29,6 +29,7 @@ from cmidiff.prior.wrapped import WrappedPrior
 from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
 
+TOLERANCE = 1e-6  # of linear systems, relative: a looser one lets the results depend on how the batch rounds
 START = 4.0  # sigma_t / alpha_t: above it the noise hides what images have beyond their second moments
 SAMPLES, STEPS, SIDE = 32, 20, 64  # of the prior itself, where no second moments come with it
 _measured: weakref.WeakKeyDictionary[Denoiser, dict[tuple[int, ...], moments.SecondMoments]] = (
@@ -46,7 +47,7 @@ class SecondMoments(Covariance):
     """
 
     iterations: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
 
     def at(self, step: Step) -> BoundMoments:
         spectrum = moments_of(step.prior, step.measurement.shape).spectrum(step.measurement.shape)
@@ -212,7 +213,7 @@ def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: in
     found = moments_of(prior, measurement.shape)
     like = measurement.y.real.new_zeros(len(measurement.y), *measurement.shape)
     mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
-    w = solve(measurement, variances, measurement.residual(mean), iterations, 1e-4)
+    w = solve(measurement, variances, measurement.residual(mean), iterations, TOLERANCE)
     return mean + idct(variances * dct(w))
 
 
@@ -223,7 +224,7 @@ def gaussian_draw(problem: Problem) -> Tensor:
     variances, mean = found.spectrum(measurement.shape).to(like), found.centre(measurement.shape).to(like)
     x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
     n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
-    w = solve(measurement, variances, measurement.residual(x) - n, 200, 1e-4)
+    w = solve(measurement, variances, measurement.residual(x) - n, 200, TOLERANCE)
     return x + idct(variances * dct(w))
 
 

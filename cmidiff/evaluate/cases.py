@@ -1,4 +1,4 @@
-"""Pictures of a run to look at: for each task and solver the median case and the worst, by the base solver.
+"""Images of a run to look at: for each task and solver the median case and the worst, by the base solver.
 
 The choice is made by the PSNR of the base before CMI is looked at, so that it flatters neither; the best is not shown.
 """
@@ -12,26 +12,20 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from cmidiff.evaluate.comparison import Comparison
 from cmidiff.evaluate.database import Results, UnitRow
 from cmidiff.images import read_image, to_pil
 
-LOSSLESS = 128  # pixels: larger pictures are compressed, or a page of them would be too large to send
+LOSSLESS = 128  # pixels: larger images are compressed, or a page of them would be too large to send
 CHOICE = "psnr"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a case, or why there is none.
-
-    Attributes:
-        title: what it is.
-        note: a figure below it.
-        picture: None where there is none.
-    """
+    """One image of a case, what it is, and a figure below it; ``picture`` is None where there is none."""
 
     title: str
     note: str
@@ -50,27 +44,27 @@ class Case:
     tiles: tuple[Tile, ...]
 
 
-def cases(results: Results, comparison: Comparison) -> list[Case]:
+def list_cases(results: Results, comparison: Comparison) -> list[Case]:
     """Median and worst image of every task and solver, at its most steps and its first eta."""
     images = {image.name: image.path for image in comparison.images}
     rows = {row.unit: row for row in results.units()}
     found = []
     for task in comparison.tasks:
         for base, cmi in comparison.sides(task):
-            for rank, row in _chosen([row for row in rows.values() if row.unit.cell == base.cell(task)]):
+            for rank, row in _choose([row for row in rows.values() if row.unit.cell == base.cell(task)]):
                 corrected = cmi.cell(task) if cmi else None
                 other = rows.get(row.unit._replace(cmi=True, eta=corrected.eta)) if corrected else None
                 measured = results.measurement(row.unit.image, task, row.unit.seed)
                 tiles = (
                     Tile("truth", "", _picture(results.folder, images[row.unit.image])),
                     Tile("measurement", "", _picture(results.folder, measured)),
-                    *_restored(results.folder, row, other, comparison.label(cmi, task) if cmi else ""),
+                    *_list_restored(results.folder, row, other, comparison.label(cmi, task) if cmi else ""),
                 )
                 found.append(Case(task, comparison.label(base, task), rank, row.unit.image, row.unit.seed, tiles))
     return found
 
 
-def _chosen(rows: Sequence[UnitRow]) -> list[tuple[str, UnitRow]]:
+def _choose(rows: Sequence[UnitRow]) -> list[tuple[str, UnitRow]]:
     """The median (the lower of two) and the worst; once where they are the same."""
     known = [row for row in rows if math.isfinite(row.scores.get(CHOICE, math.nan))]
     known.sort(key=lambda row: row.scores[CHOICE])
@@ -80,14 +74,14 @@ def _chosen(rows: Sequence[UnitRow]) -> list[tuple[str, UnitRow]]:
     return [("worst", worst)] if median is worst else [("median", median), ("worst", worst)]
 
 
-def _restored(folder: Path, base: UnitRow, cmi: UnitRow | None, label: str) -> list[Tile]:
+def _list_restored(folder: Path, base: UnitRow, cmi: UnitRow | None, label: str) -> list[Tile]:
     sides = [("base", base)] + ([(label, cmi)] if cmi else [])
-    maps = [_std(folder, row.pictures.get("std")) for _, row in sides]
+    maps = [_read(folder, row.pictures.get("std")) for _, row in sides]
     top = max((float(values.max()) for values in maps if values is not None), default=0.0)
     tiles = [Tile(title, _ending(row), _picture(folder, _first_sample(row))) for title, row in sides]
     for (title, _), values in zip(sides, maps, strict=True):
         if values is not None:
-            tiles.append(Tile(f"std of {title}", f"dark 0, bright {top:.3f}", _coloured(values, top)))
+            tiles.append(Tile(f"std of {title}", f"dark 0, bright {top:.3f}", _colour(values, top)))
     return tiles
 
 
@@ -103,27 +97,25 @@ def _first_sample(row: UnitRow) -> str | None:
     return row.pictures[kinds[0]] if kinds else None
 
 
+def _read(folder: Path, path: str | None) -> Tensor | None:
+    return None if path is None or not (folder / path).is_file() else read_image(folder / path).values
+
+
 def _picture(folder: Path, path: str | None) -> Image.Image | None:
-    if path is None or not (folder / path).is_file():
-        return None
-    return to_pil(read_image(folder / path).values).convert("RGB")
+    values = _read(folder, path)
+    return None if values is None else to_pil(values).convert("RGB")
 
 
-def _std(folder: Path, path: str | None) -> np.ndarray | None:
-    if path is None or not (folder / path).is_file():
-        return None
-    return read_image(folder / path).values[0].double().numpy()
+def _colour(values: Tensor, top: float) -> Image.Image:
+    levels = values[0].double().numpy() / (top or 1.0)
+    return Image.fromarray(matplotlib.colormaps["magma"](levels, bytes=True)[..., :3].copy())
 
 
-def _coloured(values: np.ndarray, top: float) -> Image.Image:
-    return Image.fromarray(matplotlib.colormaps["magma"](values / (top or 1.0), bytes=True)[..., :3].copy())
-
-
-def encoded(image: Image.Image) -> tuple[str, bytes]:
-    """(media type, bytes): without loss up to 128 pixels a side."""
+def encode(image: Image.Image) -> tuple[bytes, str]:
+    """Bytes and media type; without loss up to 128 pixels a side."""
     file = BytesIO()
     if max(image.size) <= LOSSLESS:
         image.save(file, "PNG", optimize=True)
-        return "image/png", file.getvalue()
+        return file.getvalue(), "image/png"
     image.save(file, "JPEG", quality=90)
-    return "image/jpeg", file.getvalue()
+    return file.getvalue(), "image/jpeg"

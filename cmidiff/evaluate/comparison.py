@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from cmidiff.evaluate.database import Cell, CellScore, ImageRow, Metric, Results, UnitRow
-from cmidiff.evaluate.statistics import ALPHA, Estimate, Paired, estimate, holm, least_p, paired
+from cmidiff.statistics import ALPHA, Estimate, Paired, compare_pairs, estimate, holm, least_p
 
 DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decimals; 3 for all others
 TITLES = {
@@ -78,10 +78,6 @@ class Quality:
     def tested(self) -> bool:
         return self.metric.better != "none" or self.target is not None
 
-    @property
-    def higher_is_better(self) -> bool:
-        return self.metric.better == "higher"
-
     def compared(self, value: float) -> float:
         """What differences are taken of: the value, or its distance to the target."""
         return value if self.target is None else abs(value - self.target)
@@ -116,7 +112,7 @@ class Entry:
         """``better`` or ``worse`` only where the corrected p is below 0.05 and mean and ranks point the same way."""
         if self.paired is None or self.corrected is None or not quality.tested:
             return "untested"
-        gain = self.paired.difference.mean * (1 if quality.higher_is_better else -1)
+        gain = self.paired.difference.mean * (1 if quality.metric.better == "higher" else -1)
         if self.corrected >= ALPHA or gain * self.paired.ranks <= 0:
             return "open"
         return "better" if gain > 0 else "worse"
@@ -339,7 +335,7 @@ def _entry(by_cell: Mapping[Cell, Sequence[UnitRow]], cell: Cell, quality: Quali
         return Entry(value)
     base = _figures(by_cell[cell.base], quality.name)
     both = {key: quality.compared(figures[key]) - quality.compared(base[key]) for key in figures if key in base}
-    found = paired(_by_image(both), higher_is_better=quality.higher_is_better) if both else None
+    found = compare_pairs(_by_image(both), higher_is_better=quality.metric.better == "higher") if both else None
     return Entry(value, found, incomplete=len(rows) - len(both) if figures or base else 0)
 
 

@@ -22,7 +22,7 @@ Tables:
 ``unit``        identity; ``status``: ``pending``, ``ok`` (at least one sample finished), ``diverged`` (none did: a
                 result, not a fault) or ``failed`` (``error`` says why); ``attempts``; ``diverged``: how many of its
                 samples did; ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
-                its samples; timing columns: ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
+                its samples; ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
 ``sample``      unit, k, ok, step (at which it diverged), message.
 ``picture``     unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
                 standard deviation, averaged over the channels, of pictures in [0, 1].
@@ -38,17 +38,19 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+from filelock import FileLock, Timeout
+
+from cmidiff.result import Status as SampleStatus
 
 SCHEMA = 1
 FILE = "results.sqlite"
-STATUSES = ("pending", "ok", "diverged", "failed")
 Status = Literal["pending", "ok", "diverged", "failed"]
-TIMING = ("seconds", "finished", "worker")  # columns of ``unit`` that two equal runs need not share
 
 _TABLES = """
 CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -116,11 +118,11 @@ class Unit(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        return Cell(self.task, self.solver, self.cmi, self.eta, self.steps)
+        return Cell(*self[1:6])
 
 
 class Cell(NamedTuple):
-    """What a table shows one figure for: the units that differ in image and seed alone."""
+    """The units that differ in image and seed alone: a table shows one figure for them."""
 
     task: str
     solver: str
@@ -134,17 +136,7 @@ class Cell(NamedTuple):
         return self._replace(cmi=False, eta=0.0)
 
 
-@dataclass(frozen=True)
-class SampleOutcome:
-    """How one posterior sample of a unit ended; ``step`` is where it diverged."""
-
-    ok: bool
-    step: int | None
-    message: str
-
-
-@dataclass(frozen=True)
-class PictureFile:
+class ImageFile(NamedTuple):
     """A PNG of a unit, relative to the run's folder, with the SHA-256 of its bytes."""
 
     path: str
@@ -153,7 +145,7 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished unit leaves behind; what is written in one transaction."""
+    """All that a finished unit leaves behind; it is written in one transaction."""
 
     unit: Unit
     status: Status
@@ -163,8 +155,8 @@ class Outcome:
     seconds: float = math.nan
     finished: str = ""
     worker: str = ""
-    samples: tuple[SampleOutcome, ...] = ()
-    pictures: Mapping[str, PictureFile] = field(default_factory=dict)
+    samples: tuple[SampleStatus, ...] = ()
+    pictures: Mapping[str, ImageFile] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -222,7 +214,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class CellScore:
-    """A figure of a whole cell, as FID: how many images it was computed from, by the features of which network."""
+    """A figure of a whole cell, as FID: from how many images, by the features of which network."""
 
     cell: Cell
     metric: str
@@ -231,12 +223,33 @@ class CellScore:
     network: str
 
 
-class _Connected:
-    """An open database of a run."""
+UNIT = ", ".join(Unit._fields)
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self.folder = folder
-        self._connection = connection
+
+class Results:
+    """The results of a run, for reading; while another process writes, too.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        RunError: no run there, or one of another schema.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._connection = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / FILE
+        if not path.is_file():
+            raise RunError(
+                f"{self.folder} holds no run ({FILE} is missing): give the folder that cmidiff evaluate --out wrote"
+            )
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+        if _schema(connection, self.folder) == 0:
+            raise RunError(f"the run in {self.folder} was never started: run cmidiff evaluate first")
+        return connection
 
     def __enter__(self) -> Self:
         return self
@@ -254,27 +267,22 @@ class _Connected:
     def counts(self) -> dict[Status, int]:
         """Units of each status."""
         found = dict(self._connection.execute("SELECT status, count(*) FROM unit GROUP BY status"))
-        return {status: found.get(status, 0) for status in STATUSES}  # pyright: ignore[reportReturnType]
+        return {status: found.get(status, 0) for status in get_args(Status)}
 
     def units(self) -> list[UnitRow]:
-        """All units, in the order of the grid, with scores and pictures."""
-        scores, pictures = self._by_unit("score", "metric, value"), self._by_unit("picture", "kind, path")
-        columns = f"id, {', '.join(Unit._fields)}, status, error, attempts, diverged, evaluations, gradients, seconds"
-        rows = self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
+        """All units, in the order of the grid, with scores and images."""
+        scores, pictures = defaultdict[int, dict](dict), defaultdict[int, dict](dict)
+        for unit, metric, value in self._connection.execute("SELECT unit, metric, value FROM score"):
+            scores[unit][metric] = _number(value)
+        for unit, kind, path in self._connection.execute("SELECT unit, kind, path FROM picture"):
+            pictures[unit][kind] = path
+        columns = f"id, {UNIT}, status, error, attempts, diverged, evaluations, gradients, seconds"
         return [
             UnitRow(
-                _unit(row[1:8]),
-                *row[8:12],
-                *(_number(value) for value in row[12:15]),
-                scores={name: _number(value) for name, value in scores.get(row[0], [])},
-                pictures=dict(pictures.get(row[0], [])),
+                _unit(row[1:8]), *row[8:12], *map(_number, row[12:]), scores=scores[row[0]], pictures=pictures[row[0]]
             )
-            for row in rows
+            for row in self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
         ]
-
-    def cells(self) -> list[Cell]:
-        """The cells of the grid, in its order."""
-        return list(dict.fromkeys(row.unit.cell for row in self.units()))
 
     def images(self) -> list[ImageRow]:
         """The images, by name; those that could not be used have an ``error``."""
@@ -289,50 +297,20 @@ class _Connected:
     def cell_scores(self) -> list[CellScore]:
         """Figures of whole cells."""
         rows = self._connection.execute("SELECT * FROM cell_score")
-        return [CellScore(_cell(row[:5]), row[5], _number(row[6]), row[7], row[8]) for row in rows]
+        return [
+            CellScore(Cell(task, solver, bool(cmi), eta, steps), metric, _number(value), images, network)
+            for task, solver, cmi, eta, steps, metric, value, images, network in rows
+        ]
 
     def measurement(self, image: str, task: str, seed: int) -> str | None:
-        """Path of the picture of a measurement, relative to the run's folder."""
+        """Path of the image of a measurement, relative to the run's folder."""
         found = self._connection.execute(
             "SELECT path FROM measurement WHERE image = ? AND task = ? AND seed = ?", (image, task, seed)
         ).fetchone()
         return None if found is None else found[0]
 
-    def content(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Everything that two runs of one configuration share, whatever was interrupted: all tables, sorted, less the
-        timing columns, the number of attempts, the time of creation and the machine."""
-        left_out = {"unit": {*TIMING, "attempts"}}
-        tables = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        content = {}
-        for (table,) in tables:
-            names = [row[1] for row in self._connection.execute(f"PRAGMA table_info({table})")]
-            kept = ", ".join(name for name in names if name not in left_out.get(table, set()))
-            where = "WHERE key NOT IN ('created', 'machine')" if table == "run" else ""
-            content[table] = sorted(self._connection.execute(f"SELECT {kept} FROM {table} {where}"), key=repr)
-        return content
 
-    def _by_unit(self, table: str, columns: str) -> dict[int, list[tuple[str, Any]]]:
-        found: dict[int, list[tuple[str, Any]]] = {}
-        for unit, name, value in self._connection.execute(f"SELECT unit, {columns} FROM {table}"):
-            found.setdefault(unit, []).append((name, value))
-        return found
-
-
-class Results(_Connected):
-    """The results of a run, for reading; while another process writes, too.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        RunError: no run there, or one of another schema.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(Path(folder), _connect_to_read(Path(folder)))
-
-
-class Writer(_Connected):
+class Writer(Results):
     """The one writer of a run: a second one, in any process, is refused.
 
     Args:
@@ -342,18 +320,22 @@ class Writer(_Connected):
         RunError: another process writes this run, or the database has another schema.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+    def _connect(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "writer.lock")  # ends with the process, however it ends
         try:
-            super().__init__(folder, _create(folder))
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(f"another process is writing the run in {self.folder}: wait for it, or stop it") from error
+        try:
+            return _create(self.folder)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def close(self) -> None:
         super().close()
-        self._lock.close()
+        self._lock.release()
 
     def plan(
         self,
@@ -362,14 +344,11 @@ class Writer(_Connected):
         units: Iterable[Unit],
         metrics: Iterable[Metric],
     ) -> None:
-        """What is to be done, in one transaction. Units that are there already keep what they hold."""
+        """Write what is to be done, in one transaction. Units that are there already keep what they hold."""
         with self._connection as c:
-            c.executemany(
-                "INSERT OR REPLACE INTO run VALUES (?, ?)",
-                [(key, json.dumps(value, sort_keys=True)) for key, value in about.items()],
-            )
-            c.executemany("INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", [astuple(row) for row in images])
-            c.executemany(f"INSERT OR IGNORE INTO unit ({', '.join(Unit._fields)}) VALUES (?, ?, ?, ?, ?, ?, ?)", units)
+            _insert(c, "run", [(key, json.dumps(value, sort_keys=True)) for key, value in about.items()])
+            _insert(c, "image", [astuple(image) for image in images])
+            c.executemany(f"INSERT OR IGNORE INTO unit ({UNIT}) VALUES (?, ?, ?, ?, ?, ?, ?)", units)
             c.execute("DELETE FROM metric WHERE name NOT IN (SELECT metric FROM score)")
             c.executemany(
                 "INSERT INTO metric VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET absent = excluded.absent",
@@ -378,56 +357,57 @@ class Writer(_Connected):
 
     def statuses(self) -> dict[Unit, Status]:
         """Every planned unit and its status, in the order of the grid."""
-        rows = self._connection.execute(f"SELECT {', '.join(Unit._fields)}, status FROM unit ORDER BY id")
+        rows = self._connection.execute(f"SELECT {UNIT}, status FROM unit ORDER BY id")
         return {_unit(row[:7]): row[7] for row in rows}
 
     def record(self, outcomes: Iterable[Outcome], measured: Iterable[tuple[str, str, int, str]] = ()) -> None:
         """Finished units, all in one transaction; what they held before is replaced.
 
         Args:
-            measured: image, task, seed and path of the pictures of their measurements.
+            outcomes: of the units.
+            measured: image, task, seed and path of the images of their measurements.
         """
         with self._connection as c:
-            c.executemany("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)", measured)
+            _insert(c, "measurement", measured)
             for outcome in outcomes:
                 _record(c, outcome)
 
     def record_cells(self, scores: Iterable[CellScore]) -> None:
         """Figures of whole cells; those there before are replaced."""
-        rows = [(*s.cell, s.metric, _stored(s.value), s.images, s.network) for s in scores]
+        rows = [(*s.cell, s.metric, _finite(s.value), s.images, s.network) for s in scores]
         with self._connection as c:
             c.execute("DELETE FROM cell_score")
-            c.executemany("INSERT INTO cell_score VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            _insert(c, "cell_score", rows)
 
     def add_score(self, unit: Unit, metric: str, value: float) -> None:
         """A score that a finished unit had not yet."""
         with self._connection as c:
-            c.execute("INSERT OR REPLACE INTO score VALUES (?, ?, ?)", (_id(c, unit), metric, _stored(value)))
+            _insert(c, "score", [(_id(c, unit), metric, _finite(value))])
+
+
+def _insert(c: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    rows = list(rows)
+    if rows:
+        c.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
 
 def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
     unit = _id(c, outcome.unit)
     for table in ("sample", "picture", "score"):
         c.execute(f"DELETE FROM {table} WHERE unit = ?", (unit,))
-    c.execute(
-        "UPDATE unit SET status = ?, error = ?, attempts = attempts + 1, diverged = ?, evaluations = ?, gradients = ?, "
-        "seconds = ?, finished = ?, worker = ? WHERE id = ?",
-        (
-            outcome.status,
-            outcome.error,
-            sum(not sample.ok for sample in outcome.samples),
-            *map(_stored, (outcome.evaluations, outcome.gradients, outcome.seconds)),
-            outcome.finished,
-            outcome.worker,
-            unit,
-        ),
-    )
-    samples = [(unit, k, *astuple(sample)) for k, sample in enumerate(outcome.samples)]
-    c.executemany("INSERT INTO sample VALUES (?, ?, ?, ?, ?)", samples)
-    pictures = [(unit, kind, file.path, file.digest) for kind, file in outcome.pictures.items()]
-    c.executemany("INSERT INTO picture VALUES (?, ?, ?, ?)", pictures)
-    scores = [(unit, name, _stored(value)) for name, value in outcome.scores.items()]
-    c.executemany("INSERT INTO score VALUES (?, ?, ?)", scores)
+    values = {
+        "status": outcome.status,
+        "error": outcome.error,
+        "diverged": sum(not sample.ok for sample in outcome.samples),
+        **{name: _finite(getattr(outcome, name)) for name in ("evaluations", "gradients", "seconds")},
+        "finished": outcome.finished,
+        "worker": outcome.worker,
+    }
+    columns = ", ".join(f"{name} = :{name}" for name in values)
+    c.execute(f"UPDATE unit SET attempts = attempts + 1, {columns} WHERE id = :id", values | {"id": unit})
+    _insert(c, "sample", [(unit, k, s.ok, s.step, s.message) for k, s in enumerate(outcome.samples)])
+    _insert(c, "picture", [(unit, kind, *file) for kind, file in outcome.pictures.items()])
+    _insert(c, "score", [(unit, name, _finite(value)) for name, value in outcome.scores.items()])
 
 
 def _id(c: sqlite3.Connection, unit: Unit) -> int:
@@ -439,27 +419,18 @@ def _create(folder: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(folder / FILE, timeout=30)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")
-    _check_schema(connection, folder)
+    _schema(connection, folder)
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        if _schema(connection, folder) == 0:
             for statement in filter(str.strip, _TABLES.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
     return connection
 
 
-def _connect_to_read(folder: Path) -> sqlite3.Connection:
-    if not (folder / FILE).is_file():
-        raise RunError(f"{folder} holds no run ({FILE} is missing): give the folder that cmidiff evaluate --out wrote")
-    connection = sqlite3.connect(f"{(folder / FILE).resolve().as_uri()}?mode=ro", uri=True, timeout=30)
-    _check_schema(connection, folder)
-    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-        raise RunError(f"the run in {folder} was never started: run cmidiff evaluate first")
-    return connection
-
-
-def _check_schema(connection: sqlite3.Connection, folder: Path) -> None:
+def _schema(connection: sqlite3.Connection, folder: Path) -> int:
+    """The schema of a database, 0 for a new one; another than this version's is refused."""
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
@@ -469,40 +440,16 @@ def _check_schema(connection: sqlite3.Connection, folder: Path) -> None:
             f"the run in {folder} has schema {version}, this version of cmidiff reads schema {SCHEMA}: "
             "use the version that wrote it, or start a new run"
         )
+    return version
 
 
-def _lock(folder: Path) -> sqlite3.Connection:
-    """An exclusive lock that ends with the process, however it ends."""
-    connection = sqlite3.connect(folder / "writer.lock", timeout=0, isolation_level=None)
-    try:
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if "locked" not in str(error):
-            raise
-        raise RunError(f"another process is writing the run in {folder}: wait for it, or stop it") from error
-    return connection
-
-
-def _unit(row: tuple[Any, ...]) -> Unit:
-    image, task, solver, cmi, eta, steps, seed = row
-    return Unit(image, task, solver, bool(cmi), eta, steps, seed)
-
-
-def _cell(row: tuple[Any, ...]) -> Cell:
-    task, solver, cmi, eta, steps = row
-    return Cell(task, solver, bool(cmi), eta, steps)
+def _unit(row: Sequence[Any]) -> Unit:
+    return Unit(*row)._replace(cmi=bool(row[3]))
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _stored(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def contents(folder: str | Path) -> dict[str, list[tuple[Any, ...]]]:
-    """`Results.content` of a run's folder: what two runs of one configuration share."""
-    with closing(Results(folder)) as results:
-        return results.content()

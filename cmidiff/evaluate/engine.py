@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from cmidiff.evaluate.database import RunError
-from cmidiff.evaluate.work import Done, Job, compute, failed
+from cmidiff.evaluate.work import Done, Job, compute, fail
 from cmidiff.prior.base import Denoiser
 
 
@@ -115,7 +115,7 @@ class Ray:
         try:
             return ray.get(ready)
         except RayError as error:
-            return failed(job, f"its worker failed {self.retries + 1} times: {str(error).strip().splitlines()[0]}")
+            return fail(job, f"its worker failed {self.retries + 1} times: {str(error).strip().splitlines()[0]}")
 
 
 _PRIORS: dict[tuple[str, str], Denoiser] = {}

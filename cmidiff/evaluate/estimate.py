@@ -11,8 +11,9 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.counted import Counted
 from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.setup import list_cells, setup
+from cmidiff.evaluate.work import Counted
 from cmidiff.moments import SecondMoments
 from cmidiff.physics import inpaint_random, measure
 from cmidiff.prior import NetworkPrior
@@ -51,8 +52,8 @@ def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
     """
     found: dict[str, Cost] = {}
     cells = {}
-    for cell in config.cells():
-        key = f"{config.setup(cell)}{cell.steps}"
+    for cell in list_cells(config):
+        key = f"{setup(config, cell)}{cell.steps}"
         if key not in found:
             found[key] = _cost(config, cell, DDPM.linear() if schedule is None else schedule)
         cells[cell] = found[key]
@@ -60,11 +61,11 @@ def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
 
 
 def _cost(config: Config, cell: Cell, schedule: Schedule) -> Cost:
-    setup, steps = config.setup(cell), min(cell.steps, COUNTED_STEPS)
+    made, steps = setup(config, cell), min(cell.steps, COUNTED_STEPS)
     physics = cast(LinearPhysics, inpaint_random(_SHAPE, hidden=0.5))
     y = measure(torch.full((1, *_SHAPE), 0.5), physics)
     prior = Counted(_gaussian(schedule))
-    restore(y, physics, prior, solver=setup.solver, cmi=setup.correction, sampler=setup.sampler, steps=steps)
+    restore(y, physics, prior, solver=made.solver, cmi=made.correction, sampler=made.sampler, steps=steps)
     scale = cell.steps / steps
     return Cost(prior.forwards * scale, prior.backwards * scale)
 

@@ -1,56 +1,79 @@
-"""From a configuration and images to units, and from units to the jobs that an engine runs."""
+"""From a configuration and image files to units, and from units to the jobs that an engine runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from urllib.parse import quote
 
 from torch import Tensor
 
-from cmidiff.evaluate.config import Config, resolved
-from cmidiff.evaluate.database import Cell, ImageRow, RunError, Unit
+from cmidiff.evaluate.config import Config
+from cmidiff.evaluate.database import ImageRow, RunError, Unit
+from cmidiff.evaluate.setup import list_cells, resolve, setup
 from cmidiff.evaluate.work import Job
+from cmidiff.images import Source, decode_image, read_image, square
 from cmidiff.physics import Task
 
 
-def units(config: Config, images: Sequence[ImageRow]) -> list[Unit]:
+def open_image(source: Source, size: int | None, known: ImageRow | None = None) -> tuple[ImageRow, Tensor | None]:
+    """An image (3, H, W) in [0, 1] and its row; a row with an error where it cannot be used.
+
+    Args:
+        source: the file.
+        size: see `Config`.
+        known: its row of an earlier call, if its PNG is in the run: a file that has not changed is not decoded again.
+    """
+    digest = None
+    try:
+        data = source.read()
+        digest = hashlib.sha256(data).hexdigest()
+        if known is not None and known.digest == digest:
+            return known, None
+        values = square(decode_image(data), size)
+    except (OSError, ValueError) as error:
+        message = f"the image {source.file} cannot be used: it {error}"
+        return ImageRow(source.name, source.file, digest, None, None, None, message), None
+    height, width = values.shape[1:]
+    return ImageRow(source.name, source.file, digest, width, height, f"truth/{quote(source.name)}.png", None), values
+
+
+def list_units(config: Config, images: Sequence[ImageRow]) -> list[Unit]:
     """Every unit of the grid, image by image: what is done early is complete for some images."""
-    cells = config.cells()
+    cells = list_cells(config)
     return [Unit(image.name, *cell, seed) for image in images for seed in config.seeds for cell in cells]
 
 
 def check_tasks(config: Config, images: Sequence[ImageRow]) -> None:
-    """Whether each task suits at least one of the images.
+    """Check that each task suits at least one of the images.
 
     Raises:
         RunError: for one that suits none, and why.
     """
     shapes = list(dict.fromkeys((3, image.height or 0, image.width or 0) for image in images))
-    for task in resolved(config)["tasks"]:
-        problems = [message for shape in shapes if (message := _misfit(task, shape))]
+    for task in resolve(config)["tasks"]:
+        problems: list[str] = []
+        for shape in shapes:
+            try:
+                Task.draw(task["task"], shape, _parameters(task))
+            except (ValueError, TypeError) as error:
+                problems.append(str(error))
         if len(problems) == len(shapes):
             raise RunError(f"task {task['label']} does not suit the images: {problems[0]}")
 
 
-def _misfit(task: dict[str, Any], shape: tuple[int, int, int]) -> str:
-    try:
-        Task.draw(task["task"], shape, parameters(task))
-    except (ValueError, TypeError) as error:
-        return str(error)
-    return ""
-
-
-def parameters(task: dict[str, Any]) -> dict[str, Any]:
+def _parameters(task: dict) -> dict:
     """The parameters in a task's resolved entry."""
     return {name: value for name, value in task.items() if name not in ("label", "task")}
 
 
-def jobs(
+def list_jobs(
     config: Config,
     images: Sequence[ImageRow],
     todo: Collection[Unit],
-    read: Callable[[ImageRow], Tensor],
+    folder: Path,
     *,
     batch: int,
     lpips: str | None,
@@ -58,36 +81,28 @@ def jobs(
     """The work to do, a few images at a time; which ones are together does not depend on what is done already.
 
     Args:
+        config: the benchmark.
         images: those that can be used.
         todo: units that are wanted.
-        read: an image, (3, H, W) in [0, 1].
+        folder: of the run, which holds the images.
         batch: images in a job, at most.
         lpips: network of LPIPS, or None.
     """
-    tasks = {task["label"]: task for task in resolved(config)["tasks"]}
-    cells, names = config.cells(), {unit.image for unit in todo}
-    for group in _groups(images, batch):
-        pixels = {image.name: read(image) for image in group if image.name in names}
-        for seed in config.seeds:
-            for cell in cells:
-                wanted = [name for name in pixels if Unit(name, *cell, seed) in todo]
-                if wanted:
-                    chosen = tuple((name, pixels[name]) for name in wanted)
-                    yield _job(config, cell, seed, chosen, tasks[cell.task], lpips)
-
-
-def _groups(images: Sequence[ImageRow], batch: int) -> Iterator[list[ImageRow]]:
+    tasks = {task["label"]: task for task in resolve(config)["tasks"]}
+    setups, names = {cell: setup(config, cell) for cell in list_cells(config)}, {unit.image for unit in todo}
     for _, same in groupby(images, key=lambda image: (image.width, image.height)):
         together = list(same)
-        yield from (together[i : i + batch] for i in range(0, len(together), batch))
+        for i in range(0, len(together), batch):
+            pixels = {m.name: read_truth(folder, m) for m in together[i : i + batch] if m.name in names}
+            for seed in config.seeds:
+                for cell, made in setups.items():
+                    wanted = tuple((n, v) for n, v in pixels.items() if Unit(n, *cell, seed) in todo)
+                    if wanted:
+                        task = tasks[cell.task]
+                        yield Job(cell, seed, wanted, task["task"], _parameters(task), made, config.samples, lpips)
 
 
-def _job(
-    config: Config,
-    cell: Cell,
-    seed: int,
-    images: tuple[tuple[str, Tensor], ...],
-    task: dict[str, Any],
-    lpips: str | None,
-) -> Job:
-    return Job(cell, seed, images, task["task"], parameters(task), config.setup(cell), config.samples, lpips)
+def read_truth(folder: Path, image: ImageRow) -> Tensor:
+    """An image of a run, (3, H, W) in [0, 1]."""
+    assert image.path is not None
+    return read_image(folder / image.path).values.expand(3, -1, -1)

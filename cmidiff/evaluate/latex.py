@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cmidiff.evaluate.comparison import DASH, MINUS, Comparison, Line, Quality
-from cmidiff.evaluate.statistics import ALPHA, LEVEL
+from cmidiff.statistics import ALPHA, LEVEL
 
 PAPER = ("fid", "lpips", "ssim", "psnr")  # the paper's columns in its order, and the one that is always there
 _SPECIAL = {
@@ -32,7 +32,7 @@ _SPECIAL = {
 }
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text that LaTeX prints as it is; line breaks and control characters become spaces."""
     printable = "".join(sign if sign.isprintable() else " " for sign in text)
     return "".join(_SPECIAL.get(sign, sign) for sign in printable)
@@ -60,9 +60,9 @@ def _lines(comparison: Comparison) -> Iterator[str]:
         yield r"\resizebox{\textwidth}{!}{%"
         yield rf"\begin{{tabular}}{{l{'c' * count * len(comparison.tasks)}}}"
         yield r"\toprule"
-        yield " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{escaped(t)}}}" for t in comparison.tasks)]) + r" \\"
+        yield " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{escape(t)}}}" for t in comparison.tasks)]) + r" \\"
         yield "".join(rf"\cmidrule(lr){{{2 + count * i}-{1 + count * (i + 1)}}}" for i in range(len(comparison.tasks)))
-        yield " & ".join(["", *[escaped(f"{q.title} {q.arrow}") for q in columns] * len(comparison.tasks)]) + r" \\"
+        yield " & ".join(["", *[escape(f"{q.title} {q.arrow}") for q in columns] * len(comparison.tasks)]) + r" \\"
         yield from _rows(comparison, columns)
         yield r"\bottomrule"
         yield r"\end{tabular}}"
@@ -76,17 +76,17 @@ def _rows(comparison: Comparison, columns: list[Quality]) -> Iterator[str]:
             yield r"\midrule"
             above = (line.solver, line.steps)
         figures = [_figure(comparison, line, task, quality) for task in comparison.tasks for quality in columns]
-        yield " & ".join([escaped(comparison.label(line)), *figures]) + r" \\"
+        yield " & ".join([escape(comparison.label(line)), *figures]) + r" \\"
 
 
 def _figure(comparison: Comparison, line: Line, task: str, quality: Quality) -> str:
     entry = comparison.entry(line, task, quality)
     if entry.value is None:
         return "--"
-    mean = escaped(quality.text(entry.value.mean))
+    mean = escape(quality.text(entry.value.mean))
     command = {"better": r"\cmibetter", "worse": r"\cmiworse"}.get(entry.verdict(quality))
     shown = f"{command}{{{mean}}}" if command else mean
-    half = "" if entry.value.half is None else rf" {{\scriptsize$\pm$ {escaped(quality.text(entry.value.half))}}}"
+    half = "" if entry.value.half is None else rf" {{\scriptsize$\pm$ {escape(quality.text(entry.value.half))}}}"
     return shown + half + (r"$^\dagger$" if entry.value.n != comparison.usable else "")
 
 
@@ -102,7 +102,7 @@ def _caption(comparison: Comparison) -> str:
         text += f" Absent for want of their network's weights: {', '.join(missing)}."
     if pending := comparison.total("pending"):
         text += f" Unfinished: {pending} units are missing."
-    caption = escaped(text)
+    caption = escape(text)
     if any(entry.value and entry.value.n != comparison.usable for entry in comparison.entries.values()):
         caption += r" $^\dagger$: of fewer images, as units diverged, failed or are missing."
     return caption

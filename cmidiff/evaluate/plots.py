@@ -58,7 +58,7 @@ class Plot:
     dark: bytes
 
 
-def plots(comparison: Comparison) -> list[Plot]:
+def draw_plots(comparison: Comparison) -> list[Plot]:
     """All figures of a run: per task and metric, against passes, seconds, and eta where there are several."""
     return [
         _plot(task, kind, quality, curves, x_label)
@@ -139,7 +139,7 @@ def _eta_curves(comparison: Comparison, task: str, quality: Quality) -> list[Cur
 
 def _plot(task: str, kind: str, quality: Quality, curves: Sequence[Curve], x_label: str) -> Plot:
     title = f"{task}: {quality.title} {quality.arrow}"
-    pages = [_drawn(title, kind, quality, curves, x_label, dark=dark) for dark in (False, True)]
+    pages = [_draw_page(title, kind, quality, curves, x_label, dark=dark) for dark in (False, True)]
     return Plot(task, f"{quality.name}-{kind}", title, _alt(title, quality, curves, x_label), *pages)
 
 
@@ -153,7 +153,7 @@ def _alt(title: str, quality: Quality, curves: Sequence[Curve], x_label: str) ->
     return f"{title} against {x_label}. {'; '.join(said)}."
 
 
-def _drawn(title: str, kind: str, quality: Quality, curves: Sequence[Curve], x_label: str, *, dark: bool) -> bytes:
+def _draw_page(title: str, kind: str, quality: Quality, curves: Sequence[Curve], x_label: str, *, dark: bool) -> bytes:
     with context(["dark_background" if dark else "default", _STYLE]):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cmidiff import files
-from cmidiff.evaluate import html, latex, markdown
-from cmidiff.evaluate.cases import cases
+from cmidiff.evaluate import latex, render
+from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
 from cmidiff.evaluate.database import FILE, Results, UnitRow
-from cmidiff.evaluate.plots import Plot, plots
+from cmidiff.evaluate.plots import draw_plots
 
 COMMAND = "report"
-PAGE, TEXT, TABLE, CELLS, UNITS, FIGURES = "report.html", "report.md", "table.tex", "cells.csv", "units.csv", "figures"
 
 
 def report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> tuple[Comparison, dict[Path, str]]:
@@ -39,35 +38,28 @@ def report(run: Path, output: Path | None = None, *, overwrite: bool = False) ->
     """
     with Results(run) as results:
         comparison, units = compare(results), results.units()
-        shown = cases(results, comparison)
+        cases = list_cases(results, comparison)
     folder = run / "report" if output is None else output
     name = f"{comparison.about['config']['name']} ({run.resolve().name})"
-    drawn = plots(comparison)
-    figures = _paths(drawn)
-    written = {
-        PAGE: (html.render(comparison, name, drawn, shown), "everything on one page, for a browser"),
-        TEXT: (markdown.render(comparison, name, figures), "the tables as Markdown"),
-        TABLE: (latex.render(comparison), "the paper's table, for LaTeX"),
+    plots = draw_plots(comparison)
+    figures = {
+        f"figures/{comparison.tasks.index(p.task) + 1}-{re.sub('[^A-Za-z0-9-]+', '-', p.task)[:60]}-{p.name}.svg": p
+        for p in plots
     }
-    contents = {file: text.encode() for file, (text, _) in written.items()} | {path: p.light for path, p in figures}
-    contents |= {CELLS: _csv(_cells(comparison)), UNITS: _csv(_units(units))}
+    written = {
+        "report.html": (render.render_page(comparison, name, plots, cases), "everything on one page, for a browser"),
+        "report.md": (render.render_markdown(comparison, name, list(figures.items())), "the tables as Markdown"),
+        "table.tex": (latex.render(comparison), "the paper's table, for LaTeX"),
+        "cells.csv": (_to_csv(_cells(comparison)), "every figure, difference and test"),
+        "units.csv": (_to_csv(_units(units)), "every unit with its scores"),
+    }
+    contents = {file: text.encode() for file, (text, _) in written.items()} | {
+        path: p.light for path, p in figures.items()
+    }
     files.check_outputs([folder / file for file in contents], [run / FILE], command=COMMAND, overwrite=overwrite)
     for file, content in contents.items():
         files.write(folder / file, content, COMMAND)
-    meanings = {file: meaning for file, (_, meaning) in written.items()}
-    meanings |= {CELLS: "every figure, difference and test", UNITS: "every unit with its scores"}
-    return comparison, {folder / file: meaning for file, meaning in meanings.items()}
-
-
-def _paths(drawn: Sequence[Plot]) -> list[tuple[str, Plot]]:
-    """(path relative to the report, figure)."""
-    tasks = list(dict.fromkeys(plot.task for plot in drawn))
-    named = []
-    for plot in drawn:
-        task = re.sub(r"[^A-Za-z0-9-]+", "-", plot.task)[:60]
-        path = f"{FIGURES}/{tasks.index(plot.task) + 1}-{task}-{plot.name}.svg"
-        named.append((path, plot))
-    return named
+    return comparison, {folder / file: meaning for file, (_, meaning) in written.items()}
 
 
 def _cells(comparison: Comparison) -> Iterable[dict[str, Any]]:
@@ -81,18 +73,14 @@ def _cells(comparison: Comparison) -> Iterable[dict[str, Any]]:
             "metric": metric,
             "direction": quality.direction,
             "images": value.n if value else 0,
-            "mean": value.mean if value else None,
-            "low": value.low if value else None,
-            "high": value.high if value else None,
-            "pairs": difference.n if difference else None,
-            "difference": difference.mean if difference else None,
-            "difference_low": difference.low if difference else None,
-            "difference_high": difference.high if difference else None,
-            "p": tested.p if tested else None,
+            **{name: getattr(value, name, None) for name in ("mean", "low", "high")},
+            "pairs": getattr(difference, "n", None),
+            "difference": getattr(difference, "mean", None),
+            "difference_low": getattr(difference, "low", None),
+            "difference_high": getattr(difference, "high", None),
+            "p": getattr(tested, "p", None),
             "p_corrected": entry.corrected,
-            "better": tested.better if tested else None,
-            "worse": tested.worse if tested else None,
-            "same": tested.same if tested else None,
+            **{name: getattr(tested, name, None) for name in ("better", "worse", "same")},
             "incomplete_pairs": entry.incomplete if cell.cmi else None,
             "verdict": entry.verdict(quality),
             "network": entry.network,
@@ -116,9 +104,9 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _csv(rows: Iterable[dict[str, Any]]) -> bytes:
+def _to_csv(rows: Iterable[dict[str, Any]]) -> str:
     rows, file = list(rows), io.StringIO(newline="")
     writer = csv.DictWriter(file, list(rows[0]) if rows else ["task"])
     writer.writeheader()
     writer.writerows(rows)
-    return file.getvalue().encode()
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""A run: opened, refused, resumed, filled, with everything finished kept whatever happens."""
+"""A run: refuse what cannot be meant, go on where an earlier call stopped, and keep everything that is finished."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 
 from cmidiff import files
 from cmidiff.evaluate import scores
-from cmidiff.evaluate.config import Config, difference, resolved
+from cmidiff.evaluate.config import Config
 from cmidiff.evaluate.database import (
     FILE,
     SCHEMA,
@@ -34,8 +35,8 @@ from cmidiff.evaluate.database import (
     Writer,
 )
 from cmidiff.evaluate.engine import Engine
-from cmidiff.evaluate.grid import check_tasks, jobs, units
-from cmidiff.evaluate.images import opened, read_truth
+from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
+from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
 from cmidiff.images import Source, encode_image, sources
 from cmidiff.prior.base import Denoiser
@@ -78,8 +79,11 @@ class Event:
     doing: str
 
 
+Tell = Callable[[Event], None]
+
+
 def evaluate(
-    config: Config, prior: Denoiser, engine: Engine, options: Options, tell: Callable[[Event], None] | None = None
+    config: Config, prior: Denoiser, engine: Engine, options: Options, tell: Tell = lambda event: None
 ) -> dict[Status, int]:
     """Fill a run, or go on with it.
 
@@ -94,32 +98,32 @@ def evaluate(
         how many units have each status.
 
     Raises:
-        RunError: images, configuration or folder that cannot be used; nothing was changed.
+        ValueError: images, configuration or folder that cannot be used; nothing was changed.
         Unwritable: the folder takes no more.
         KeyboardInterrupt: passed on; what was finished is kept.
     """
     about = describe(config, prior)
     found = list_sources(config)
     _check_out(options.out, config.images)
-    with _opened(options.out) as writer, _logging(options.out):
+    with _writing(options.out), Writer(options.out) as writer, _logging(options.out):
         _check_same(writer.about(), about, extend=options.extend)
         log.info("opening %d images of %s", len(found), config.images)
-        images = _open_images(writer, found, config, options, tell or _silent)
+        images = _open_images(writer, found, config, options, tell)
         usable = [image for image in images if image.error is None]
         check_tasks(config, usable)
-        lpips_absent, fid_absent = scores.lpips_absent(config.lpips), _fid_absent(options)
         side = min(min(image.width or 0, image.height or 0) for image in usable)
-        columns = scores.metrics(config.samples, side, {"lpips": lpips_absent, "fid": fid_absent})
-        with _writing(options.out):
-            writer.plan(_dated(writer, about), images, units(config, images), columns)
-        todo = _todo(writer, images, options)
-        net = None if lpips_absent else config.lpips
-        work = jobs(config, usable, todo, lambda row: read_truth(options.out, row), batch=options.batch, lpips=net)
-        _fill(writer, engine.run(work, prior), len(todo), tell or _silent)
-        with _writing(options.out):
+        fid_absent = scores.fid_absent() if isinstance(options.features, int) else None
+        columns = scores.metrics(config.samples, side, {"lpips": scores.lpips_absent(config.lpips), "fid": fid_absent})
+        net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
+        created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
+        writer.plan(about | {"created": created}, images, list_units(config, images), columns)
+        todo = _list_todo(writer, images, retry_failed=options.retry_failed)
+        work = list_jobs(config, usable, todo, options.out, batch=options.batch, lpips=net)
+        _fill(writer, engine.run(work, prior), len(todo), tell)
+        if net is not None:
             _fill_lpips(writer, net)
-            if fid_absent is None and (todo or not writer.cell_scores()):
-                _fill_fid(writer, options)
+        if fid_absent is None and (todo or not writer.cell_scores()) and not writer.counts()["pending"]:
+            writer.record_cells(_compute_fid(writer, options))
         counts = writer.counts()
         log.info("%s", ", ".join(f"{number} {status}" for status, number in counts.items() if number))
         return counts
@@ -140,11 +144,11 @@ def list_sources(config: Config) -> list[Source]:
 
 
 def describe(config: Config, prior: Denoiser) -> dict[str, Any]:
-    """What the table ``run`` says of a run, but when it was created."""
+    """The content of the table ``run``, except when it was created."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     return {
         "schema": SCHEMA,
-        "config": resolved(config),
+        "config": resolve(config),
         "prior": {"name": config.prior, "card": prior.card, "digest": prior.fingerprint},
         "machine": {"kind": f"{platform.system()} {platform.machine()}, {name}"},
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
@@ -162,16 +166,6 @@ def _check_out(out: Path, images: Path | None) -> None:
         raise RunError(f"--out {out} holds files of another origin: give a new or an empty folder")
     if images is not None and images.is_dir() and out.resolve().is_relative_to(images.resolve()):
         raise RunError(f"--out {out} lies in the folder of the images {images}: give a folder outside of it")
-
-
-@contextmanager
-def _opened(out: Path) -> Iterator[Writer]:
-    with _writing(out):
-        writer = Writer(out)
-    try:
-        yield writer
-    finally:
-        writer.close()
 
 
 @contextmanager
@@ -216,7 +210,7 @@ def _logging(out: Path) -> Iterator[None]:
 def _check_same(before: dict[str, Any], about: dict[str, Any], *, extend: bool) -> None:
     if "config" not in before:
         return
-    lines = difference(before["config"], about["config"], grown=extend)
+    lines = compare(before["config"], about["config"], grown=extend)
     old, new = before["prior"], about["prior"]
     if old["digest"] != new["digest"]:
         lines.append(f"prior: {old['name']} ({old['digest'][:12]}) -> {new['name']} ({new['digest'][:12]})")
@@ -226,96 +220,71 @@ def _check_same(before: dict[str, Any], about: dict[str, Any], *, extend: bool) 
         raise RunError(f"the run is of another configuration ({shown}): give another --out{hint}")
 
 
-def _silent(event: Event) -> None:
-    pass
-
-
 def _open_images(
-    writer: Writer, found: Sequence[Source], config: Config, options: Options, tell: Callable[[Event], None]
+    writer: Writer, found: Sequence[Source], config: Config, options: Options, tell: Tell
 ) -> list[ImageRow]:
-    before = {row.name: row for row in writer.images()}
-    rows = []
+    before, rows = {row.name: row for row in writer.images()}, []
     for number, source in enumerate(found):
         tell(Event(number, len(found), "opening the images"))
         known = before.get(source.name)
         if known is not None and (known.path is None or not (options.out / known.path).is_file()):
             known = None
-        row, values = opened(source, config.size, known)
-        if values is not None:
-            assert row.path is not None
-            with _writing(options.out):
-                files.write(options.out / row.path, encode_image(values))
+        row, values = open_image(source, config.size, known)
+        if values is not None and row.path is not None:
+            files.write(options.out / row.path, encode_image(values))
         if row.error is not None:
             log.error("%s", row.error)
         rows.append(row)
-    _check_images(before, rows, extend=options.extend)
+    _check_images(before, {row.name: row for row in rows}, extend=options.extend)
     return rows
 
 
-def _check_images(before: dict[str, ImageRow], rows: list[ImageRow], *, extend: bool) -> None:
-    now = {row.name: row for row in rows}
+def _check_images(before: dict[str, ImageRow], now: dict[str, ImageRow], *, extend: bool) -> None:
+    """Images of an earlier call must be there and the same; those that could not be used may have been mended."""
     lines = [f"{name} is gone" for name in before if name not in now]
-    mended = {name for name, row in before.items() if row.error is not None}
-    both = [name for name in before if name in now and name not in mended]
-    lines += [f"{name} has changed" for name in both if before[name].digest != now[name].digest]
+    same = [name for name, row in before.items() if name in now and row.error is None]
+    lines += [f"{name} has changed" for name in same if before[name].digest != now[name].digest]
     if before and not extend:
         lines += [f"{name} is new" for name in now if name not in before]
     if lines:
         hint = "" if extend else ", or --extend if images were only added"
         raise RunError(f"the images of the run are others ({'; '.join(lines[:8])}): give another --out{hint}")
-    if all(row.error is not None for row in rows):
-        raise RunError(f"none of the {len(rows)} images can be used; the first: {rows[0].error}")
+    if all(row.error is not None for row in now.values()):
+        raise RunError(f"none of the {len(now)} images can be used; the first: {next(iter(now.values())).error}")
 
 
-def _dated(writer: Writer, about: dict[str, Any]) -> dict[str, Any]:
-    created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
-    return about | {"created": created}
-
-
-def _todo(writer: Writer, images: Sequence[ImageRow], options: Options) -> set[Unit]:
+def _list_todo(writer: Writer, images: Sequence[ImageRow], *, retry_failed: bool) -> set[Unit]:
     """The units to compute; those of images that cannot be used fail here."""
-    wanted = {"pending", "failed"} if options.retry_failed else {"pending"}
+    wanted = {"pending", "failed"} if retry_failed else {"pending"}
     todo = {unit for unit, status in writer.statuses().items() if status in wanted}
     errors = {image.name: image.error for image in images if image.error is not None}
-    with _writing(options.out):
-        writer.record(Outcome(unit, "failed", errors[unit.image]) for unit in sorted(todo) if unit.image in errors)
+    writer.record(Outcome(unit, "failed", errors[unit.image]) for unit in sorted(todo) if unit.image in errors)
     return {unit for unit in todo if unit.image not in errors}
 
 
-# the work
+# the work, and what follows it
 
 
-def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Callable[[Event], None]) -> None:
+def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Tell) -> None:
     number = 0
     log.info("%d units to do", wanted)
     tell(Event(0, wanted, "starting"))
     for done in results:
-        with _writing(writer.folder):
-            _keep(writer, done)
+        for path, data in done.files.items():  # before their record: what is recorded is there
+            files.write(writer.folder / path, data)
+        writer.record(done.outcomes, done.measured)
+        if done.trouble:
+            log.warning("%s", done.trouble)
+        for outcome in done.outcomes:
+            level, ended = logging.INFO if outcome.status == "ok" else logging.WARNING, outcome.error or ""
+            log.log(level, "%s in %.1f s: %s %s", outcome.status, outcome.seconds, tuple(outcome.unit), ended)
         number += len(done.outcomes)
         unit = done.outcomes[-1].unit
         tell(Event(number, wanted, f"{unit.task}, {unit.solver}{' + CMI' if unit.cmi else ''}"))
 
 
-def _keep(writer: Writer, done: Done) -> None:
-    """Files first, then their record: what is recorded is there."""
-    for path, data in done.files.items():
-        files.write(writer.folder / path, data)
-    writer.record(done.outcomes, done.measured)
-    if done.trouble:
-        log.warning("%s", done.trouble)
-    for outcome in done.outcomes:
-        level = logging.INFO if outcome.status == "ok" else logging.WARNING
-        log.log(level, "%s in %.1f s: %s %s", outcome.status, outcome.seconds, tuple(outcome.unit), outcome.error or "")
-
-
-# after the work
-
-
-def _fill_lpips(writer: Writer, net: str | None) -> None:
+def _fill_lpips(writer: Writer, net: str) -> None:
     """LPIPS of units that were finished before its weights were at hand."""
-    if net is None:
-        return
     paths = {image.name: image.path for image in writer.images()}
     for row in writer.units():
         if row.status == "ok" and "lpips" not in row.scores:
@@ -324,32 +293,19 @@ def _fill_lpips(writer: Writer, net: str | None) -> None:
             writer.add_score(row.unit, "lpips", scores.distance_of_files(samples, truth, net))
 
 
-def _fid_absent(options: Options) -> str | None:
-    return scores.fid_absent() if isinstance(options.features, int) else None
-
-
-def _fill_fid(writer: Writer, options: Options) -> None:
-    """FID of the first samples of each cell, when the grid is full."""
-    if writer.counts()["pending"]:
-        return
+def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
+    """FID of the first samples of each cell; cells of the same images share the features of the true ones."""
     log.info("computing FID")
-    cells: dict[Cell, list[UnitRow]] = {}
+    network = scores.INCEPTION_NAME if isinstance(options.features, int) else type(options.features).__name__
+    truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
+    cells, references = defaultdict[Cell, list[UnitRow]](list), {}
     for row in writer.units():
         if "sample-0" in row.pictures:
-            cells.setdefault(row.unit.cell, []).append(row)
-    truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
-    kept = {cell: rows for cell, rows in cells.items() if len(rows) >= scores.FID_LEAST}
-    writer.record_cells(_fids(kept, truth, options))
-
-
-def _fids(cells: dict[Cell, list[UnitRow]], truth: dict[str, Path], options: Options) -> Iterator[CellScore]:
-    """Cells of the same images share the features of the true ones."""
-    network = scores.INCEPTION_NAME if isinstance(options.features, int) else type(options.features).__name__
-    references: dict[tuple[str, ...], Any] = {}
+            cells[row.unit.cell].append(row)
     for cell, rows in cells.items():
         names = tuple(dict.fromkeys(row.unit.image for row in rows))
-        if names not in references:
-            paths = [truth[name] for name in names]
-            references[names] = scores.fid_reference(paths, options.features, options.device)
-        value = scores.fid([options.out / row.pictures["sample-0"] for row in rows], references[names])
-        yield CellScore(cell, "fid", value, len(rows), network)
+        if len(rows) >= scores.FID_LEAST:
+            if names not in references:
+                references[names] = scores.fid_reference([truth[n] for n in names], options.features, options.device)
+            restored = [options.out / row.pictures["sample-0"] for row in rows]
+            yield CellScore(cell, "fid", scores.fid(restored, references[names]), len(rows), network)

@@ -24,7 +24,8 @@ from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-SSIM_LEAST = 11  # pixels: smaller pictures have no SSIM
+SSIM_LEAST = 11  # pixels: smaller images have no SSIM
+LPIPS_LEAST = 32  # pixels: smaller images vanish in the network of LPIPS
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
 INCEPTION_NAME = "Inception-v3 (2015-12-05), 2048 features"
@@ -59,6 +60,8 @@ def metrics(samples: int, side: int, absent: Mapping[str, str | None]) -> list[M
     reasons = dict(absent)
     if side < SSIM_LEAST:
         reasons |= dict.fromkeys(("ssim", "mean_ssim"), f"needs images of at least {SSIM_LEAST} pixels a side")
+    if side < LPIPS_LEAST:
+        reasons["lpips"] = f"needs images of at least {LPIPS_LEAST} pixels a side"
     if samples < 2:
         reasons |= dict.fromkeys(OF_SEVERAL, "needs at least two samples: --samples 2 or more")
     return [replace(metric, absent=reasons.get(metric.name)) for metric in METRICS]

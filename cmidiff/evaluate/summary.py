@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from cmidiff.evaluate.comparison import DASH, Comparison, Entry, Quality, Verdict
-from cmidiff.evaluate.statistics import ALPHA, LEVEL
-
-MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "open": "", "untested": ""}
+from cmidiff.evaluate.comparison import Comparison
+from cmidiff.evaluate.tables import MARKS
+from cmidiff.statistics import ALPHA, LEVEL
 
 COST = (
     "Passes: of the network, forward and backward, per sample. Seconds: per unit (an image with all its samples), as "
@@ -68,61 +66,6 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("machine", str(about["machine"]["kind"])),
         ("started", str(about["created"])),
     ]
-
-
-def description(comparison: Comparison, quality: Quality) -> str:
-    """What a metric is; for one figure of a whole cell, of which features and how many images, too."""
-    whole = [e for (_, name), e in comparison.entries.items() if name == quality.name and e.network and e.value]
-    if not whole:
-        return quality.description
-    images = sorted({entry.value.n for entry in whole if entry.value})
-    count = f"{images[0]}" if len(images) == 1 else f"{images[0]} to {images[-1]}"
-    return (
-        f"{quality.description} One figure of a whole cell, without interval or test; of {count} images, by the "
-        f"features of {', '.join(sorted({entry.network for entry in whole}))}."
-    )
-
-
-def figure(quality: Quality, entry: Entry, usable: int) -> str:
-    """Mean, half interval, and of how many images where they are not all."""
-    if entry.value is None:
-        return quality.text(None)
-    half = "" if entry.value.half is None else f" ± {quality.text(entry.value.half)}"
-    some = "" if entry.value.n == usable else f" ({entry.value.n} of {usable})"
-    return f"{quality.text(entry.value.mean)}{half}{some}"
-
-
-def delta(quality: Quality, entry: Entry) -> str:
-    """Mean difference in short; nothing where there is none."""
-    return f"Δ {quality.text(entry.paired.difference.mean, sign=True)}" if entry.paired else ""
-
-
-def difference(quality: Quality, entry: Entry) -> str:
-    """Mean difference and its interval."""
-    if entry.paired is None:
-        return quality.text(None)
-    estimate = entry.paired.difference
-    if estimate.low is None or estimate.high is None:
-        return quality.text(estimate.mean, sign=True)
-    low, high = quality.text(estimate.low, sign=True), quality.text(estimate.high, sign=True)
-    return f"{quality.text(estimate.mean, sign=True)} [{low}, {high}]"
-
-
-def compared(quality: Quality) -> str:
-    """What the difference is of."""
-    return quality.title if quality.target is None else f"distance of {quality.title} to {quality.target:.3g}"
-
-
-def cost(value: float, digits: int) -> str:
-    """A cost, or a dash where nothing has finished."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else DASH
-
-
-def probability(p: float | None) -> str:
-    """A p-value with two digits."""
-    if p is None:
-        return "none"
-    return "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _endings(comparison: Comparison) -> Iterator[str]:

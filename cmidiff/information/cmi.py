@@ -13,6 +13,7 @@ from cmidiff.information.gradient import Probe, gradient_at
 from cmidiff.information.options import check_options
 from cmidiff.information.value import linearised
 from cmidiff.krylov import capped
+from cmidiff.schedule import Schedule
 from cmidiff.step import Step
 
 Weight = Literal["snr", "reverse-sde", "constant"]
@@ -110,12 +111,15 @@ class CMI:
             case "constant":
                 return self.eta
 
+    def acts_at(self, schedule: Schedule, t: float) -> bool:
+        """Whether it acts at time ``t``."""
+        (alpha, sigma), (low, high) = schedule(t), self.window
+        early, late = (t, t) if self.times is None else self.times
+        return self.eta != 0.0 and low <= sigma / alpha <= high and early <= t <= late
+
     def active(self, step: Step) -> bool:
         """Whether this step is corrected."""
-        low, high = self.window
-        early, late = (step.t, step.t) if self.times is None else self.times
-        due = self.eta != 0.0 and step.index % self.every == 0 and not step.last
-        return due and low <= step.ratio <= high and early <= step.t <= late
+        return self.acts_at(step.prior.schedule, step.t) and step.index % self.every == 0 and not step.last
 
     def __call__(self, step: Step) -> Step:
         """The step with a correction of its denoised image."""

@@ -12,12 +12,12 @@ from torch import Tensor
 from cmidiff.covariance import Exact
 from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
-from cmidiff.laboratory.paired import interval
 from cmidiff.laboratory.settings import seed_of
 from cmidiff.loop import Trace, sample
 from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
 from cmidiff.solvers import CADPS, DPS, DSG, MCG, PiGDM, Solver, Unconditional
+from cmidiff.statistics import estimate
 from cmidiff.step import Problem, Sampler
 
 SLICES = 256
@@ -173,6 +173,6 @@ def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: in
         return scale, 0.0
 
     def upper(eta: float) -> float:
-        return sum(interval((logs(scale, eta) - losses[scale]).tolist()))
+        return estimate(logs(scale, eta).tolist(), losses[scale].tolist()).high or math.inf
 
     return scale, min(ETAS, key=upper)

@@ -49,7 +49,7 @@ def measure(settings: Settings) -> Findings:
     rows = list(_on_mixture(settings))
     rows += list(_on_network(settings))
     every = Table("Error against step", COLUMNS, rows, shown=False)
-    return Findings({"default": _summary(every), "steps": every, "probe": _diagonal_of_one_probe(settings)})
+    return Findings({"default": _summarise(every), "steps": every, "probe": _diagonal_of_one_probe(settings)})
 
 
 def _sizes(settings: Settings, low: float, high: float, count: int) -> list[float]:
@@ -149,21 +149,12 @@ def _diagonal_of_one_probe(settings: Settings) -> Table:
     )
 
 
-def _summary(every: Table) -> Table:
+def _summarise(every: Table) -> Table:
     rows: list[Row] = []
-    for quantity in ORDER:
-        for on in every.values("on"):
-            for precision in every.values("precision"):
-                for level in every.values("level"):
-                    wanted = {"quantity": quantity, "on": on, "precision": precision, "level": level}
-                    records = list(every.records(**wanted))
-                    if records:
-                        best = min(records, key=lambda record: record["relative error"])
-                        (default,) = (record for record in records if record["default"] == "True")
-                        errors = (default["relative error"], best["relative error"])
-                        rows.append(
-                            [quantity, on, precision, level, default["step"], errors[0], best["step"], errors[1]]
-                        )
+    for key, records in every.frame.groupby(["quantity", "on", "precision", "level"], sort=False):
+        best = records.loc[records["relative error"].idxmin()]
+        (default,) = records[records["default"] == "True"].to_dict("records")
+        rows.append([*key, *(row[name] for row in (default, best) for name in ("step", "relative error"))])
     return Table(
         "Error of the default step, and of the best one",
         ("quantity", "on", "precision", "level", "default step", "its error", "best step", "its error (best)"),
@@ -174,19 +165,17 @@ def _summary(every: Table) -> Table:
 
 def figures(found: Findings) -> dict[str, Figure]:
     """Error against step, one panel for each quantity and prior."""
-    table = found.tables["steps"]
-    titles = [(quantity, on) for on in table.values("on") for quantity in ORDER]
-    figure, axes = panels([f"{quantity}, {on}" for quantity, on in titles])
-    for axis, (quantity, on) in zip(axes, titles, strict=True):
-        for precision, style in (("float32", "-"), ("float64", "--")):
-            levels = dict.fromkeys(r["level"] for r in table.records(quantity=quantity, on=on, precision=precision))
-            for colour, level in zip(COLOURS, levels, strict=False):
-                rows = list(table.records(quantity=quantity, on=on, precision=precision, level=level))
-                steps, errors = [r["step"] for r in rows], [max(r["relative error"], 1e-16) for r in rows]
-                name = "t" if on == "mixture" else "sigma/alpha"
-                axis.loglog(steps, errors, style, color=colour, label=f"{name} = {level:g}, {precision}")
-                (marked,) = (r for r in rows if r["default"] == "True")
-                axis.plot(marked["step"], max(marked["relative error"], 1e-16), "o", color=colour, markersize=5)
+    groups = found.tables["steps"].frame.groupby(["on", "quantity"], sort=False)
+    figure, axes = panels([f"{quantity}, {on}" for (on, quantity), _ in groups])
+    for axis, ((on, _), rows) in zip(axes, groups, strict=True):
+        colours = dict(zip(rows["level"].unique(), COLOURS, strict=False))
+        for (level, precision), line in rows.groupby(["level", "precision"], sort=False):
+            errors = line["relative error"].clip(lower=1e-16)
+            name, style = "t" if on == "mixture" else "sigma/alpha", "-" if precision == "float32" else "--"
+            label = f"{name} = {level:g}, {precision}"
+            axis.loglog(line["step"], errors, style, color=colours[level], label=label)
+            default = line["default"] == "True"
+            axis.plot(line["step"][default], errors[default], "o", color=colours[level], markersize=5)
         axis.set_ylim(1e-12 if on == "mixture" else 1e-6, 1e2)
         axis.set_xlabel("step / sigma_t (dot: default)")
         axis.legend(fontsize=6, frameon=False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pandas import DataFrame
+
 Cell = str | float | int | None
+Frame = Any  # a DataFrame of pandas, whose types cannot be checked
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Table:
     note: str = ""
     shown: bool = True
 
+    @property
+    def frame(self) -> Frame:
+        """The rows, to be grouped and averaged."""
+        return DataFrame(list(self.rows), columns=list(self.columns))
+
     def records(self, **wanted: Cell) -> Iterator[dict[str, Any]]:
         """Rows as dictionaries, those that have the ``wanted`` values."""
         for row in self.rows:
@@ -38,13 +44,9 @@ class Table:
             if all(record[name] == value for name, value in wanted.items()):
                 yield record
 
-    def values(self, column: str) -> list[Any]:
-        """The different values of a column, in the order of the rows."""
-        return list(dict.fromkeys(row[list(self.columns).index(column)] for row in self.rows))
-
     def text(self) -> list[list[str]]:
         """The rows as they are printed: numbers to three digits."""
-        return [[written(cell) for cell in row] for row in self.rows]
+        return [[write_cell(cell) for cell in row] for row in self.rows]
 
     def markdown(self) -> str:
         """As a table of a document."""
@@ -54,11 +56,7 @@ class Table:
 
     def to_csv(self) -> bytes:
         """As a CSV file."""
-        file = io.StringIO(newline="")
-        writer = csv.writer(file)
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
-        return file.getvalue().encode()
+        return self.frame.to_csv(index=False).encode()
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Findings:
 
     def to_json(self) -> bytes:
         """As a JSON file, which `read` reads."""
-        return json.dumps(asdict(self), indent=1).encode()
+        return json.dumps(asdict(self), indent=1, default=lambda number: number.item()).encode()
 
     @classmethod
     def read(cls, path: Path) -> Findings:
@@ -82,12 +80,6 @@ class Findings:
         return cls(tables, stored["settings"], stored["seconds"], stored["cpu_seconds"])
 
 
-def written(cell: Cell) -> str:
+def write_cell(cell: Cell) -> str:
     """A cell as text."""
-    match cell:
-        case None:
-            return "-"
-        case float():
-            return f"{cell:.3g}"
-        case _:
-            return str(cell)
+    return "-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)

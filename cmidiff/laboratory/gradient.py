@@ -100,25 +100,21 @@ def measure(settings: Settings) -> Findings:
             own = _estimates(step, *case)
             errors += [[t, *case, r, _error(v, truth)] for r, v in own.items()]
             biases.append([t, *case, *_bias(own[1], truth)])
-    return Findings(
-        {
-            "one-probe": _summary(errors, biases),
-            "bias": Table(
-                f"Bias of every estimator: mean of {rows} estimates with one probe, against exact",
-                ("t", "estimator", "contraction", "probe", "bias / |g|", "standard error / |g|", "z"),
-                biases,
-                "z: the largest over 12 coordinates, in standard errors; below 4 nothing is biased beyond chance. "
-                "Finite differences have an error of their own, which more probes would bring to light.",
-                shown=False,
-            ),
-            "error": Table(
-                "Relative RMS error against the number of probes",
-                ("t", "estimator", "contraction", "probe", "probes", "relative RMS error"),
-                errors,
-                shown=False,
-            ),
-        }
+    bias = Table(
+        f"Bias of every estimator: mean of {rows} estimates with one probe, against exact",
+        ("t", "estimator", "contraction", "probe", "bias / |g|", "standard error / |g|", "z"),
+        biases,
+        "z: the largest over 12 coordinates, in standard errors; below 4 nothing is biased beyond chance. "
+        "Finite differences have an error of their own, which more probes would bring to light.",
+        shown=False,
     )
+    error = Table(
+        "Relative RMS error against the number of probes",
+        ("t", "estimator", "contraction", "probe", "probes", "relative RMS error"),
+        errors,
+        shown=False,
+    )
+    return Findings({"one-probe": _summarise(error, bias), "bias": bias, "error": error})
 
 
 def _estimates(step: Step, estimator: Estimator, contraction: Contraction, probe: Probe) -> dict[int, Tensor]:
@@ -144,28 +140,18 @@ def _bias(v: Tensor, truth: Tensor) -> tuple[float, float, float]:
     return float(gap.norm() / truth.norm()), float(error.norm() / truth.norm()), float((gap.abs() / error).max())
 
 
-def _summary(errors: list[list[Cell]], biases: list[list[Cell]]) -> Table:
+def _summarise(error: Table, bias: Table) -> Table:
     """One row an estimator and probe: errors over t and contractions."""
-    rows: list[list[Cell]] = []
-    best: dict[Cell, float] = {}
-    spread: dict[tuple[Cell, Cell], list[float]] = {}
-    worst: dict[tuple[Cell, Cell], list[float]] = {}
-    for t, estimator, contraction, probe, r, error in errors:
-        if r == 1 and contraction == "double-backward" and isinstance(error, float):
-            spread.setdefault((estimator, probe), []).append(error)
-            best[t] = min(best.get(t, math.inf), error)
-    for _, estimator, _, probe, _, _, z in biases:
-        if isinstance(z, float):
-            worst.setdefault((estimator, probe), []).append(z)
-    reference = spread["measurement-symmetric", "rademacher"]
-    for (estimator, probe), values in spread.items():
-        worth = sum((v / ref) ** 2 for v, ref in zip(values, reference, strict=True)) / len(values)
-        rows.append([estimator, probe, *values, worth, max(worst[estimator, probe])])
-    names = [f"error, t = {t:g}" for t in best]
+    keys = ["estimator", "probe"]
+    frame = error.frame
+    single = frame[(frame["probes"] == 1) & (frame["contraction"] == "double-backward")]
+    errors = single.pivot_table("relative RMS error", keys, "t", sort=False)
+    worth = (errors / errors.loc["measurement-symmetric", "rademacher"]).pow(2).mean(axis=1)
+    worst = bias.frame.groupby(keys)["z"].max()
     return Table(
         "Relative RMS error of one probe (exact contraction)",
-        ("estimator", "probe", *names, "probes worth one of the default", "largest z"),
-        rows,
+        (*keys, *(f"error, t = {t:g}" for t in errors.columns), "probes worth one of the default", "largest z"),
+        [[*key, *values, worth[key], worst[key]] for key, values in zip(errors.index, errors.to_numpy(), strict=True)],
         "The default is measurement-symmetric with random signs; the paper's are two-term with normal probes. "
         "Largest z: of the bias, over t, contractions and coordinates.",
     )
@@ -173,23 +159,17 @@ def _summary(errors: list[list[Cell]], biases: list[list[Cell]]) -> Table:
 
 def figures(found: Findings) -> dict[str, Figure]:
     """Error against probes, one panel a t, and error of the contractions."""
-    table = found.tables["error"]
-    times = table.values("t")
-    figure, axes = panels([f"t = {t:g}" for t in times])
+    frame = found.tables["error"].frame
+    times = frame[frame["contraction"] == "double-backward"].groupby("t", sort=False)
+    figure, axes = panels([f"t = {t:g}" for t, _ in times])
     styles = {"rademacher": "-", "gaussian": "--", "coordinate": ":"}
-    for axis, t in zip(axes, times, strict=True):
-        for colour, estimator in zip(COLOURS, table.values("estimator"), strict=False):
-            for probe, style in styles.items():
-                rows = table.records(t=t, estimator=estimator, contraction="double-backward", probe=probe)
-                points = [(row["probes"], max(row["relative RMS error"], 1e-4)) for row in rows]
-                label = f"{estimator}, {probe}" if t == times[0] else None
-                axis.loglog(
-                    *zip(*points, strict=True),
-                    style,
-                    color=colour,
-                    marker="." if probe == "coordinate" else "",
-                    label=label,
-                )
+    colours = dict(zip(frame["estimator"].unique(), COLOURS, strict=False))
+    for axis, (_, rows) in zip(axes, times, strict=True):
+        for (estimator, probe), line in rows.groupby(["estimator", "probe"], sort=False):
+            style = {"color": colours[estimator], "marker": "." if probe == "coordinate" else ""}
+            label = f"{estimator}, {probe}" if axis is axes[0] else None
+            error = line["relative RMS error"].clip(lower=1e-4)
+            axis.loglog(line["probes"], error, styles[probe], **style, label=label)
         axis.set_xlabel("probes r")
     axes[0].set_ylabel("relative RMS error (1e-4: exact)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)

@@ -14,12 +14,14 @@ what the steps cost.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -28,11 +30,11 @@ from torch import Tensor
 from cmidiff import files
 from cmidiff.information import CMI
 from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
-from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
-from cmidiff.laboratory.paired import interval, verdict
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.statistics import Estimate, estimate
 
 FLOOR = "exact samples"
 MARKS = {"better": "+", "no difference": "=", "worse": "-"}
@@ -194,13 +196,13 @@ def measure(settings: Settings) -> Findings:
     else:
         rows = [row for job in work for row in kept(job)]
     every = Table("Every problem", COLUMNS, rows, shown=False)
-    mixture, conditionals = _comparison(every, ("mixture-25",)), _comparison(every, CONDITIONALS)
+    mixture, conditionals = _compare(every.frame, ("mixture-25",)), _compare(every.frame, CONDITIONALS)
     return Findings(
         {
             "overview": _overview(mixture, "25 components: distance to the exact posterior, over the floor"),
             "conditionals-overview": _overview(conditionals, "Non-Gaussian conditionals, the same"),
-            "verdicts": _verdicts([mixture, conditionals]),
-            "gaussian": _gaussian(every),
+            "verdicts": _count_verdicts([mixture, conditionals]),
+            "gaussian": _gaussian(every.frame),
             "mixture": mixture,
             "conditionals": conditionals,
             "problems": every,
@@ -221,32 +223,30 @@ def kept(job: Job) -> list[list[Cell]]:
     return rows
 
 
-def _pm(mean: float, half: float) -> str:
-    return f"{mean:.3g} ± {half:.2g}"
+def _pm(found: Estimate) -> str:
+    return f"{found.mean:.3g} ± {found.half:.2g}"
 
 
-def _column(rows: Sequence[dict[str, float]], name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _cells(frame: Frame, families: Sequence[Family]) -> Iterator[tuple[list[Cell], Frame]]:
+    """Prior, d and m, and their rows."""
+    chosen = frame[frame["prior"].isin(families)]
+    return ((list(key), rows) for key, rows in chosen.groupby(["prior", "d", "m"]))
 
 
-def _cells(every: Table, families: Sequence[Family]) -> Iterator[tuple[Family, int, int]]:
-    seen = {(r["prior"], r["d"], r["m"]) for r in every.records()}
-    return ((family, d, m) for family, d, m in sorted(seen) if family in families)
-
-
-def _comparison(every: Table, families: Sequence[Family]) -> Table:
+def _compare(every: Frame, families: Sequence[Family]) -> Table:
     rows: list[list[Cell]] = []
-    for family, d, m in _cells(every, families):
-        cell = {"prior": family, "d": d, "m": m}
-        lowest = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
-        for name in (FLOOR, *METHODS):
-            base = list(every.records(**cell, solver=name, cmi=BASE))
-            for cmi in (BASE, TUNED, DEFAULT):
-                if records := list(every.records(**cell, solver=name, cmi=cmi)):
-                    mean, half = interval(_column(records, "distance"))
-                    row: list[Cell] = [family, d, m, name, _scale_of(records), cmi, records[0]["eta"] or "-"]
-                    row += [_pm(mean, half), mean / lowest, interval(_column(records, "mode error"))[0]]
-                    rows.append([*row, min(_column(records, "alive")), *_difference(base, records)])
+    for key, cell in _cells(every, families):
+        lowest = cell[cell["solver"] == FLOOR]["distance"].mean()
+        for (name, cmi), runs in cell.groupby(["solver", "cmi"], sort=False):
+            base = cell[(cell["solver"] == name) & (cell["cmi"] == BASE)]["distance"].to_numpy()
+            distance = estimate(runs["distance"])
+            row = [*key, name, _scale_of(runs), cmi, runs["eta"].iloc[0] or "-", _pm(distance), distance.mean / lowest]
+            row += [runs["mode error"].mean(), runs["alive"].min()]
+            if runs["eta"].iloc[0] == 0:
+                rows.append([*row, "-", "-"])
+            else:
+                gap = estimate(runs["distance"], base)
+                rows.append([*row, _pm(gap), verdict(gap)])
     return Table(
         "Sliced Wasserstein distance to the exact posterior" + (" (25 components)" if len(families) == 1 else ""),
         (
@@ -261,49 +261,43 @@ def _comparison(every: Table, families: Sequence[Family]) -> Table:
     )  # fmt: skip
 
 
-def _scale_of(records: Sequence[dict[str, Any]]) -> str:
-    name = records[0]["solver"]
-    return f"{records[0]['scale']:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
+def verdict(gap: Estimate) -> str:
+    """Of a paired difference of distances, CMI minus base."""
+    return "no difference" if not abs(gap.mean) > (gap.half or math.inf) else "better" if gap.mean < 0 else "worse"
 
 
-def _difference(base: Sequence[dict[str, Any]], records: Sequence[dict[str, Any]]) -> list[Cell]:
-    """CMI minus base, problem by problem, and what it says."""
-    if records[0]["eta"] == 0:
-        return ["-", "-"]
-    pairs = zip(_column(records, "distance"), _column(base, "distance"), strict=True)
-    mean, half = interval([guided - plain for guided, plain in pairs])
-    return [_pm(mean, half), verdict(mean, half)]
+def _scale_of(runs: Frame) -> str:
+    name = runs["solver"].iloc[0]
+    return f"{runs['scale'].iloc[0]:g}" if name in METHODS and len(METHODS[name].scales) > 1 else "-"
 
 
 def _overview(comparison: Table, title: str) -> Table:
     """One line a solver, one column a problem: distance over floor, and the verdicts on CMI."""
-    cells = list(dict.fromkeys((r["prior"], r["d"], r["m"]) for r in comparison.records()))
-    several = len({prior for prior, _, _ in cells}) > 1
-    rows: list[list[Cell]] = []
-    for name in comparison.values("solver"):
-        row: list[Cell] = [name]
-        for prior, d, m in cells:
-            found = list(comparison.records(prior=prior, d=d, m=m, solver=name))
-            marks = "".join(MARKS[r["verdict"]] for r in found[1:])
-            row.append(f"{found[0]['/ floor']:.2f}{marks and f' {marks}'}")
-        rows.append(row)
-    names = [f"{prior}, d {d}, m {m}" if several else f"d {d}, m {m}" for prior, d, m in cells]
+    frame = comparison.frame
+    several = frame["prior"].nunique() > 1
+    column = "d " + frame["d"].astype(str) + ", m " + frame["m"].astype(str)
+    frame["column"] = frame["prior"] + ", " + column if several else column
+    marks = frame["verdict"].map(MARKS).fillna("")
+    frame["text"] = frame["/ floor"].map("{:.2f}".format).where(frame["cmi"] == BASE, "") + marks
+    wide = frame.groupby(["solver", "column"], sort=False)["text"].agg(
+        lambda t: f"{t.iloc[0]} {''.join(t[1:])}".strip()
+    )
+    wide = wide.unstack(sort=False)
     return Table(
         title,
-        ("solver", *names),
-        rows,
+        ("solver", *wide.columns),
+        [[name, *row] for name, row in zip(wide.index, wide.to_numpy().tolist(), strict=True)],
         "Distance of the solver without CMI over that of two exact samples, and what CMI changes, first with the tuned "
         "eta, then with the default one: + nearer, - farther, = no difference beyond the 95% interval.",
     )
 
 
-def _gaussian(every: Table) -> Table:
+def _gaussian(every: Frame) -> Table:
     rows: list[list[Cell]] = []
-    for family, d, m in _cells(every, ("gaussian",)):
-        for name in (FLOOR, *(name for name in METHODS if name not in SAME_ON_A_GAUSSIAN)):
-            records = list(every.records(prior=family, d=d, m=m, solver=name))
-            values = [_pm(*interval(_column(records, column))) for column in ("mean error", "variance ratio")]
-            rows.append([d, m, name, _scale_of(records), *values, min(_column(records, "alive"))])
+    for (_, d, m), cell in _cells(every, ("gaussian",)):
+        for name, runs in cell.groupby("solver", sort=False):
+            errors = [_pm(estimate(runs[column])) for column in ("mean error", "variance ratio")]
+            rows.append([d, m, name, _scale_of(runs), *errors, runs["alive"].min()])
     return Table(
         "Gaussian prior: the measured directions of the posterior",
         ("d", "m", "solver", "scale", "mean error [posterior std]", "variance ratio", "alive"),
@@ -313,15 +307,13 @@ def _gaussian(every: Table) -> Table:
     )
 
 
-def _verdicts(tables: Sequence[Table]) -> Table:
-    rows: list[list[Cell]] = []
-    for table in tables:
-        for family in table.values("prior"):
-            for solver, entry in METHODS.items():
-                for cmi in (TUNED, DEFAULT) if entry.guided else ():
-                    records = list(table.records(prior=family, solver=solver, cmi=cmi))
-                    found, etas = [r["verdict"] for r in records], dict.fromkeys(f"{r['eta']:g}" for r in records)
-                    rows.append([family, solver, cmi, ", ".join(etas), *(found.count(name) for name in MARKS)])
+def _count_verdicts(tables: Sequence[Table]) -> Table:
+    frame: Frame = pd.concat([table.frame for table in tables])
+    guided = frame[frame["verdict"].isin(MARKS)]
+    rows = []
+    for key, found in guided.groupby(["prior", "solver", "cmi"], sort=False):
+        etas = ", ".join(dict.fromkeys(f"{eta:g}" for eta in found["eta"]))
+        rows.append([*key, etas, *((found["verdict"] == name).sum() for name in MARKS)])
     return Table(
         "Verdicts on CMI, over all d and m",
         ("prior", "solver", "cmi", "eta (by d)", *MARKS),
@@ -332,28 +324,25 @@ def _verdicts(tables: Sequence[Table]) -> Table:
 
 def figures(found: Findings) -> dict[str, Figure]:
     """Distances over the floor, and what CMI changes."""
-    every = found.tables["problems"]
-    families = [f for f in every.values("prior") if f != "gaussian"]
-    return {family: _figure(every, family) for family in families}
+    every = found.tables["problems"].frame
+    return {family: _draw(rows, family) for family, rows in every.groupby("prior") if family != "gaussian"}
 
 
-def _figure(every: Table, family: str) -> Figure:
-    cells = sorted({(r["d"], r["m"]) for r in every.records(prior=family)})
-    figure, axes = panels([f"{family}: d = {d}, m = {m}" for d, m in cells], columns=3, height=3.0)
-    for axis, (d, m) in zip(axes, cells, strict=True):
-        cell = {"prior": family, "d": d, "m": m}
-        base = interval(_column(list(every.records(**cell, solver=FLOOR)), "distance"))[0]
+def _draw(every: Frame, family: str) -> Figure:
+    cells = list(every.groupby(["d", "m"]))
+    figure, axes = panels([f"{family}: d = {d}, m = {m}" for (d, m), _ in cells], columns=3, height=3.0)
+    styles = {BASE: (COLOURS[0], 0.2), TUNED: (COLOURS[1], 0.0), DEFAULT: (COLOURS[3], -0.2)}
+    names = list(reversed(METHODS))
+    for axis, (_, cell) in zip(axes, cells, strict=True):
+        lowest = cell[cell["solver"] == FLOOR]["distance"].mean()
         axis.axvline(1.0, color="#444444", linewidth=1)
-        for position, name in enumerate(reversed(METHODS)):
-            records = list(every.records(**cell, solver=name))
-            for cmi, colour, shift in ((BASE, COLOURS[0], 0.2), (TUNED, COLOURS[1], 0.0), (DEFAULT, COLOURS[3], -0.2)):
-                if values := [r["distance"] / base for r in records if r["cmi"] == cmi]:
-                    mean, half = interval(values)
-                    style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 4, "capsize": 2}
-                    axis.errorbar(mean, position + shift, xerr=half, label=LABELS[cmi], **style)
+        for (name, cmi), runs in cell[cell["solver"].isin(names)].groupby(["solver", "cmi"], sort=False):
+            ratio, (colour, shift) = estimate(runs["distance"] / lowest), styles[cmi]
+            place: dict[str, Any] = {"x": ratio.mean, "y": names.index(name) + shift, "xerr": ratio.half}
+            axis.errorbar(**place, label=LABELS[cmi], fmt="o", color=colour, markersize=4, capsize=2)
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_yticks(range(len(METHODS)), list(reversed(METHODS)), fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set_xlabel("distance / floor", fontsize=8)
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))

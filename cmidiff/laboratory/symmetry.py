@@ -20,7 +20,7 @@ from torch import Tensor
 from cmidiff.covariance import Isotropic
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.chains import BlockDraws
-from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.findings import Findings, Table
 from cmidiff.laboratory.learned import against_known
 from cmidiff.laboratory.pictures import SIDE, pictures
 from cmidiff.laboratory.plots import COLOURS, panels
@@ -89,7 +89,7 @@ def measure(settings: Settings) -> Findings:
         rows,
         shown=False,
     )
-    return Findings({"summary": _summary(every), "known": against_known(settings), "pictures": every})
+    return Findings({"summary": _summarise(every), "known": against_known(settings), "pictures": every})
 
 
 def _compared(
@@ -105,39 +105,33 @@ def _compared(
             yield how, number, values
 
 
-def _summary(every: Table) -> Table:
-    rows: list[list[Cell]] = []
-    for name in every.values("task"):
-        for ratio in every.values("sigma/alpha"):
-            row: list[Cell] = [name, ratio]
-            for how in COMPARED:
-                records = list(every.records(**{"task": name, "sigma/alpha": ratio, "contraction": how}))
-                cosines = [record["cosine"] for record in records]
-                errors = [record["relative error"] for record in records]
-                row += [sum(cosines) / len(cosines), min(cosines), sum(errors) / len(errors)]
-            rows.append(row)
+def _summarise(every: Table) -> Table:
+    keys = ["task", "sigma/alpha"]
+    groups = every.frame.groupby([*keys, "contraction"], sort=False)
+    found = groups.agg(cosine=("cosine", "mean"), smallest=("cosine", "min"), error=("relative error", "mean"))
+    wide = found.unstack(sort=False).reorder_levels([1, 0], axis=1)[list(COMPARED)]
     names = [f"{how}: {what}" for how in COMPARED for what in ("cosine", "smallest", "relative error")]
     return Table(
-        "Contraction against double-backward on natural-64, same probe, float32: mean over pictures",
-        ("task", "sigma/alpha", *names),
-        rows,
+        "Contraction against double-backward on natural-64, same probe, float32: mean over images",
+        (*keys, *names),
+        [[*key, *values] for key, values in zip(wide.index, wide.to_numpy().tolist(), strict=True)],
         "A symmetric third derivative would give second-difference a cosine of 1.",
     )
 
 
 def figures(found: Findings) -> dict[str, Figure]:
     """Cosine and relative error against the noise level."""
-    table = found.tables["pictures"]
+    frame = found.tables["pictures"].frame
     figure, (left, right) = panels(["cosine with double-backward", "relative error"], columns=2, width=5)
-    for colour, name in zip(COLOURS, table.values("task"), strict=False):
-        for how, style in zip(COMPARED, ("-", "--"), strict=True):
-            levels = table.values("sigma/alpha")
-            points = [list(table.records(**{"task": name, "sigma/alpha": r, "contraction": how})) for r in levels]
-            cosines = [[record["cosine"] for record in rows] for rows in points]
-            errors = [sum(record["relative error"] for record in rows) / len(rows) for rows in points]
-            left.semilogx(levels, [sum(c) / len(c) for c in cosines], style, color=colour, marker=".")
-            left.fill_between(levels, [min(c) for c in cosines], [max(c) for c in cosines], color=colour, alpha=0.12)
-            right.loglog(levels, errors, style, color=colour, marker=".", label=f"{name}, {how}")
+    colours = dict(zip(frame["task"].unique(), COLOURS, strict=False))
+    for (name, how), rows in frame.groupby(["task", "contraction"], sort=False):
+        style = {"color": colours[name], "linestyle": "-" if how == COMPARED[0] else "--", "marker": "."}
+        levels = rows.groupby("sigma/alpha")
+        cosines = levels["cosine"].agg(["mean", "min", "max"])
+        left.semilogx(cosines.index, cosines["mean"], **style)
+        left.fill_between(cosines.index, cosines["min"], cosines["max"], color=colours[name], alpha=0.12)
+        errors = levels["relative error"].mean()
+        right.loglog(errors.index, errors, **style, label=f"{name}, {how}")
     for axis in (left, right):
         axis.set_xlabel("noise level sigma_t / alpha_t")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)

@@ -38,7 +38,7 @@ def measure(settings: Settings) -> Findings:
         rows,
         shown=False,
     )
-    return Findings({"summary": _summary(curves), "curves": curves})
+    return Findings({"summary": _summarise(curves), "curves": curves})
 
 
 def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
@@ -62,15 +62,13 @@ def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
     return points
 
 
-def _summary(curves: Table) -> Table:
+def _summarise(curves: Table) -> Table:
     """The curves at a few noise levels."""
     levels = (5.0, 1.0, 0.5, 0.2, 0.1)
     rows: list[list[Cell]] = []
-    for name in curves.values("solver"):
-        for eta in dict.fromkeys(r["eta"] for r in curves.records(solver=name)):
-            points = list(curves.records(solver=name, eta=eta))
-            nearest = [min(points, key=lambda p, level=level: abs(p["sigma/alpha"] - level)) for level in levels]
-            rows.append([name, eta or "-", *(p["mean [nats]"] for p in nearest)])
+    for (name, eta), points in curves.frame.groupby(["solver", "eta"], sort=False):
+        nearest = [(points["sigma/alpha"] - level).abs().idxmin() for level in levels]
+        rows.append([name, eta or "-", *points["mean [nats]"][nearest]])
     return Table(
         "Mean information I(x_0; y | x_t) along the run, in nats (25 components, d = 8, m = 2)",
         ("solver", "eta", *(f"at sigma/alpha = {level:g}" for level in levels)),
@@ -81,18 +79,16 @@ def _summary(curves: Table) -> Table:
 
 def figures(found: Findings) -> dict[str, Figure]:
     """One panel a solver: base, with CMI, and the exact posterior."""
-    table = found.tables["curves"]
-    names = [name for name in table.values("solver") if name != "exact posterior"]
-    reference = list(table.records(solver="exact posterior"))
-    figure, axes = panels(names, columns=4, width=3.4, height=2.8)
-    for axis, name in zip(axes, names, strict=True):
-        axis.semilogx([r["sigma/alpha"] for r in reference], [r["mean [nats]"] for r in reference], "k:", label="exact")
-        for colour, eta in zip(COLOURS, dict.fromkeys(r["eta"] for r in table.records(solver=name)), strict=False):
-            rows = list(table.records(solver=name, eta=eta))
-            levels = [r["sigma/alpha"] for r in rows]
+    frame = found.tables["curves"].frame
+    is_exact = frame["solver"] == "exact posterior"
+    groups = frame[~is_exact].groupby("solver", sort=False)
+    figure, axes = panels([name for name, _ in groups], columns=4, width=3.4, height=2.8)
+    for axis, (_, rows) in zip(axes, groups, strict=True):
+        axis.semilogx(frame["sigma/alpha"][is_exact], frame["mean [nats]"][is_exact], "k:", label="exact")
+        for colour, (eta, line) in zip(COLOURS, rows.groupby("eta", sort=False), strict=False):
             label = f"CMI, eta = {eta:g}" if eta else "base"
-            axis.semilogx(levels, [r["mean [nats]"] for r in rows], color=colour, label=label)
-            axis.fill_between(levels, [r["10%"] for r in rows], [r["90%"] for r in rows], color=colour, alpha=0.12)
+            axis.semilogx(line["sigma/alpha"], line["mean [nats]"], color=colour, label=label)
+            axis.fill_between(line["sigma/alpha"], line["10%"], line["90%"], color=colour, alpha=0.12)
         axis.invert_xaxis()
         axis.set_xlabel("noise level sigma_t / alpha_t (the run goes right)", fontsize=8)
         axis.legend(fontsize=7, frameon=False)

@@ -1,24 +1,23 @@
-"""How much memory an evaluation of a network takes, found out without running it.
+"""The memory that an evaluation of a network takes, found out without running it.
 
-Torch's meta device carries out every operation on shapes alone. A forward pass, and the backward pass of a gradient,
-are played through there at the real size by a copy of the network without numbers, and every storage that is born is
-counted until it dies: the largest sum is the peak. What is not seen, above all what convolutions need for a moment
-inside themselves (among it weights in another layout), is allowed for by `SLACK` and `LAYOUTS`, which docs/cost-256.md
-sets beside the peaks of real processes.
+Torch's fake tensors have shapes and no numbers. A forward pass, and the backward pass of a gradient, run through on
+them at the real size, and every storage that is allocated counts until it is freed: the largest sum is the peak. What
+is not seen, above all the working space of convolutions and weights in another layout, is allowed for by `SLACK` and
+`LAYOUTS`, which docs/cost-256.md compares with the peaks of real processes.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,27 +30,10 @@ LAYOUTS = 0.3  # of the bytes of the weights
 STATES = 24  # tensors of the state's shape that a sampler, a guidance and CMI hold at a time
 GIB = 2**30
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What decides how much memory an evaluation takes.
-
-    Attributes:
-        batch: rows evaluated at once.
-        graph: whether ``x_hat`` is differentiated (DPS, MCG, exact covariances, most of CMI).
-        dtype: the network's precision.
-        checkpointing: whether activations are computed again for the gradient.
-        max_batch: see `NetworkPrior`.
-        twice: whether the gradient is differentiated again.
-    """
-
-    batch: int
-    graph: bool
-    dtype: torch.dtype
-    checkpointing: bool
-    max_batch: int | None
-    twice: bool = False
+ADVICE = (
+    "use fewer samples or images at once, tiles, load_prior(..., max_batch=1), load_prior(..., checkpointing=True), "
+    "load_prior(..., dtype=torch.bfloat16), or a smaller image"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ class Need:
 
     Attributes:
         weights: of the network.
-        activations: the most that is alive at a time besides, counted.
+        activations: the most that is allocated at a time besides, counted.
         unseen: an allowance for what cannot be counted.
         state: of the sampler around it.
     """
@@ -76,44 +58,25 @@ class Need:
         return self.activations + self.unseen + self.state
 
 
-_NEEDS: WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], Setting], Need | None]] = WeakKeyDictionary()
-
-
 def estimate_memory(
-    prior: Denoiser,
-    shape: tuple[int, ...],
-    batch: int = 1,
-    *,
-    graph: bool = False,
-    twice: bool = False,
-    dtype: torch.dtype | None = None,
-    checkpointing: bool | None = None,
-    max_batch: int | None = None,
+    prior: Denoiser, shape: tuple[int, ...], batch: int = 1, *, graph: bool = False, twice: bool = False
 ) -> Need | None:
-    """What one evaluation of a prior takes, in bytes; with ``graph``, and one gradient through it.
+    """The bytes that one evaluation of a prior takes; with ``graph``, and one gradient through it.
 
     Args:
-        prior: as `load_prior` gives it.
+        prior: as `load_prior` returns it, with the precision, checkpointing and ``max_batch`` that it has.
         shape: (C, H, W) of the state.
         batch: rows evaluated at once.
         graph: whether ``x_hat`` is differentiated (DPS, MCG, exact covariances).
         twice: whether that gradient is differentiated again (CMI's ``double-backward``).
-        dtype, checkpointing, max_batch: other settings than those the prior has.
 
     Returns:
         The need, the largest of the networks that the prior may evaluate (see `Denoiser.evaluations`); None of a prior
         without networks, or with one that is not a module that runs on shapes alone.
     """
-    other = {"dtype": dtype, "checkpointing": checkpointing, "max_batch": max_batch}
-    given = {name: value for name, value in other.items() if value is not None}
-    needs: list[Need] = []
-    for part in prior.evaluations(tuple(shape), batch):
-        known = _setting(part, graph, twice)
-        need = None if known is None else _need(known[0], part.shape, replace(known[1], **given))
-        if need is None:
-            return None
-        needs.append(need)
-    return max(needs, key=lambda need: need.beside, default=None)
+    needs = [_need(part, graph or twice, twice) for part in prior.evaluations(tuple(shape), batch)]
+    known = [need for need in needs if need is not None]
+    return max(known, key=lambda need: need.beside) if known and len(known) == len(needs) else None
 
 
 def check_memory(
@@ -125,51 +88,35 @@ def check_memory(
     twice: bool = False,
     available: int | None = None,
 ) -> Need | None:
-    """Whether one evaluation of a prior, whose weights are loaded, fits in memory: before any work.
+    """Check that one evaluation of a prior, whose weights are loaded, fits in memory: before any work.
 
     Args:
         prior, shape, batch, graph, twice: see `estimate_memory`.
         available: free bytes; by default those of the prior's device.
 
     Returns:
-        The need, the largest of the networks that the prior may evaluate; None where it, or what is free, cannot be
-        known.
+        The need; None where it, or what is free, cannot be known.
 
     Raises:
-        ValueError: it does not fit; the message names settings that would.
+        ValueError: it does not fit.
     """
-    needs = [_check(part, graph, twice, available) for part in prior.evaluations(tuple(shape), batch)]
-    return max((need for need in needs if need is not None), key=lambda need: need.beside, default=None)
-
-
-def _check(part: Evaluation, graph: bool, twice: bool, available: int | None) -> Need | None:
-    """`check_memory` for one network."""
-    known = _setting(part, graph, twice)
-    if known is None:
-        return None
-    prior, setting = known
-    available = free_memory(prior.device or torch.device("cpu")) if available is None else available
-    need = None if available is None else _need(prior, part.shape, setting)
-    if need is None or available is None or need.beside <= available:
-        return need
-    advice = _advice(prior, part.shape, setting, available)
-    raise ValueError(
-        f"not enough memory: {part.batch} x {part.shape} with {prior.name}"
-        f"{' and its gradient' if setting.graph else ''} takes about {need.beside / GIB:.2g} GiB, "
-        f"{available / GIB:.2g} GiB are free: "
-        f"use {' or '.join(advice) or 'a smaller image or a machine with more memory'}"
-    )
+    if available is None:
+        available = free_memory(prior.device or torch.device("cpu"))
+    need = None if available is None else estimate_memory(prior, shape, batch, graph=graph, twice=twice)
+    if need is not None and available is not None and need.beside > available:
+        raise ValueError(
+            f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} "
+            f"takes about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: {ADVICE}"
+        )
+    return need
 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None where that cannot be known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return _free_of_host() if device.type == "cpu" else None
-
-
-def _free_of_host() -> int | None:
-    """What Linux says is available, or what is left of a container's limit."""
+    if device.type != "cpu":
+        return None
     try:
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
@@ -182,87 +129,43 @@ def _free_of_host() -> int | None:
     return min(free, max(limit, 0))
 
 
-def _setting(part: Evaluation, graph: bool, twice: bool) -> tuple[NetworkPrior, Setting] | None:
-    """The network of an evaluation and its setting; None of one that is no module."""
+_NEEDS: WeakKeyDictionary[nn.Module, dict[object, Need | None]] = WeakKeyDictionary()
+
+
+def _need(part: Evaluation, graph: bool, twice: bool) -> Need | None:
+    """The need of one network, computed once for each of its settings."""
     prior = part.prior
     if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, nn.Module):
         return None
-    dtype = prior.dtype or next((p.dtype for p in prior.network.parameters()), torch.float32)
-    again = any(module.checkpointing for module in checkpointed(prior.network))
-    return prior, Setting(part.batch, graph or twice, dtype, again, prior.max_batch, twice)
-
-
-def _advice(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> list[str]:
-    """Settings that fit: the mildest of each kind, all of them together if none does alone."""
-    batches = [setting.batch >> i for i in range(1, setting.batch.bit_length())]
-    frugal = replace(setting, dtype=torch.bfloat16, max_batch=1)
-    kinds: list[list[tuple[str, Setting]]] = [
-        [(f"batches of {b} instead of {setting.batch}", replace(setting, batch=b)) for b in batches],
-        [(f"load_prior(..., max_batch={b})", replace(setting, max_batch=b)) for b in batches],
-        [("load_prior(..., dtype=torch.bfloat16)", replace(setting, dtype=torch.bfloat16))],
-    ]
-    assert isinstance(prior.network, nn.Module)
-    if setting.graph and checkpointed(prior.network):
-        kinds.append([("load_prior(..., checkpointing=True)", replace(setting, checkpointing=True))])
-        frugal = replace(frugal, checkpointing=True)
-    words = "checkpointing=True, " if frugal.checkpointing else ""
-    together = [(f"load_prior(..., {words}dtype=torch.bfloat16, max_batch=1)", frugal)]
-    found = [next((text for text, other in kind if _fits(prior, shape, other, available)), None) for kind in kinds]
-    return [text for text in found if text] or [t for t, other in together if _fits(prior, shape, other, available)]
-
-
-def _fits(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting, available: int) -> bool:
-    need = _need(prior, shape, setting)
-    return need is not None and need.beside <= available
-
-
-def _need(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need | None:
-    """The need, played through once for each network and setting."""
-    assert isinstance(prior.network, nn.Module)
     known = _NEEDS.setdefault(prior.network, {})
-    shape = tuple(shape)
-    if (shape, setting) not in known:
-        known[shape, setting] = _play(prior, shape, setting)
-    return known[shape, setting]
+    again = [module.checkpointing for module in checkpointed(prior.network)]
+    key = part.shape, part.batch, graph, twice, prior.dtype, prior.max_batch, *again
+    if key not in known:
+        known[key] = _play(prior, prior.network, part, graph, twice)
+    return known[key]
 
 
-def _play(prior: NetworkPrior, shape: tuple[int, ...], setting: Setting) -> Need | None:
-    twin = _without_numbers(prior, setting)
-    state = torch.float64 if setting.dtype is torch.float64 else torch.float32
+def _play(prior: NetworkPrior, network: nn.Module, part: Evaluation, graph: bool, twice: bool) -> Need | None:
+    dtype = prior.dtype or next((p.dtype for p in network.parameters()), torch.float32)
+    state = torch.float64 if dtype is torch.float64 else torch.float32
     census = _Census()
     try:
-        with census, torch.set_grad_enabled(setting.graph):
-            x_t = torch.empty(setting.batch, *shape, dtype=state, device="meta", requires_grad=setting.graph)
-            x_hat = twin(x_t, prior.schedule.grid(2)[0]).mean
-            if setting.graph:
-                (pulled,) = torch.autograd.grad(x_hat, x_t, torch.empty_like(x_hat), create_graph=setting.twice)
-                if setting.twice:
+        with FakeTensorMode(allow_non_fake_inputs=True), census, torch.set_grad_enabled(graph):
+            x_t = torch.empty(part.batch, *part.shape, dtype=state, device=prior.device, requires_grad=graph)
+            x_hat = prior(x_t, prior.schedule.grid(2)[0]).mean
+            if graph:
+                (pulled,) = torch.autograd.grad(x_hat, x_t, torch.empty_like(x_hat), create_graph=twice)
+                if twice:
                     torch.autograd.grad(pulled, x_t, torch.empty_like(pulled), allow_unused=True)
-    except (RuntimeError, TypeError, NotImplementedError):  # a network with numbers of its own in its code
+    except Exception:  # a network that looks at numbers, in as many ways as there are
         return None
-    assert isinstance(twin.network, nn.Module)
-    weights = sum(v.numel() * v.element_size() for v in tensors_of(twin.network))
-    signal = setting.batch * math.prod(shape) * state.itemsize
+    weights = sum(v.numel() * v.element_size() for v in tensors_of(network))
+    signal = part.batch * math.prod(part.shape) * state.itemsize
     return Need(weights, census.peak, int((SLACK - 1) * census.peak + LAYOUTS * weights), STATES * signal)
 
 
-def _without_numbers(prior: NetworkPrior, setting: Setting) -> NetworkPrior:
-    """A copy of a prior on the meta device, under a setting."""
-    assert isinstance(prior.network, nn.Module)
-    empty: dict[int, Any] = {}
-    for value in tensors_of(prior.network):
-        dtype = setting.dtype if value.is_floating_point() else value.dtype
-        hollow = torch.empty_like(value, dtype=dtype, device="meta")
-        empty[id(value)] = nn.Parameter(hollow, requires_grad=False) if isinstance(value, nn.Parameter) else hollow
-    twin = prior.under(setting.dtype, setting.max_batch)
-    twin.network = copy.deepcopy(prior.network, empty)
-    for module in checkpointed(twin.network):
-        module.checkpointing = setting.checkpointing
-    return twin
-
-
 class _Census(TorchDispatchMode):
-    """Counts the bytes of the storages that are born under it and still alive."""
+    """Counts the bytes of the storages that are allocated under it and not yet freed."""
 
     def __init__(self) -> None:
         super().__init__()

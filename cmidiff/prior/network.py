@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self, cast, get_args
 
@@ -52,7 +53,7 @@ class NetworkPrior(Prior):
         card: source, licence, hash, training of the weights.
         dtype: precision of the network's input; by default that of ``x_t``.
         max_batch: at most this many rows are in the network at once. A gradient then computes each such part again
-            instead of keeping them all.
+            instead of keeping them all. Where memory does not suffice, it is halved until it does.
         classes: number of classes of a class-conditional network.
         label: the class, from 0.
         clip: whether samplers clip ``x_hat`` to ``value_range``.
@@ -151,13 +152,6 @@ class NetworkPrior(Prior):
             self.network.to(device)
         return self
 
-    def under(self, dtype: torch.dtype | None, max_batch: int | None) -> Self:
-        """The same prior with another precision of the network's input and another limit on its rows; the network is
-        shared."""
-        other = copy.copy(self)
-        other._dtype, other.max_batch = dtype, max_batch
-        return other
-
     def with_label(self, label: int) -> NetworkPrior:
         """The same prior for another class, from 0; the network is shared.
 
@@ -190,7 +184,23 @@ class NetworkPrior(Prior):
             )
 
     def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's output in the dtype of ``x_t``, evaluated in parts of ``max_batch``."""
+        """The network's output in the dtype of ``x_t``; where memory does not suffice, rows are halved and stay so."""
+        while True:
+            try:
+                return self._in_parts(x_t, t)
+            except (RuntimeError, MemoryError) as error:
+                rows = len(x_t) if self.max_batch is None else min(len(x_t), self.max_batch)
+                if rows == 1 or not is_out_of_memory(error):
+                    raise
+                self.max_batch = rows // 2
+                warnings.warn(
+                    f"{self.name} does not fit into memory with {rows} rows: it now evaluates {self.max_batch} at a "
+                    "time; load_prior(..., max_batch=) avoids the attempt",
+                    stacklevel=2,
+                )
+
+    def _in_parts(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The output, evaluated in parts of ``max_batch`` rows."""
         if self.max_batch is None or len(x_t) <= self.max_batch:
             return self._evaluate(x_t, t)
         parts = zip(x_t.split(self.max_batch), t.split(self.max_batch), strict=True)
@@ -223,6 +233,11 @@ def tensors_of(network: Network) -> Iterator[Tensor]:
     if isinstance(network, nn.Module):
         yield from network.parameters()
         yield from network.buffers()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that an allocation failed, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory: you tried" in str(error)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:

@@ -32,6 +32,7 @@ class Solver(ABC):
         together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
+        uses_measurement: whether it uses ``y``, so that a restoration that does not explain ``y`` is a warning.
         default_steps: how many steps a run takes where nothing is said.
         sampler: the reverse process that a run takes where nothing is said: `Ancestral`, or that of the paper.
         memory: how many earlier calls of the denoiser each step holds (see `Step.past`).
@@ -43,6 +44,7 @@ class Solver(ABC):
     point: ClassVar[bool] = False
     together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
+    uses_measurement: ClassVar[bool] = True
     default_steps: ClassVar[int] = 25
     default_samples: ClassVar[int] = 1
 
@@ -95,6 +97,10 @@ class Solver(ABC):
     def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
         """Return the restoration from the last state; by default that state."""
         return x
+
+    def unguided(self, step: Step) -> Tensor:
+        """Return what ``x_s`` would be without the measurement, for the statistics; by default that of the sampler."""
+        return step.unguided
 
     def report(self, carry: Carry) -> dict[str, Tensor]:
         """Return numbers of the step for the statistics of the run, by name, each of shape (B,)."""

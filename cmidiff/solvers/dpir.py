@@ -84,6 +84,10 @@ class DPIR(Solver):
         alpha_s, sigma_s = step.level_s
         return alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals), carry
 
+    def unguided(self, step: Step) -> Tensor:
+        """The denoised image at the level of ``s``, without the first line."""
+        return step.level_s[0] * step.unguided_x_hat
+
     @staticmethod
     def _denoises(problem: Problem) -> bool:
         least = max(2 * _half_range(problem) * LEAST_NOISE, problem.prior.min_ratio)

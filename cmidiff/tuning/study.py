@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,9 +28,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cmidiff.prior.base import Denoiser
-from cmidiff.tuning.images import Images
-from cmidiff.tuning.interval import Interval, interval
-from cmidiff.tuning.problem import METRICS, SAMPLES, Problem, measured, quality, restored
+from cmidiff.statistics import Estimate, estimate
+from cmidiff.tuning.problem import (
+    METRICS,
+    SAMPLES,
+    Images,
+    Problem,
+    measure_images,
+    restore_problem,
+    score_images,
+)
 from cmidiff.tuning.space import Setting, Space
 
 if TYPE_CHECKING:
@@ -50,7 +58,7 @@ class Search:
 
     Attributes:
         images: all images; the first half tunes, the second is held out.
-        task, parameters: as in `cmidiff.tuning.problem.measured`.
+        task, parameters: as in `cmidiff.tuning.problem.measure_images`.
         space: the solver and the ranges.
         prior_name: of the prior, for the record.
         steps: of the sampler.
@@ -110,7 +118,7 @@ class Search:
         """The measurements of one half, in groups."""
         half = self.images.part(self.half, len(self.images)) if held_out else self.images.part(0, self.half)
         parts = [half.part(i, i + self.group) for i in range(0, len(half), self.group)]
-        return [measured(part, self.task, self.parameters, self.device) for part in parts]
+        return [measure_images(part, self.task, self.parameters, self.device) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -153,30 +161,30 @@ class Outcome:
 
     rows: list[Row]
     best: Row
-    gain: Interval
+    gain: Estimate
     metric: str
     trials: int
     pruned: int
 
     @property
-    def kept(self) -> bool:
+    def is_better(self) -> bool:
         """Whether the best is also better on the hold-out images; otherwise the solver alone is taken."""
         return self.best is not self.rows[0] and self.gain.mean > 0
 
     @property
     def chosen(self) -> Setting:
-        return (self.best if self.kept else self.rows[0]).setting
+        return (self.best if self.is_better else self.rows[0]).setting
 
     @property
     def verdict(self) -> str:
         """The outcome in one sentence."""
         if self.best is self.rows[0]:
             return "no setting was better than the solver alone on the tuning images: the preset is the solver alone"
-        figures = f"{self.gain.mean:+.3g} ± {self.gain.half:.2g}"
+        figures = f"{self.gain.mean:+.3g} ± {self.gain.half or math.inf:.2g}"
         where = f"{self.metric} gained {figures} on {self.gain.n} hold-out images"
-        if not self.kept:
+        if not self.is_better:
             return f"{where}: not better than the solver alone, which the preset therefore holds"
-        sure = self.gain.low > 0
+        sure = (self.gain.low or 0) > 0
         return f"{where}: " + ("better beyond its 95% interval" if sure else "better, but within its 95% interval of 0")
 
 
@@ -300,10 +308,10 @@ def _run_trial(
 def _scores(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
     """PSNR, SSIM where the images are large enough for it, and the metric of the search, image by image."""
     samples = SAMPLES.get(search.metric, 1)
-    restoration = restored(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
+    restoration = restore_problem(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
     large = min(problem.images.truth.shape[-2:]) >= 11
     names = {search.metric, "psnr"} | ({"ssim"} if large else set())
-    return {name: quality(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
+    return {name: score_images(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
 
 
 def _outcome(study: optuna.Study, search: Search, prior: Denoiser, progress: Callable[[Report], None]) -> Outcome:
@@ -321,7 +329,7 @@ def _outcome(study: optuna.Study, search: Search, prior: Denoiser, progress: Cal
     best = max(zip(names.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
     sign, metric = METRICS[search.metric][1], search.metric
     values, base = ([sign * value for value in row.held_out[metric]] for row in (best, rows[0]))
-    gain = interval(values, base)
+    gain = estimate(values, base)
     pruned = sum(t.state == TrialState.PRUNED for t in done)
     return Outcome(rows, best, gain, metric, len(done), pruned)
 

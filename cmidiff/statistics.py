@@ -17,9 +17,9 @@ Ranking Methods, 1945, https://doi.org/10.2307/3001968; Holm, A Simple Sequentia
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,17 +30,19 @@ ALPHA = 0.05  # a corrected p below it is called significant
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` images and its interval, in the units of the values; None where one image gives no interval."""
+    """A mean over ``n`` images and half the width of its interval, which is None for one image."""
 
     n: int
     mean: float
-    low: float | None = None
-    high: float | None = None
+    half: float | None = None
 
     @property
-    def half(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+    def low(self) -> float | None:
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        return None if self.half is None else self.mean + self.half
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,12 @@ class Paired:
     ranks: int
 
 
-def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
+def estimate(values: Sequence[float], base: Sequence[float] | None = None, *, level: float = LEVEL) -> Estimate:
     """Mean and t interval of one value per image.
 
     Args:
         values: ``(n,)``, finite, at least one.
+        base: if given, what is estimated is the mean of ``values - base``.
         level: probability of the interval, in (0, 1).
 
     Raises:
@@ -76,15 +79,12 @@ def estimate(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1; got {level}. The usual one is 0.95.")
-    sample = _checked(values)
+    sample = _check(values) - (0.0 if base is None else _check(base))
     n, mean = len(sample), float(sample.mean())
-    if n < 2:
-        return Estimate(n, mean)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
-    return Estimate(n, mean, mean - half, mean + half)
+    return Estimate(n, mean, float(stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(sample)) if n > 1 else None)
 
 
-def paired(differences: Sequence[float], *, higher_is_better: bool) -> Paired:
+def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Paired:
     """Estimate, wins and signed-rank test of one difference per image.
 
     The null distribution is exact for up to 50 images without ties; beyond, the normal approximation. Differences of
@@ -97,13 +97,18 @@ def paired(differences: Sequence[float], *, higher_is_better: bool) -> Paired:
     Raises:
         ValueError: for no values, or values that are not finite.
     """
-    sample = _checked(differences)
+    sample = _check(differences)
     gains = sample if higher_is_better else -sample
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
     moved = gains[gains != 0]
-    p = None if len(sample) < 2 else _signed_rank(moved) if len(moved) else 1.0
+    p = None if len(sample) < 2 else _test_ranks(moved) if len(moved) else 1.0
     ranks = int(np.sign((np.sign(moved) * stats.rankdata(abs(moved))).sum())) if len(moved) else 0
     return Paired(estimate(differences), better, worse, len(sample) - better - worse, p, ranks)
+
+
+def _test_ranks(differences: np.ndarray) -> float:
+    found: Any = stats.wilcoxon(differences)
+    return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -114,11 +119,10 @@ def holm(p: Sequence[float]) -> list[float]:
     """
     if not all(0 <= one <= 1 for one in p):
         raise ValueError(f"p-values must lie in [0, 1]; got {list(p)}. Leave out the cells without a test.")
-    corrected, highest = [0.0] * len(p), 0.0
-    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
-        corrected[index] = highest
-    return corrected
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, dtype=float)[order])
+    return corrected.clip(max=1.0).tolist()
 
 
 def least_p(n: int) -> float:
@@ -126,12 +130,7 @@ def least_p(n: int) -> float:
     return 2.0 ** (1 - n) if n > 0 else 1.0
 
 
-def _signed_rank(differences: np.ndarray) -> float:
-    _, p = np.asarray(stats.wilcoxon(differences), dtype=float)
-    return float(p)
-
-
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _check(values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
         raise ValueError(f"Statistics need one finite value per image, and at least one; got {list(values)}.")
