@@ -120,7 +120,8 @@ class _Part:
         last = torch.where(per_sample(alive, self.x_hat), x_hat, self.x_hat)
         misfit = problem.measurement.misfit(x_hat)
         past = _remembered(self.past, step, alive, max(solver.memory, 0 if cmi is None else cmi.memory))
-        return replace(part, guidance=_norm(x_s - solver.unguided(step)), x_hat=last, misfit=misfit, alive=alive, past=past)
+        guidance = _norm(x_s - solver.unguided(step))
+        return replace(part, guidance=guidance, x_hat=last, misfit=misfit, alive=alive, past=past)
 
     def checked(self, solver: Solver, last: bool) -> _Part:
         """With the rows that have diverged at zero; the restoration in the place of the last state."""

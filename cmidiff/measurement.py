@@ -23,9 +23,9 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 
 from __future__ import annotations
 
-import math
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,8 +94,8 @@ class Measurement:
                 if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
                     return own
         raise ValueError(
-            f"{type(self.physics).__name__} cannot be applied to a part of its batch of {count} images: restore them one "
-            "by one, or leave batch_size out"
+            f"{type(self.physics).__name__} cannot be applied to a part of its batch of {count} images: restore "
+            "them one by one, or leave batch_size out"
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -253,7 +253,9 @@ class _Run:
         more numbers than `SMALL`."""
         if self.batch > 1:
             size = self.batch_size or self.batch
-            return [[(b, k) for b in range(self.batch)[i : i + size]] for k in samples for i in range(0, self.batch, size)]
+            return [
+                [(b, k) for b in range(self.batch)[i : i + size]] for k in samples for i in range(0, self.batch, size)
+            ]
         size = max(1, SMALL // math.prod(self.intake.measurement.shape)) if together else len(samples)
         size = min(size, self.batch_size or size)
         return [[(0, k) for k in samples[i : i + size]] for i in range(0, len(samples), size)]

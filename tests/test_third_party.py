@@ -68,7 +68,7 @@ lost = no_such_module:prior
 [cmidiff.tasks]
 every-other = landweber:every_other
 """
-SCRIPT = '''
+SCRIPT = """
 import json, sys, warnings
 from pathlib import Path
 
@@ -113,8 +113,8 @@ common = ["--solver", "landweber", "--prior", "pixels", "--steps", "3"]
 run("restore", "restore", "y.safetensors", *common, "-o", "restored", "--device", "cpu")
 record = json.loads(Path("restored/run.json").read_text())["options"]
 found["record"] = [record["solver"]["name"], record["prior"], record["measurement"]["task"]]
-run("evaluate", "evaluate", "--images", images, "--tasks", "every-other:gap=4", "--solvers", "landweber", "--cmi", "off",
-    "--prior", "pixels", "--steps", "3", "--size", "32", "--device", "cpu", "-o", "run")
+run("evaluate", "evaluate", "--images", images, "--tasks", "every-other:gap=4", "--solvers", "landweber",
+    "--cmi", "off", "--prior", "pixels", "--steps", "3", "--size", "32", "--device", "cpu", "-o", "run")
 run("tune", "tune", "every-other", "--images", images, "--solver", "landweber", "--prior", "pixels", "--steps", "3",
     "--count", "4", "--trials", "2", "--device", "cpu", "-o", "preset.toml")
 found["listed"] = "pixels" in run("priors", "priors")
@@ -127,7 +127,7 @@ values = {"case": "experiment", "experiment": "every-other", "noise": "", "steps
 ask = Ask.read(values | {"whole": False, "solver": "landweber", "seed": 0}, Limits())
 found["asked"] = [ask.case, ask.solver]
 print(json.dumps(found))
-'''
+"""
 
 
 def wheel(folder: Path) -> Path:
@@ -165,8 +165,8 @@ def test_an_installed_package_adds_a_solver_a_prior_and_a_task_everywhere(tmp_pa
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {
-        **{name: True for name in ("python", "stored", "task", "listed", "page")},
-        **{name: 0 for name in ("degrade", "restore", "evaluate", "tune", "priors")},
+        **dict.fromkeys(("python", "stored", "task", "listed", "page"), True),
+        **dict.fromkeys(("degrade", "restore", "evaluate", "tune", "priors"), 0),
         "record": ["landweber", "pixels", "every-other"],
         "asked": ["every-other", "landweber"],
     }

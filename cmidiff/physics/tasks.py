@@ -336,4 +336,3 @@ def _parameters(name: str) -> dict[str, Any]:
         for key, parameter in signature.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("dtype", "device")
     }
-

@@ -125,8 +125,8 @@ class Space:
                 return [_around("scale", _number(base.scale), 8.0)], lambda v: replace(base, scale=v["scale"])
             case DSG():
                 return [("rate", base.rate, 0.0, 1.0, False)], lambda v: replace(base, rate=v["rate"])
-            case _ if is_dataclass(base) and isinstance(getattr(base, "scale", None), float | int):
-                return [_around("scale", _number(getattr(base, "scale")), 8.0)], lambda v: replace(base, scale=v["scale"])
+            case Solver(scale=float() as scale) if is_dataclass(base):  # pyright: ignore[reportAttributeAccessIssue]
+                return [_around("scale", _number(scale), 8.0)], lambda v: replace(base, scale=v["scale"])
         raise ValueError(
             f"{base!r} has no strength to tune, which is a field scale > 0: choose dps, pigdm, mcg, dsg or cadps"
         )
