@@ -18,15 +18,15 @@ import torch
 import typer
 from torch import Tensor
 
-from cmidiff.images import read_source, sources
 from cmidiff.metrics import psnr
+from cmidiff.sources import list_sources, read_source
 
 Denoise = Callable[[Tensor, float], Tensor]
 
 
 def read_images(where: Path, pattern: str, count: int) -> Tensor:
     """Return the first images by name, (N, 3, H, W) in [0, 1]; all must have one size."""
-    found = [one for one in sources(where) if fnmatch(Path(one.name).name, pattern)][:count]
+    found = [one for one in list_sources(where) if fnmatch(Path(one.name).name, pattern)][:count]
     if not found:
         raise typer.BadParameter(f"There is no image {pattern!r} in {where}. Correct --images or --pattern.")
     images = [read_source(one) for one in found]
@@ -51,7 +51,7 @@ def prior_denoiser(name: str) -> Denoise:
 
 def ffdnet_denoiser(path: Path) -> tuple[Denoise, float]:
     """Return FFDNet as ``(noisy image in [0, 1], sigma) -> clean image``, and its largest noise level."""
-    from cmidiff.train.teacher import MAX_SIGMA, load_teacher
+    from cmidiff.train.loss import MAX_SIGMA, load_teacher
 
     network = load_teacher(path)
 

@@ -15,8 +15,8 @@ import torch
 import typer
 from torch import Tensor
 
-from cmidiff.images import read_source, sources
 from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
+from cmidiff.sources import list_sources, read_source
 
 LEVELS = (0, 2, 5, 10, 15, 25, 50)  # of 255
 WIDTHS = (0.8, 1.5, 2.5, 4.0)  # pixels
@@ -28,7 +28,7 @@ def main(
     size: Annotated[int, typer.Option(help="Side of the square that is taken of each, pixels.")] = 256,
     limit: Annotated[int, typer.Option(help="How many images.")] = 12,
 ) -> None:
-    pixels = [read_source(source, size) for source in sources(images)[:limit]]
+    pixels = [read_source(source, size) for source in list_sources(images)[:limit]]
     batch = torch.stack(pixels).permute(0, 3, 1, 2).double() / 255
     print("noise of 255 | 8 bits: bias, RMS error | not cut off: bias, RMS error | median of wavelets, 8 bits")
     for level in LEVELS:

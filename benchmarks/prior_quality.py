@@ -30,9 +30,9 @@ from deepinv.physics import LinearPhysics
 from rich.console import Console
 from torch import Tensor
 
-from cmidiff.images import read_source, sources
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import deblur_gaussian, from_mask, measure, random_mask, super_resolution
+from cmidiff.sources import list_sources, read_source
 
 NOISE_STD = 0.05
 TV_WEIGHTS = [0.02 * 2 ** (k / 3) for k in range(-12, 13)]
@@ -51,7 +51,7 @@ class Problem:
 
 def read_images(archive: Path, count: int) -> tuple[Tensor, Tensor]:
     """The images to report and the images to tune on, each ``(count, 3, H, W)`` in [0, 1]."""
-    found = sources(archive)
+    found = list_sources(archive)
     step = len(found) // count
     if step < 2:
         raise typer.BadParameter(f"{archive} holds {len(found)} images; {2 * count} are needed. Ask for fewer.")

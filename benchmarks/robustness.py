@@ -22,10 +22,10 @@ from rich.console import Console
 from torch import Tensor
 
 from cmidiff import CMI, load_prior, measure, restore
-from cmidiff.images import read_source, sources
 from cmidiff.metrics import psnr
 from cmidiff.physics import TASKS
 from cmidiff.result import RestorationWarning
+from cmidiff.sources import list_sources, read_source
 
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 STEPS = (10, 25, 100)
@@ -136,7 +136,7 @@ def run(
     """Run the grid and print the worst cells of each solver."""
     out.mkdir(parents=True, exist_ok=True)
     table, network = out / f"results-{prior}-{size}-{count}.csv", load_prior(prior)
-    chosen = sources(images)
+    chosen = list_sources(images)
     x = torch.stack([read_source(one)[:, :size, :size] for one in chosen[:: max(1, len(chosen) // count)][:count]])
     rows = _read(table)
     done = {(row["task"], float(row["noise"]), int(row["steps"]), row["solver"]) for row in rows}

@@ -14,10 +14,10 @@ import torch
 import typer
 
 from cmidiff import load_prior, measure, restore
-from cmidiff.images import read_source, sources
 from cmidiff.metrics import coverage, crps, psnr
 from cmidiff.physics import TASKS
 from cmidiff.result import RestorationWarning
+from cmidiff.sources import list_sources, read_source
 
 PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoise 25/255": ("denoise", {"noise_std": 25 / 255}),
@@ -38,7 +38,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps; those of the solver by default.")] = None,
 ) -> None:
     """Print a table: a row for each problem and solver."""
-    truth = torch.stack([read_source(one)[:, 80 : 80 + size, 80 : 80 + size] for one in sources(images)[:count]])
+    truth = torch.stack([read_source(one)[:, 80 : 80 + size, 80 : 80 + size] for one in list_sources(images)[:count]])
     network = load_prior(prior)
     print("| problem | solver | PSNR of a sample | of the mean | spread over error | 90% coverage | CRPS x 1000 |")
     print("|---|---|---|---|---|---|---|")

@@ -43,7 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from cmidiff import CADPS, CMI, DPS, DSG, MCG, GaussianMixture, NetworkPrior, PiGDM, measure, restore
 from cmidiff import physics as tasks
 from cmidiff.draws import SeededDraws
-from cmidiff.images import read_image, read_source, sources
+from cmidiff.images import read_image
 from cmidiff.information import Contraction, Estimator
 from cmidiff.loop import Trace, sample
 from cmidiff.measurement import Measurement
@@ -52,6 +52,7 @@ from cmidiff.prior import load_network
 from cmidiff.registry import SOLVERS
 from cmidiff.samplers import Ancestral
 from cmidiff.solvers import CADPSReleased, Solver
+from cmidiff.sources import list_sources, read_source
 from cmidiff.step import Problem, Step
 
 NOISE_STD = 0.05  # of images in [0, 1]
@@ -483,7 +484,7 @@ def quality_table(archive: Path, task: str, count: int, steps: int, device: torc
 
 def read_images(archive: Path, count: int) -> Tensor:
     """``count`` images evenly over the sorted names, (count, 3, 64, 64) in [0, 1]."""
-    found = sources(archive)
+    found = list_sources(archive)
     return torch.stack([read_source(one) for one in found[:: len(found) // count][:count]])
 
 

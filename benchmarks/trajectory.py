@@ -15,12 +15,12 @@ from torch import Tensor
 
 from cmidiff import load_prior, measure
 from cmidiff.draws import SeededDraws
-from cmidiff.images import read_source, sources
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
 from cmidiff.registry import SOLVERS
 from cmidiff.samplers import Ancestral
+from cmidiff.sources import list_sources, read_source
 from cmidiff.step import Problem, Step
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def run(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 25,
 ) -> None:
     """Print a table: a row for each noise level, a column for each solver."""
-    truth = torch.stack([read_source(one)[:, :size, :size] for one in sources(images)[:count]])
+    truth = torch.stack([read_source(one)[:, :size, :size] for one in list_sources(images)[:count]])
     network = load_prior(prior)
     physics = TASKS[task](truth.shape[1:], **OPTIONS[task])
     y, x = measure(truth, physics, seed=0), 2 * truth - 1

@@ -1,4 +1,4 @@
-"""Image files: the one reader and the one writer, and the images of a folder or an archive.
+"""Image files: the one reader and the one writer.
 
 An image is read as it is seen: upright (EXIF), in sRGB (its ICC profile applied), transparency apart. Eight and sixteen
 bits keep their precision; floating-point values need a stated range. What is written is PNG, upright and in sRGB.
@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import math
 import struct
-import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,8 @@ from torch.nn.functional import interpolate
 
 from cmidiff import colour, files
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 PNG, TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION = 0x0112
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the tag of EXIF, and its values that exchange width and height
 RANGE_HINT = "state the range of the values, as --range 0,255 or value_range=(0, 255)"
 Range = tuple[float, float]
 
@@ -104,8 +101,8 @@ def decode_image(data: bytes, *, value_range: Range | None = None) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            raw = _deep_tiff(data) if data[:4] in TIFF else None
-            raw = raw or _pillow(data)
+            raw = _read_deep_tiff(data) if data[:4] in TIFF else None
+            raw = raw or _read_pillow(data)
     except UnidentifiedImageError as error:
         raise ValueError("cannot be read as an image: give a PNG, JPEG, TIFF or WebP file") from error
     except PIL.DecompressionBombError as error:
@@ -116,7 +113,7 @@ def decode_image(data: bytes, *, value_range: Range | None = None) -> Image:
         raise ValueError(
             f"is a damaged image ({str(error).splitlines()[0] if str(error) else 'cut short'}): save it again"
         ) from error
-    return _image(raw, value_range)
+    return _make_image(raw, value_range)
 
 
 @dataclass(frozen=True)
@@ -133,26 +130,26 @@ class _Raw:
     notes: tuple[str, ...] = ()
 
 
-def _image(raw: _Raw, value_range: Range | None) -> Image:
-    pixels, note = _turned(raw.pixels, raw.orientation), ""
+def _make_image(raw: _Raw, value_range: Range | None) -> Image:
+    pixels, note = _turn(raw.pixels, raw.orientation), ""
     colours = 1 if pixels.shape[2] <= 2 else 3
-    shown, alpha = _scaled(pixels[..., :colours], raw.top, value_range), None
+    shown, alpha = _scale(pixels[..., :colours], raw.top, value_range), None
     if pixels.shape[2] > colours:
         alpha = (pixels[..., colours:].astype(np.float32) / np.float32(raw.top or 1)).clip(0, 1)
     if raw.profile is not None:
         shown, note = colour.to_srgb(shown, raw.profile)
     if alpha is not None:
-        shown = _bled(shown, alpha)
+        shown = _bleed(shown, alpha)
     notes = (*raw.notes, *filter(None, (note,)))
     bits = 8 if pixels.dtype == np.uint8 else 16
-    return Image(_tensor(shown), None if alpha is None else _tensor(alpha), bits, notes)
+    return Image(_to_tensor(shown), None if alpha is None else _to_tensor(alpha), bits, notes)
 
 
-def _tensor(values: NDArray[np.float32]) -> Tensor:
+def _to_tensor(values: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
-def _scaled(pixels: NDArray[np.generic], top: float | None, value_range: Range | None) -> NDArray[np.float32]:
+def _scale(pixels: NDArray[np.generic], top: float | None, value_range: Range | None) -> NDArray[np.float32]:
     """Stored values to [0, 1]."""
     if 0 in pixels.shape:
         raise ValueError("has no pixels")
@@ -172,38 +169,22 @@ def _scaled(pixels: NDArray[np.generic], top: float | None, value_range: Range |
     return ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
-def _turned(pixels: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
+def _turn(pixels: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
     """Upright, by the values of the EXIF tag."""
-    match orientation:
-        case 2:
-            return pixels[:, ::-1]
-        case 3:
-            return pixels[::-1, ::-1]
-        case 4:
-            return pixels[::-1]
-        case 5:
-            return pixels.swapaxes(0, 1)
-        case 6:
-            return np.rot90(pixels, -1)
-        case 7:
-            return pixels[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return np.rot90(pixels)
-        case _:
-            return pixels
+    pixels = pixels.swapaxes(0, 1) if orientation in TURNED else pixels
+    return np.flip(pixels, {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}.get(orientation, ()))
 
 
-def _bled(shown: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+def _bleed(shown: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.float32]:
     """The nearest visible colour in the place of colours that transparency hides: they hold anything."""
     clear = alpha[..., 0] <= 0
     if not clear.any() or clear.all():
         return shown
-    nearest = np.empty((2, *clear.shape), np.int32)
-    distance_transform_edt(clear, return_distances=False, return_indices=True, indices=nearest)
+    nearest: Any = distance_transform_edt(clear, return_distances=False, return_indices=True)
     return shown[nearest[0], nearest[1]]
 
 
-def _pillow(data: bytes) -> _Raw:
+def _read_pillow(data: bytes) -> _Raw:
     with PIL.open(io.BytesIO(data)) as file:
         if file.format in ("EPS", "WMF"):  # programs that draw, not pixels
             raise UnidentifiedImageError
@@ -211,14 +192,14 @@ def _pillow(data: bytes) -> _Raw:
             raise ValueError(f"holds {frames} images (an animation?): save one of them as PNG, and give that file")
         orientation, profile = file.getexif().get(ORIENTATION, 1), file.info.get("icc_profile")
         if data.startswith(PNG) and data[24] == 16:
-            return _Raw(_deep_png(data), 65535, orientation, profile)
+            return _Raw(_read_deep_png(data), 65535, orientation, profile)
         image, notes = ImageOps.exif_transpose(file), ()
         assert image is not None, "it is not transposed in place"
         if image.mode.startswith(("I", "F")):
             top = 65535 if image.mode.startswith("I;16") or (file.format == "PPM" and image.mode == "I") else None
             return _Raw(np.asarray(image)[..., None], top, profile=profile)
         if image.mode == "CMYK":
-            image, notes = _without_ink(image, profile)
+            image, notes = _convert_ink(image, profile)
             profile = None
         transparent, gray = image.has_transparency_data, image.mode in ("1", "L", "LA", "La")
         image = image.convert(("LA" if gray else "RGBA") if transparent else ("L" if gray else "RGB"))
@@ -226,7 +207,7 @@ def _pillow(data: bytes) -> _Raw:
     return _Raw(array.reshape(*array.shape[:2], -1), 255, profile=profile, notes=notes)
 
 
-def _deep_png(data: bytes) -> NDArray[np.generic]:
+def _read_deep_png(data: bytes) -> NDArray[np.generic]:
     """Sixteen bits per channel, of which Pillow would keep eight in colour."""
     from torchvision.io import ImageReadMode, decode_image
 
@@ -234,7 +215,7 @@ def _deep_png(data: bytes) -> NDArray[np.generic]:
     return decode_image(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
-def _without_ink(image: PIL.Image, profile: bytes | None) -> tuple[PIL.Image, tuple[str, ...]]:
+def _convert_ink(image: PIL.Image, profile: bytes | None) -> tuple[PIL.Image, tuple[str, ...]]:
     """CMYK to sRGB, by its profile if it has one."""
     if profile is not None:
         try:
@@ -245,7 +226,7 @@ def _without_ink(image: PIL.Image, profile: bytes | None) -> tuple[PIL.Image, tu
     return image.convert("RGB"), ("CMYK without a usable profile: its colours are approximate",)
 
 
-def _deep_tiff(data: bytes) -> _Raw | None:
+def _read_deep_tiff(data: bytes) -> _Raw | None:
     """A TIFF file of more than eight bits, which Pillow reads in part only; None for another one."""
     import tifffile
 
@@ -256,12 +237,12 @@ def _deep_tiff(data: bytes) -> _Raw | None:
                 raise ValueError("is a camera's raw file, or begins with a preview: develop it to PNG or TIFF first")
             if (frames := len(file.pages) - sum(page.is_reduced for page in pages)) > 1:
                 raise ValueError(f"holds {frames} images: save one of them as PNG, and give that file")
-            return _of_page(pages[0])
+            return _read_page(pages[0])
     except tifffile.TiffFileError as error:
         raise UnidentifiedImageError from error
 
 
-def _of_page(page: Any) -> _Raw | None:
+def _read_page(page: Any) -> _Raw | None:
     if page.dtype is None or (page.dtype.itemsize == 1 and page.dtype.kind in "bu"):
         return None
     if page.photometric not in (0, 1, 2) or page.imagedepth > 1:  # gray, white the least or largest value, or RGB
@@ -304,7 +285,7 @@ def encode_image(values: Tensor, alpha: Tensor | None = None, *, bits: int = 8) 
     """The PNG of an image (1 | 3, H, W) in sRGB, clipped to [0, 1], with 8 or 16 bits per channel."""
     if bits == 8:
         return encode(to_pil(values, alpha))
-    array = _integers(values, alpha, 65535).astype(">u2")
+    array = _to_integers(values, alpha, 65535).astype(">u2")
     height, width, channels = array.shape
     rows = array.reshape(height, -1).view(np.uint8).copy()
     rows[:, 2 * channels :] -= rows[:, : -2 * channels].copy()  # filter 1: difference to the pixel on the left
@@ -324,11 +305,11 @@ def encode(image: PIL.Image) -> bytes:
 
 def to_pil(values: Tensor, alpha: Tensor | None = None) -> PIL.Image:
     """An image (1 | 3, H, W), clipped to [0, 1], with eight bits."""
-    array = _integers(values, alpha, 255).astype(np.uint8)
+    array = _to_integers(values, alpha, 255).astype(np.uint8)
     return PIL.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def _integers(values: Tensor, alpha: Tensor | None, top: int) -> NDArray[np.float64]:
+def _to_integers(values: Tensor, alpha: Tensor | None, top: int) -> NDArray[np.float64]:
     """(H, W, C), whole numbers from 0 to ``top``."""
     together = values if alpha is None else torch.cat((values, alpha.to(values)))
     scaled = together.detach().cpu().double().nan_to_num().clamp(0, 1) * top
@@ -351,17 +332,17 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
     top, left = (rows - crop_h) // 2, (columns - crop_w) // 2
 
     def fit(x: Tensor) -> Tensor:
-        return _interpolated(x[:, top : top + crop_h, left : left + crop_w], height, width)
+        return _interpolate(x[:, top : top + crop_h, left : left + crop_w], height, width)
 
     return replace(image, values=fit(image.values), alpha=None if image.alpha is None else fit(image.alpha))
 
 
 def fit_alpha(alpha: Tensor | None, height: int, width: int) -> Tensor | None:
     """The transparency at the size of a restored image."""
-    return alpha if alpha is None or alpha.shape[1:] == (height, width) else _interpolated(alpha, height, width)
+    return alpha if alpha is None or alpha.shape[1:] == (height, width) else _interpolate(alpha, height, width)
 
 
-def _interpolated(x: Tensor, height: int, width: int) -> Tensor:
+def _interpolate(x: Tensor, height: int, width: int) -> Tensor:
     larger = interpolate(x[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return larger[0].clamp(0, 1)
 
@@ -387,104 +368,3 @@ def square(image: Image, size: int | None) -> Tensor:
     middle = whole.crop((left, top, left + side, top + side))
     small = np.array(middle.resize((size, size), PIL.Resampling.LANCZOS))
     return torch.from_numpy(small).permute(2, 0, 1).float() / 255
-
-
-# folders and archives
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image file, not opened yet.
-
-    Attributes:
-        name: of the image: its path below the folder (or inside the archive) without its ending.
-        file: path below the folder or inside the archive.
-        read: gives its bytes.
-    """
-
-    name: str
-    file: str
-    read: Callable[[], bytes]
-
-
-def read_source(source: Source, size: int | None = None) -> Tensor:
-    """An image of a folder or an archive, (3, H, W) in [0, 1]; ``size`` as in `square`.
-
-    Raises:
-        ValueError: it cannot be used; the message says why.
-    """
-    try:
-        return square(decode_image(source.read()), size)
-    except ValueError as error:
-        raise ValueError(f"the image {source.file} cannot be used: it {error}") from error
-
-
-def sources(images: Path, *, offset: int = 0, limit: int | None = None) -> list[Source]:
-    """The image files of a folder, searched with its sub-folders, or of a tar archive; sorted by name.
-
-    Args:
-        images: the folder or archive.
-        offset: how many to leave out first.
-        limit: how many to take then; None for all.
-
-    Raises:
-        ValueError: neither a folder nor an archive, no image in it, fewer than asked for, two images of one name, or a
-            name that leaves the archive.
-    """
-    found = sorted(_found(images), key=lambda source: source.name)
-    if not found:
-        raise ValueError(f"{images} holds no image ({', '.join(ENDINGS)}): give a folder or a tar archive of images")
-    _check_names(found, images)
-    chosen = found[offset : None if limit is None else offset + limit]
-    if not chosen or (limit is not None and len(chosen) < limit):
-        raise ValueError(
-            f"{images} holds {len(found)} images, not {limit or 1} after the first {offset}: ask for fewer"
-        )
-    return chosen
-
-
-def _found(images: Path) -> Iterator[Source]:
-    if images.is_dir():
-        for path in images.rglob("*"):
-            file = path.relative_to(images).as_posix()
-            if path.is_file() and _is_image(file):
-                yield Source(_name(file), file, path.read_bytes)
-    elif images.is_file() and tarfile.is_tarfile(images):
-        archive = tarfile.open(images)  # noqa: SIM115 - stays open for as long as its sources are read
-        for member in archive:
-            if member.isfile() and _is_image(member.name):
-                yield Source(_name(member.name), member.name, _reader(archive, member))
-    else:
-        what = "is neither a folder nor a tar archive" if images.exists() else "does not exist"
-        raise ValueError(f"{images} {what}: give one that holds images")
-
-
-def _is_image(file: str) -> bool:
-    path = PurePosixPath(file)
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-
-
-def _name(file: str) -> str:
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the archive names an image {file!r}, outside of itself: rename it")
-    return path.with_suffix("").as_posix()
-
-
-def _reader(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        file = archive.extractfile(member)
-        return b"" if file is None else file.read()
-
-    return read
-
-
-def _check_names(found: list[Source], images: Path) -> None:
-    before: dict[str, Source] = {}
-    for source in found:
-        other = before.setdefault(source.name.casefold(), source)
-        if other is not source:
-            raise ValueError(
-                f"two images in {images} have the name {source.name!r} ({other.file} and {source.file}): "
-                "rename or remove one"
-            )

@@ -15,3 +15,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference files of ../shared, which are not part of the project")
     return SHARED
+
+
+@pytest.fixture
+def without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of LPIPS and FID that this machine may have are not found: the tests cost the same everywhere."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
     ("files", "colour", "config"),
-    ("schedule", "krylov", "draws", "dct", "images", "registry", "result"),
+    ("images",),
+    ("schedule", "krylov", "draws", "dct", "sources", "registry", "result"),
     ("physics",),
     ("metrics", "whitening", "moments", "statistics"),
     ("prior",),

@@ -18,16 +18,18 @@ from torch import Tensor
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from cmidiff.app import demo, duration, options, problem, run
+import cmidiff as package
+from cmidiff.app import demo, options, problem, settings, speed
 from cmidiff.app.cli import app
-from cmidiff.app.findings import find_noise
-from cmidiff.app.unpainted import keep_unpainted
+from cmidiff.app.photograph import find_noise, read_problem
+from cmidiff.app.repair import keep_unpainted
 from cmidiff.images import encode_image, read_image
 from cmidiff.moments import SecondMoments
 from cmidiff.physics import TASKS
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.network import Network
+from cmidiff.registry import SOLVERS
 from cmidiff.schedule import DDPM
 
 FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu")
@@ -58,7 +60,7 @@ def prior(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Denoiser
     (tmp_path / "gaussian").mkdir()
 
     def use(denoiser: Denoiser) -> None:
-        monkeypatch.setattr(run, "load_prior", lambda name, device: denoiser)
+        monkeypatch.setattr(package, "load_prior", lambda name, device: denoiser, raising=False)
 
     use(gaussian_prior())
     return use
@@ -105,12 +107,12 @@ def test_help_in_a_narrow_terminal_cuts_no_name(command: str) -> None:
 
 def test_every_solver_name_can_be_built() -> None:
     common: dict[str, Any] = {"eta": None, "prior": "gaussian", "steps": 1, "seed": 0, "batch": 1, "device": "cpu"}
-    for name in options.SOLVERS:
-        settings = options.settings_of(solver=name, cmi=None, samples=None, **common)
-        json.dumps(settings.describe())
-        assert settings.samples == (0 if name == "dpir" else 1)
-        if settings.samples:
-            assert options.settings_of(solver=name, cmi=True, samples=2, **common).cmi is not None
+    for name in SOLVERS:
+        made = settings.make_settings(solver=name, cmi=None, samples=None, **common)
+        json.dumps(made.describe())
+        assert made.samples == (0 if name == "dpir" else 1)
+        if made.samples:
+            assert settings.make_settings(solver=name, cmi=True, samples=2, **common).cmi is not None
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -119,7 +121,7 @@ def test_a_measurement_file_restores_the_exact_physics(photograph: Path, task: s
     result = cmidiff("degrade", photograph, "--task", task, "--noise-std", 0.1, "--seed", 3, "-o", "m", *own)
     assert result.exit_code == 0, result.output
     loaded = problem.load_problem(Path("m.safetensors"))
-    made = problem.degraded(read_image(photograph), loaded.task, seed=3)
+    made = problem.degrade(read_image(photograph), loaded.task, seed=3)
     torch.testing.assert_close(loaded.y, made.y, rtol=0, atol=0)
     x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loaded.physics.A(x), made.physics.A(x), rtol=0, atol=0)
@@ -262,9 +264,9 @@ def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
     mask[3:7, 5:9] = 255
     Image.fromarray(mask).save("mask.png")
     Image.fromarray(255 - mask).save("seen.png")
-    made = options.problem_of(photograph, None, {}, Path("mask.png"), None, 0.1)
+    made = read_problem(photograph, noise_std=0.1, mask=Path("mask.png"))
     seen = torch.from_numpy(mask == 0)
-    other = options.problem_of(photograph, None, {}, None, None, 0.1, Path("seen.png"))
+    other = read_problem(photograph, noise_std=0.1, seen=Path("seen.png"))
     assert torch.equal(other.y, made.y)
     torch.testing.assert_close(made.y[0], read_image(photograph).values * seen)
     result = cmidiff("restore", photograph, "--mask", "mask.png", *FAST)
@@ -279,11 +281,12 @@ def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
 
 def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
     Image.fromarray(np.diag([0, 0, 200]).astype(np.uint8)).save("kernel.png")
-    made = options.problem_of(photograph, None, {}, None, Path("kernel.png"), 0.1)
-    x = torch.rand(1, 3, 12, 20, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(made.physics.A(x)[..., 1:, 1:], x[..., :-1, :-1], rtol=0, atol=1e-6)
+    made = read_problem(photograph, noise_std=0.1, kernel=Path("kernel.png"))
+    x = torch.rand(1, *made.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(made.physics.A(x), x[..., :12, :20], rtol=0, atol=1e-6)  # its surroundings are unknown
     assert "must be written motion:LENGTH,ANGLE" in refused("restore", photograph, "--kernel", "motion:3", *FAST)
-    wide = options.problem_of(photograph, None, {}, None, Path("gaussian:1"), 0.1)
+    wide = read_problem(photograph, noise_std=0.1, kernel=Path("gaussian:1"))
+    x = torch.rand(1, *wide.shape, generator=torch.Generator().manual_seed(1))
     assert float(wide.physics.A(x).std()) < 0.7 * float(x.std())
     result = cmidiff("restore", photograph, "--kernel", "kernel.png", *FAST)
     assert result.exit_code == 0, result.output
@@ -432,7 +435,7 @@ def test_the_demo_shows_every_contender_between_measurement_and_truth(monkeypatc
     monkeypatch.setattr(demo, "STEPS", 2)
     result = cmidiff("demo", "-o", "sheet.png", "--prior", "gaussian", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert all(one.name in result.stdout for one in demo.RUNS)
+    assert all(name in result.stdout for name in demo.RUNS)
     assert "restored after" in result.stderr
     sheet = np.asarray(Image.open("sheet.png"))
     truth = np.asarray(Image.open(demo.PHOTOGRAPH))
@@ -545,7 +548,7 @@ def test_tiles_at_the_command_line(photograph: Path) -> None:
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
     assert json.loads((Path("8") / "run.json").read_text())["options"]["tile"] == 8
     assert "multiple of 8" in cmidiff("restore", "m.safetensors", "--tile", 12, "-o", "other", *FAST).stderr
-    assert "--tile must be a number of pixels" in refused("restore", "m.safetensors", "--tile", "big", *FAST)
+    assert "must be a number of pixels up to" in refused("restore", "m.safetensors", "--tile", "big", *FAST)
 
 
 def written_photograph(name: str, *, noise: float = 0.0, side: int = 48, **options: Any) -> Tensor:
@@ -678,11 +681,11 @@ def test_a_run_is_not_continued_with_other_weights(photograph: Path, prior: Call
 def test_a_long_run_is_announced(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = cmidiff("restore", photograph, "--task", "denoise", *FAST)
     assert "on this machine" not in quiet.stderr
-    monkeypatch.setattr(duration, "WORTH", 0)
-    monkeypatch.setattr(duration, "LONG", 0.0)
+    monkeypatch.setattr(speed, "WORTH", 0)
+    monkeypatch.setattr(speed, "LONG", 0.0)
     long = cmidiff("restore", photograph, "--task", "denoise", "--samples", 1, *FAST)
     assert "20x12 pixels: about 10 seconds on this machine" in long.stderr
-    assert [duration.in_words(n) for n in (33, 600, 7200)] == [
+    assert [speed.say_duration(n) for n in (33, 600, 7200)] == [
         "about 30 seconds",
         "about 10 minutes",
         "about 2.0 hours",
@@ -691,9 +694,9 @@ def test_a_long_run_is_announced(photograph: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_time_of_a_large_image_counts_its_tiles() -> None:
     small = NetworkPrior(lambda x_t, t: x_t, size=64)
-    assert duration.pixels_seen(small, (3, 256, 200), "auto") == 256 * 200
+    assert speed.count_pixels(small, (3, 256, 200), "auto") == 256 * 200
     across, down = -(-(4000 - 32) // 96), -(-(3000 - 32) // 96)  # tiles of 128 that share 32
-    assert duration.pixels_seen(small, (3, 3000, 4000), "auto") == across * down * 128**2
+    assert speed.count_pixels(small, (3, 3000, 4000), "auto") == across * down * 128**2
 
 
 def test_the_noise_of_a_damaged_photograph_is_that_of_its_intact_pixels() -> None:

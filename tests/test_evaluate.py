@@ -27,19 +27,22 @@ from cmidiff.config import build
 from cmidiff.evaluate import config as configuration
 from cmidiff.evaluate import estimate, scores
 from cmidiff.evaluate.config import Config, load, override
-from cmidiff.evaluate.database import Results, RunError, Unit, Writer
+from cmidiff.evaluate.database import Results, RunError, Writer
 from cmidiff.evaluate.engine import Engine, Local
 from cmidiff.evaluate.grid import open_image
+from cmidiff.evaluate.records import Unit
 from cmidiff.evaluate.run import Options, Unwritable, evaluate
 from cmidiff.evaluate.setup import compare, list_cells, resolve, setup
 from cmidiff.evaluate.work import Done, Job, compute, make_seed
-from cmidiff.images import encode_image, sources
+from cmidiff.images import encode_image
 from cmidiff.metrics import psnr
 from cmidiff.moments import SecondMoments
 from cmidiff.prior import NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.schedule import DDPM
+from cmidiff.sources import list_sources
 
+pytestmark = pytest.mark.usefixtures("without_weights")
 SIDE = 16
 SCHEDULE = DDPM.linear()
 GRID: dict[str, Any] = {
@@ -157,7 +160,7 @@ def test_a_configuration_says_what_is_wrong(tmp_path: Path, text: str, message: 
     [
         ({"tasks": ["super-resolutoin"]}, "did you mean super-resolution?"),
         ({"tasks": ["denoise:factor=3"]}, "task denoise has no parameter 'factor'"),
-        ({"solvers": ["dsp"]}, "did you mean dsg or dps"),
+        ({"solvers": ["dsp"]}, "unknown solver 'dsp': did you mean"),
         ({"solvers": ["dps:rate=1"]}, "has no option 'rate': choose one of scale"),
         ({"solvers": ["dps:scale=-1"]}, "scale"),
         ({"cmi_options": {"prob": 1}}, "[cmi_options] has no option 'prob': did you mean probe"),
@@ -240,25 +243,25 @@ def test_images_of_an_archive_are_those_of_the_folder(images: Path, tmp_path: Pa
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for path in sorted(images.rglob("*.png"), reverse=True):
             tar.add(path, path.relative_to(images).as_posix())
-    from_folder, from_tar = ([open_image(s, SIDE) for s in sources(p)] for p in (images, tmp_path / "images.tar"))
+    from_folder, from_tar = ([open_image(s, SIDE) for s in list_sources(p)] for p in (images, tmp_path / "images.tar"))
     assert [row for row, _ in from_folder] == [row for row, _ in from_tar]
     assert [row.name for row, _ in from_folder] == ["im0", "im1", "im2", "sub/im9"]
     for (_, a), (_, b) in zip(from_folder, from_tar, strict=True):
         assert a is not None
         assert b is not None
         assert np.array_equal(a, b)
-    assert [s.name for s in sources(images, offset=1, limit=2)] == ["im1", "im2"]
+    assert [s.name for s in list_sources(images, offset=1, limit=2)] == ["im1", "im2"]
 
 
 def test_an_image_is_its_middle_square_shrunk(tmp_path: Path) -> None:
     values = np.zeros((8, 24, 3), dtype=np.uint8)
     values[:, 8:16] = 200
     Image.fromarray(values).save(tmp_path / "wide.png")
-    ((row, pixels),) = (open_image(s, 4) for s in sources(tmp_path))
+    ((row, pixels),) = (open_image(s, 4) for s in list_sources(tmp_path))
     assert (row.width, row.height) == (4, 4)
     assert pixels is not None
     assert torch.equal((pixels * 255).round(), torch.full((3, 4, 4), 200.0))
-    ((row, pixels),) = (open_image(s, 9) for s in sources(tmp_path))
+    ((row, pixels),) = (open_image(s, 9) for s in list_sources(tmp_path))
     assert pixels is None
     assert row.error == "the image wide.png cannot be used: it has 24x8 pixels, less than the size 9"
 
@@ -266,16 +269,16 @@ def test_an_image_is_its_middle_square_shrunk(tmp_path: Path) -> None:
 def test_images_that_cannot_be_told_apart_or_found_are_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no image"):
-        sources(tmp_path / "empty")
+        list_sources(tmp_path / "empty")
     with pytest.raises(ValueError, match="does not exist"):
-        sources(tmp_path / "nowhere")
+        list_sources(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="neither a folder nor a tar archive"):
-        sources(images / "im0.png")
+        list_sources(images / "im0.png")
     with pytest.raises(ValueError, match="holds 3 images, not 2 after the first 2: ask for fewer"):
-        sources(images, offset=2, limit=2)
+        list_sources(images, offset=2, limit=2)
     shutil.copy(images / "im1.png", images / "IM1.jpg")
     with pytest.raises(ValueError, match=r"two images in .* \(im1.png and IM1.jpg\)|\(IM1.jpg and im1.png\)"):
-        sources(images)
+        list_sources(images)
 
 
 # scores
@@ -291,9 +294,9 @@ def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, t
         return torch.zeros(len(x))
 
     monkeypatch.setattr(scores, "lpips", distance)
-    scores.distance(picture, picture, "alex")
+    scores.compute_lpips(picture, picture, "alex")
     (tmp_path / "saved.png").write_bytes(encode_image(picture[0]))
-    assert torch.equal((seen[0][0] * 255).round().byte(), scores.read(tmp_path / "saved.png"))
+    assert torch.equal((seen[0][0] * 255).round().byte(), scores.read_levels(tmp_path / "saved.png"))
 
 
 # units
@@ -336,13 +339,16 @@ def test_base_and_cmi_share_problem_and_random_numbers(images: Path, tmp_path: P
 def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
     """Recomputed from the PNG files, up to their eight bits."""
     filled(benchmark(images, limit=1), tmp_path / "run")
-    truth = scores.read(tmp_path / "run" / "truth" / "im0.png").double() / 255
+    truth = scores.read_levels(tmp_path / "run" / "truth" / "im0.png").double() / 255
     assert torch.equal(
         (truth * 255).byte(), torch.from_numpy(np.array(Image.open(images / "im0.png"))).permute(2, 0, 1)
     )
     with Results(tmp_path / "run") as results:
         for row in results.units():
-            samples = torch.stack([scores.read(tmp_path / "run" / row.pictures[f"sample-{k}"]) for k in range(3)]) / 255
+            samples = (
+                torch.stack([scores.read_levels(tmp_path / "run" / row.pictures[f"sample-{k}"]) for k in range(3)])
+                / 255
+            )
             several = truth.expand(3, -1, -1, -1)
             assert row.scores["psnr"] == pytest.approx(float(psnr(samples.double(), several).mean()), abs=0.05)
             assert row.scores["mean_psnr"] == pytest.approx(
@@ -366,7 +372,7 @@ def test_a_diverged_unit_is_a_result(images: Path, tmp_path: Path) -> None:
 def test_costs_are_counted_as_they_happen(images: Path, tmp_path: Path) -> None:
     config = benchmark(images, limit=1, solvers=["dps", "cadps", "unconditional"])
     filled(config, tmp_path / "run")
-    expected = estimate.costs(config, SCHEDULE)
+    expected = estimate.count_costs(config, SCHEDULE)
     with Results(tmp_path / "run") as results:
         found = {row.unit.cell: row for row in results.units()}
     for cell, cost in expected.items():

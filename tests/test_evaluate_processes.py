@@ -34,6 +34,7 @@ from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.run import Options, evaluate
 from tests.test_evaluate import contents
 
+pytestmark = pytest.mark.usefixtures("without_weights")
 SIDE = 16
 FLAGS = ("--tasks", "inpaint-random:hidden=0.5,super-resolution:factor=2", "--solvers", "dps,pigdm", "--steps", "6")
 FLAGS = (*FLAGS, "--samples", "2", "--device", "cpu")
@@ -131,7 +132,7 @@ def test_wrong_input_is_one_clear_line(images: Path, tiny: Path, tmp_path: Path)
     assert "unknown engine 'rya': did you mean ray" in refused(*good, "--engine", "rya")
     assert "unknown prior" in refused(*good, "--prior", "imagnet")
     assert "holds no image" in refused(*good, "--images", tmp_path / "empty")
-    assert "each of --steps must be a whole number" in refused(*good, "--steps", "ten")
+    assert "'--steps': each must be a whole number" in refused(*good, "--steps", "ten")
     assert "must be a whole number from 1 to 1000000, received 0" in refused(*good, "--samples", "0")
     assert "'--batch': must be" in refused(*good, "--batch", "0")
     assert "for --engine ray" in refused(*good, "--gpus", "1")
@@ -304,7 +305,7 @@ def test_fid_of_a_small_network_is_its_formula(images: Path, tiny: Path, tmp_pat
 
 
 def _features(paths: list[Path]) -> Tensor:
-    return Small()(torch.stack([scores.read(path) for path in paths])).double()
+    return Small()(torch.stack([scores.read_levels(path) for path in paths])).double()
 
 
 def _frechet(a: Tensor, b: Tensor) -> float:

@@ -229,7 +229,7 @@ def test_unforeseen_errors_are_one_line_unless_the_traceback_is_asked_for(monkey
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a fault\nof several lines")
 
-    monkeypatch.setattr("cmidiff.app.problem.degraded", fail)
+    monkeypatch.setattr("cmidiff.app.problem.degrade", fail)
     code, said = cmidiff("degrade", "p.png", "--task", "denoise")
     assert (code, said.count("\n")) == (1, 1)
     assert "RuntimeError: a fault" in said

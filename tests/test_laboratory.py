@@ -11,19 +11,18 @@ import torch
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.app.errors import BadInput
 from cmidiff.covariance import Diagonal
 from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
 from cmidiff.laboratory import run as runner
-from cmidiff.laboratory.chains import EXACT, METHODS, BlockDraws, Method, Outcome, floor, outcome
+from cmidiff.laboratory.chains import EXACT, METHODS, BlockDraws, Method, Outcome, draw_floor, run_solver
 from cmidiff.laboratory.mixtures import (
     FAMILIES,
     DiagonalMixture,
     ExactPosterior,
     Problems,
-    prior_of,
-    problems_of,
+    make_prior,
+    make_problems,
     sliced_wasserstein,
 )
 from cmidiff.laboratory.pictures import pictures
@@ -49,7 +48,7 @@ def dense(prior: DiagonalMixture) -> GaussianMixture:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_mixtures_denoiser_is_the_dense_one(family):
-    prior = prior_of(family, 8, generator(1))
+    prior = make_prior(family, 8, generator(1))
     x_t = randn(5, 8, seed=2)
     for t in (20.0, 400.0, 900.0):
         torch.testing.assert_close(prior(x_t, t).mean, dense(prior)(x_t, t).mean, rtol=1e-9, atol=1e-10)
@@ -57,7 +56,7 @@ def test_the_mixtures_denoiser_is_the_dense_one(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_coordinates_have_unit_variance(family):
-    covariance = dense(prior_of(family, 8, generator(1))).moments()[1]
+    covariance = dense(make_prior(family, 8, generator(1))).moments()[1]
     expected = torch.ones(8, dtype=F64)
     if family == "gaussian":  # variances are drawn around 1
         assert 0.1 < float(covariance.diagonal().min()) < float(covariance.diagonal().max()) < 1.9
@@ -66,7 +65,7 @@ def test_coordinates_have_unit_variance(family):
 
 
 def test_measured_rows_are_those_of_their_problem():
-    problems = problems_of("mixture-25", 6, 2, 3, generator(4))
+    problems = make_problems("mixture-25", 6, 2, 3, generator(4))
     measurement, x = problems.measurement(4), randn(12, 6, seed=5)
     e = randn(12, 2, seed=6)
     for p in range(3):
@@ -85,7 +84,7 @@ def theirs(problems: Problems, p: int) -> GaussianMixture:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_posterior_weights_samples_and_denoiser_are_the_dense_ones(family):
-    problems = problems_of(family, 6, 2, 3, generator(7), noise_std=0.3)
+    problems = make_problems(family, 6, 2, 3, generator(7), noise_std=0.3)
     n = 20_000
     samples = problems.posterior_samples(n, generator(8))
     x_t = randn(6, 6, seed=9)
@@ -114,7 +113,7 @@ def test_sliced_wasserstein_of_a_shift_and_of_the_same_cloud():
 
 
 def test_gaussian_errors_of_exact_samples():
-    problems = problems_of("gaussian", 8, 2, 40, generator(1))
+    problems = make_problems("gaussian", 8, 2, 40, generator(1))
     mean, ratio = gaussian_errors(problems, problems.posterior_samples(400, generator(2)))
     assert float(mean.square().mean().sqrt()) == pytest.approx(1 / math.sqrt(400), rel=0.25)
     assert float(ratio.mean()) == pytest.approx(1, abs=4 * math.sqrt(2 / 400 / 80))
@@ -123,7 +122,7 @@ def test_gaussian_errors_of_exact_samples():
 
 
 def test_mode_shares_count_the_nearest_component():
-    problems = problems_of("mixture-25", 8, 2, 2, generator(1))
+    problems = make_problems("mixture-25", 8, 2, 2, generator(1))
     x = problems.prior.means[[3, 3, 7, 20]].expand(2, 4, 8)
     shares = problems.modes(x)
     assert shares[0, [3, 7, 20]].tolist() == [0.5, 0.25, 0.25]
@@ -142,13 +141,13 @@ def test_interval_is_students_and_the_verdict_follows():
 
 @pytest.fixture(scope="module")
 def problems() -> Problems:
-    return problems_of("mixture-25", 8, 2, 8, generator(11))
+    return make_problems("mixture-25", 8, 2, 8, generator(11))
 
 
 def test_the_exact_posterior_reaches_the_floor_and_others_do_not(problems):
-    base = torch.stack([floor(problems, chains=128, seed=k).distance for k in range(6)]).mean()
+    base = torch.stack([draw_floor(problems, chains=128, seed=k).distance for k in range(6)]).mean()
     ratios = {
-        name: float(outcome(problems, METHODS[name], 0.4, 0.0, chains=128, steps=60, seed=5).distance.mean() / base)
+        name: float(run_solver(problems, METHODS[name], 0.4, 0.0, chains=128, steps=60, seed=5).distance.mean() / base)
         for name in ("exact posterior", "unconditional", "PiGDM = CADPS isotropic", "CADPS exact")
     }
     assert 0.6 < ratios["exact posterior"] < 1.4
@@ -160,7 +159,7 @@ def test_a_churned_run_with_the_whole_likelihood_is_nearer_to_the_posterior(prob
     few = problems.take(slice(4))
     options = {"chains": 96, "steps": 80, "seed": 5}
     distance = {
-        name: float(outcome(few, METHODS[name], 1.0, 0.0, **options).distance.mean())
+        name: float(run_solver(few, METHODS[name], 1.0, 0.0, **options).distance.mean())
         for name in ("CADPS exact", "CADPS complete, churned")
     }
     assert distance["CADPS complete, churned"] < 0.8 * distance["CADPS exact"], distance
@@ -169,24 +168,24 @@ def test_a_churned_run_with_the_whole_likelihood_is_nearer_to_the_posterior(prob
 def test_float32_measures_the_same(problems):
     solver = METHODS["CADPS exact"]
     options = {"chains": 96, "steps": 50, "seed": 5}
-    double = outcome(problems, solver, 1.0, 0.3, **options).distance
+    double = run_solver(problems, solver, 1.0, 0.3, **options).distance
     # Other random numbers, and other samples: the means over problems agree within their spread.
-    single = outcome(problems.to(torch.float32), solver, 1.0, 0.3, **options).distance.to(F64)
+    single = run_solver(problems.to(torch.float32), solver, 1.0, 0.3, **options).distance.to(F64)
     gap = (single - double) / (single - double).std() * math.sqrt(len(double))
     assert abs(float(gap.mean())) < 4.5
 
 
 def test_runs_share_their_noise_and_cmi_leaves_a_gaussian_alone():
-    problems = problems_of("gaussian", 8, 2, 3, generator(1))
+    problems = make_problems("gaussian", 8, 2, 3, generator(1))
     solver = Method(lambda *_: CADPS(EXACT))
-    base, guided = (outcome(problems, solver, 1.0, eta, chains=16, steps=30, seed=2).x for eta in (0.0, 1.0))
+    base, guided = (run_solver(problems, solver, 1.0, eta, chains=16, steps=30, seed=2).x for eta in (0.0, 1.0))
     torch.testing.assert_close(base, guided, rtol=0, atol=1e-4)
-    again = outcome(problems, solver, 1.0, 0.0, chains=16, steps=30, seed=2).x
+    again = run_solver(problems, solver, 1.0, 0.0, chains=16, steps=30, seed=2).x
     assert torch.equal(base, again)
 
 
 def test_tuning_takes_the_best_scale_then_the_best_eta_on_problems_that_are_not_the_tests(monkeypatch):
-    problems = problems_of("mixture-25", 8, 2, 2, generator(2))
+    problems = make_problems("mixture-25", 8, 2, 2, generator(2))
     seen = []
 
     def pretended(problems: Problems, solver: Method, scale: float, eta: float, **_: int) -> Outcome:
@@ -196,10 +195,10 @@ def test_tuning_takes_the_best_scale_then_the_best_eta_on_problems_that_are_not_
         distance = 0.2 * (1 + abs(scale - 0.04)) * torch.tensor(gain).exp()  # -0.3 helps one problem and hurts another
         return Outcome(distance, torch.zeros(2), alive, torch.zeros(2, 1, 8))
 
-    monkeypatch.setattr(chains, "outcome", pretended)
-    assert chains.tuned([problems, problems], METHODS["DPS"], chains=2, steps=2, seed=1) == (0.04, 0.1)
+    monkeypatch.setattr(chains, "run_solver", pretended)
+    assert chains.choose_strengths([problems, problems], METHODS["DPS"], chains=2, steps=2, seed=1) == (0.04, 0.1)
     assert {eta for _, eta in seen} == {0.0, *chains.ETAS}
-    assert chains.tuned([problems], METHODS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
+    assert chains.choose_strengths([problems], METHODS["exact posterior"], chains=2, steps=2, seed=1) == (1.0, 0.0)
     job = Job("mixture-25", 8, "DPS", QUICK)
     assert not torch.equal(job.problems("test", 2).matrices[:2], job.problems("tuning", 2).matrices[:2])
 
@@ -209,7 +208,7 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
     names = (FLOOR, *some)
     monkeypatch.setattr(posterior, "METHODS", some)
     few = [Job(family, 8, name, QUICK) for family in ("mixture-25", "gaussian", "two-modes") for name in names]
-    monkeypatch.setattr(posterior, "jobs", lambda settings: few)
+    monkeypatch.setattr(posterior, "list_jobs", lambda settings: few)
     found = posterior.measure(QUICK)
     mixture = {(row["solver"], row["cmi"]): row for row in found.tables["mixture"].records()}
     assert mixture[FLOOR, "none"]["/ floor"] == 1
@@ -233,14 +232,14 @@ def test_the_posterior_section_in_quick_form(monkeypatch):
         for name in ("CADPS exact", FLOOR, "unconditional")
     )
     assert max(ours, floor_) < 0.5 < blind
-    assert set(posterior.figures(found)) == {"mixture-25", "two-modes"}
+    assert set(posterior.draw(found)) == {"mixture-25", "two-modes"}
 
 
 def test_an_interrupted_section_goes_on_with_what_is_finished(tmp_path: Path, monkeypatch):
     job = Job("two-modes", 8, FLOOR, dataclasses.replace(QUICK, scratch=tmp_path))
-    first = posterior.kept(job)
-    monkeypatch.setattr(posterior, "perform", lambda job: pytest.fail("computed again"))
-    assert posterior.kept(job) == first
+    first = posterior.run_job_once(job)
+    monkeypatch.setattr(posterior, "run_job", lambda job: pytest.fail("computed again"))
+    assert posterior.run_job_once(job) == first
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -276,7 +275,7 @@ def test_the_gradient_section_in_quick_form():
         assert whole["relative RMS error"] < 1e-6
     (summary,) = found.tables["one-probe"].records(estimator="two-term", probe="gaussian")
     assert summary["probes worth one of the default"] > 3
-    assert set(SECTIONS["gradient"].figures(found)) == {"error"}
+    assert set(SECTIONS["gradient"].draw(found)) == {"error"}
 
 
 def test_the_difference_section_in_quick_form():
@@ -350,21 +349,21 @@ def test_pictures_from_a_folder_are_square_and_in_range(tmp_path: Path):
 def test_the_command_names_what_is_wrong(tmp_path: Path):
     for options, message in ((["--only", "gradent"], "did you mean gradient"), (["--pictures", "no.tar"], "exist")):
         result = CliRunner().invoke(app, ["validate", "--output", str(tmp_path), *options])
-        error = result.exception if isinstance(result.exception, BadInput) else None
+        error = result.exception if isinstance(result.exception, ValueError) else None
         assert result.exit_code != 0
         assert error is None or message in str(error)
 
 
 def test_isotropic_cadps_is_pigdm_and_shares_its_row(problems):
     options = {"scale": 1.0, "eta": 0.0, "chains": 8, "steps": 20, "seed": 1}
-    pigdm = outcome(problems, METHODS["PiGDM = CADPS isotropic"], **options)
-    cadps = outcome(problems, Method(lambda *_: CADPS("isotropic")), **options)
+    pigdm = run_solver(problems, METHODS["PiGDM = CADPS isotropic"], **options)
+    cadps = run_solver(problems, Method(lambda *_: CADPS("isotropic")), **options)
     torch.testing.assert_close(pigdm.x, cadps.x)
 
 
 def test_every_solver_has_a_row():
     assert {"exact posterior", "unconditional", "DPS", "PiGDM = CADPS isotropic", "MCG", "DSG"} <= set(METHODS)
-    problems = problems_of("gaussian", 2, 1, 1, generator(0))
+    problems = make_problems("gaussian", 2, 1, 1, generator(0))
     built = [method.build(problems, 1.0) for method in METHODS.values()]
     assert {solver.covariance for solver in built if isinstance(solver, CADPS)} == {Diagonal(), EXACT}
     assert all(dataclasses.is_dataclass(method) for method in METHODS.values())

@@ -13,7 +13,7 @@ from PIL import Image as PIL
 from PIL import ImageDraw
 
 from cmidiff.app.masks import overlay, read_kernel, read_mask, read_seen
-from cmidiff.app.options import problem_of
+from cmidiff.app.photograph import read_problem
 from cmidiff.images import read_image
 from cmidiff.physics.masks import hidden_disc, hidden_fraction
 
@@ -151,7 +151,7 @@ def test_what_a_mask_hides_becomes_visible(photo: Path, tmp_path: Path) -> None:
     mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
     mask[15:75, 5:90] = 255
     PIL.fromarray(mask).save(tmp_path / "mask.png")
-    made = problem_of(tmp_path / "erased.png", None, {}, tmp_path / "mask.png", None, 0.0)
+    made = read_problem(tmp_path / "erased.png", noise_std=0.0, mask=tmp_path / "mask.png")
     assert made.alpha is not None
     assert made.original is not None
     assert bool((made.alpha[0][torch.from_numpy(mask > 0)] == 1).all())

@@ -19,19 +19,10 @@ from cmidiff.app.cli import app
 from cmidiff.evaluate import latex, render, summary
 from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
-from cmidiff.evaluate.database import (
-    CellScore,
-    ImageFile,
-    ImageRow,
-    Metric,
-    Outcome,
-    Results,
-    RunError,
-    Unit,
-    Writer,
-)
+from cmidiff.evaluate.database import Results, RunError, Writer
 from cmidiff.evaluate.plots import draw_plots
-from cmidiff.evaluate.report import report
+from cmidiff.evaluate.records import CellScore, ImageFile, ImageRow, Metric, Outcome, Unit
+from cmidiff.evaluate.report import write_report
 from cmidiff.result import Status
 from cmidiff.statistics import ALPHA, holm, least_p
 
@@ -152,7 +143,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(run: Path) -> Path:
-    report(run)
+    write_report(run)
     return run / "report"
 
 
@@ -169,11 +160,11 @@ def test_the_known_effect_is_marked_and_the_null_is_not(run: Path) -> None:
 
 def test_verdict_counts_the_marks_and_twelve_images_are_enough(run: Path) -> None:
     found = compared(run)
-    assert summary.verdict(found) == (
+    assert summary.state_verdict(found) == (
         "Of 12 cells tested, CMI is significantly better in 4 and significantly worse in 0; in 8 the difference is not "
         "significant."
     )
-    assert [text[:8] for text in summary.caveats(found)] == ["No LPIPS"]
+    assert [text[:8] for text in summary.list_caveats(found)] == ["No LPIPS"]
 
 
 def test_a_loss_is_marked_as_one(tmp_path: Path) -> None:
@@ -263,7 +254,7 @@ def test_an_unfinished_run_with_failures_says_so(tmp_path: Path) -> None:
     entry = found.entry(line, GAINS, found.qualities[0])
     assert entry.paired is not None
     assert (entry.paired.difference.n, entry.incomplete) == (8, 4)
-    report(run)
+    write_report(run)
     for file in ("report.html", "report.md"):
         text = (run / "report" / file).read_text().replace("\\", "")
         for said in ("1 of 96 units are missing", "2 of 96 units", "(2 times)", "1 of 96 units gave no finite sample"):
@@ -276,7 +267,7 @@ def test_an_unfinished_run_with_failures_says_so(tmp_path: Path) -> None:
 
 def test_a_run_of_one_image_has_no_intervals_and_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path, grid(1))
-    found, _ = report(run)
+    found, _ = write_report(run)
     assert found.tests == 0
     text = (run / "report" / "report.md").read_text()
     assert "One image only" in text
@@ -287,14 +278,14 @@ def test_a_run_of_one_image_has_no_intervals_and_says_so(tmp_path: Path) -> None
 def test_a_run_where_nothing_finished_has_a_report(tmp_path: Path) -> None:
     units = grid(2)
     run = make_run(tmp_path, units, left_out=dict.fromkeys(range(len(units))))
-    report(run)
+    write_report(run)
     assert "16 of 16 units are missing" in (run / "report" / "report.html").read_text()
 
 
 def test_too_few_images_for_any_mark_is_said(tmp_path: Path) -> None:
     """12 tests need n with 12 * 2^(1 - n) < 0.05: 9."""
     run = make_run(tmp_path, grid(4))
-    found, _ = report(run)
+    found, _ = write_report(run)
     assert found.images_needed == 9
     text = (run / "report" / "report.md").read_text()
     assert "at least 9 complete pairs" in text
@@ -303,7 +294,7 @@ def test_too_few_images_for_any_mark_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
-        report(tmp_path)
+        write_report(tmp_path)
 
 
 def test_command_line_writes_the_report_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -524,7 +515,7 @@ def test_a_figure_does_not_mistake_missing_images_for_a_gain(tmp_path: Path) -> 
 
 def test_cmi_without_a_base_is_shown_and_compared_with_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, [u for u in grid(2) if u.cmi])
-    found, _ = report(run)
+    found, _ = write_report(run)
     assert found.tests == 0
     text = (run / "report" / "report.md").read_text()
     assert "compared with nothing" in text

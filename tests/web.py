@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import cmidiff
-from cmidiff.app.web.inputs import CASES, EXPERIMENT, WISHES, Limits
+from cmidiff.app.web.controls import CASES, EXPERIMENT, WISHES, Limits
 from cmidiff.app.web.page import CONTROLS
 from cmidiff.app.web.server import serving
 from cmidiff.prior import NetworkPrior

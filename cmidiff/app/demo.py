@@ -4,45 +4,29 @@ posterior and where they disagree, without and with CMI, on one sheet."""
 from __future__ import annotations
 
 import time
-import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+import cmidiff
 from cmidiff import files
 from cmidiff.app.errors import say
 from cmidiff.app.figures import Tile, side_by_side, std_tile
-from cmidiff.app.problem import Problem, degraded, task_of
-from cmidiff.app.run import Row, load_prior_named, row_of
-from cmidiff.app.show import Line, progress
-from cmidiff.images import Image, encode, read_image, to_pil
+from cmidiff.app.photograph import Degradation
+from cmidiff.app.problem import degrade, shape_of
+from cmidiff.app.run import Row, find_status_of_mean, make_row, restore_part
+from cmidiff.app.settings import ESTIMATE, make_settings
+from cmidiff.app.show import progress
+from cmidiff.images import encode, read_image, to_pil
 from cmidiff.information import CMI
-from cmidiff.prior.base import Denoiser
-from cmidiff.restoration import restore
-from cmidiff.result import Progress, Restoration, RestorationWarning, Status
-from cmidiff.solvers import CADPS, DPIR, Solver
+from cmidiff.result import Status
 
 PHOTOGRAPH = Path(__file__).parent.parent / "assets" / "plane.png"
 TASK, OPTIONS = "inpaint-random", {"hidden": 0.8, "noise_std": 0.05}
 TITLE = "80% of the pixels hidden, noise 0.05"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is shown: a solver, with or without CMI, and how many samples it draws; none for a point estimate."""
-
-    name: str
-    solver: Solver
-    cmi: CMI | None = None
-    samples: int = 0
-
-
-RUNS = (
-    Run("restored", DPIR()),
-    Run("CA-DPS", CADPS(), samples=4),
-    Run("CA-DPS + CMI", CADPS(), CMI(), samples=4),
-)
+RUNS, SAMPLES = ("restored", "CA-DPS", "CA-DPS + CMI"), 4
 STEPS: int | None = None  # of every run; None: those of its solver
 
 
@@ -52,63 +36,36 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     The sheet is written when the estimate is there, and again when all is.
 
     Raises:
-        BadInput: the prior cannot be loaded.
+        ValueError: the prior cannot be loaded.
         OSError: the sheet cannot be written.
     """
-    begun = time.monotonic()
-    truth = read_image(PHOTOGRAPH).values
-    channels, height, width = truth.shape
-    problem = degraded(Image(truth), task_of(TASK, OPTIONS, None, None, (channels, height, width), seed), seed)
-    network = load_prior_named(prior, device)
-    rows, shown = list[Row](), [Tile(to_pil(problem.view()), "measurement", TITLE)]
-    with progress(len(RUNS)) as line:
-        for index, one in enumerate(RUNS):
-            restoration = _restored(one, index, problem, network, seed, device, line)
-            found, tiles = _tiles(one, restoration, truth)
-            rows, shown = rows + found, shown + tiles
-            files.write(output, encode(side_by_side([*shown, Tile(to_pil(truth), "truth")])), "demo")
-            if not one.samples:
+    begun, truth = time.monotonic(), read_image(PHOTOGRAPH)
+    problem = degrade(truth, Degradation(TASK, OPTIONS).make_task(shape_of(truth.values), seed), seed)
+    options = {"prior": prior, "steps": STEPS, "samples": SAMPLES, "seed": seed, "batch": SAMPLES, "device": device}
+    settings = make_settings(solver=None, cmi=None, eta=None, **options)
+    network = cmidiff.load_prior(prior, device=settings.device)
+    rows, tiles = list[Row](), [Tile(to_pil(problem.view()), "measurement", TITLE)]
+
+    def add(name: str, values: Tensor, status: Status) -> None:
+        rows.append(make_row(name, values, status, truth.values))
+        tiles.append(Tile(to_pil(values), name, rows[-1].note or rows[-1].status))
+
+    with progress(len(RUNS)) as move:
+        for index, name in enumerate(RUNS):
+
+            def show(fraction: float, doing: str, *_: object, index: int = index, name: str = name) -> None:
+                move(index + fraction, f"{name}, {doing}")
+
+            used = replace(settings, cmi=CMI() if "CMI" in name else None)
+            indices = range(SAMPLES) if index else range(ESTIMATE, 0)
+            done = restore_part(problem, used, network, indices, show)
+            add(name, done[0].values, done[0].status)
+            if index and (good := [one for one in done if one.ok]):
+                stack = torch.stack([one.values for one in good])
+                mean = stack.mean(0)
+                add(f"{name}, mean of {len(good)}", mean, find_status_of_mean(problem, good, mean))
+                tiles.append(std_tile(stack.std(0)))
+            files.write(output, encode(side_by_side([*tiles, Tile(to_pil(truth.values), "truth")])), "demo")
+            if not index:
                 say(f"restored after {time.monotonic() - begun:.0f} seconds: see {output}; samples are to come")
     return rows
-
-
-def _restored(
-    one: Run, index: int, problem: Problem, network: Denoiser, seed: int, device: str, line: Line
-) -> Restoration:
-    def show(now: Progress) -> None:
-        line(index + now.step / now.steps, f"{one.name}, step {now.step}/{now.steps}", float(now.misfit.median()))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RestorationWarning)  # the table says so
-        return restore(
-            problem.y.to(device),
-            problem.physics.to(device),
-            network,
-            solver=one.solver,
-            cmi=one.cmi,
-            steps=STEPS,
-            samples=one.samples or None,
-            seed=seed,
-            callback=show,
-        )
-
-
-def _tiles(one: Run, restoration: Restoration, truth: Tensor) -> tuple[list[Row], list[Tile]]:
-    """The estimate; or the first sample, the mean and the uncertainty of the samples."""
-
-    def tile(name: str, values: Tensor, status: Status) -> tuple[Row, Tile]:
-        row = row_of(name, values, status, truth)
-        return row, Tile(to_pil(values), name, row.note or row.status)
-
-    if not one.samples:
-        row, shown = tile(one.name, restoration.estimate[0].cpu(), restoration.estimate_status[0])
-        return [row], [shown]
-    rows, tiles = [], []
-    row, shown = tile(one.name, restoration.samples[0, 0].cpu(), restoration.status[0][0])
-    rows, tiles = [row], [shown]
-    if restoration.ok.any():
-        name = f"{one.name}, mean of {int(restoration.ok.sum())}"
-        row, shown = tile(name, restoration.mean[0].cpu(), restoration.estimate_status[0])
-        image, top = std_tile(restoration.std[0].cpu())
-        rows, tiles = [*rows, row], [*tiles, shown, Tile(image, "uncertainty", f"black 0, brightest {top:.3f}")]
-    return rows, tiles

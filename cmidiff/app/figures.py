@@ -1,4 +1,4 @@
-"""Labelled figures: pictures side by side, and the map of what is uncertain."""
+"""Labelled figures: images side by side, and the map of what is uncertain."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-TILE = 256  # least side of a tile: small pictures are enlarged by a whole factor, so that every pixel can be seen
+TILE = 256  # least side of a tile: small images are enlarged by a whole factor, so that every pixel can be seen
 COLUMNS = 6
 INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture and what is written above it: a title and a fainter second line."""
+    """An image and what is written above it: a title and a fainter second line."""
 
     image: Image.Image
     title: str
@@ -31,8 +31,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def enlarged(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Nearest-neighbour enlargement to exactly (width, height)."""
+def enlarge(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Enlarge an image to exactly (width, height), by its nearest pixels."""
     return image.resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -53,7 +53,7 @@ def side_by_side(tiles: Sequence[Tile], *, heading: str = "") -> Image.Image:
         left, upper = gap + index % columns * cell_w, top + index // columns * cell_h
         draw.text((left, upper), tile.title, INK, _font(17))
         draw.text((left, upper + 22), tile.note, FAINT, _font(14))
-        sheet.paste(enlarged(_on_paper(tile.image), width, height), (left, upper + caption))
+        sheet.paste(enlarge(_on_paper(tile.image), width, height), (left, upper + caption))
     return sheet
 
 
@@ -70,16 +70,22 @@ def _colours(values: np.ndarray) -> Image.Image:
     return Image.fromarray(matplotlib.colormaps["magma"](values, bytes=True)[..., :3].copy())
 
 
-def std_tile(std: Tensor) -> tuple[Image.Image, float]:
-    """The standard deviation (C, H, W), root mean square over channels, in colours from 0 to the returned maximum."""
+def std_tile(std: Tensor) -> Tile:
+    """Return a tile of the standard deviation (C, H, W) in colours."""
+    image, top = _colour_std(std)
+    return Tile(image, "uncertainty", f"black 0, brightest {top:.3f}")
+
+
+def _colour_std(std: Tensor) -> tuple[Image.Image, float]:
+    """The root mean square over channels, in colours from 0 to the returned maximum."""
     values = std.detach().cpu().to(torch.float32).square().mean(0).sqrt()
     top = float(values.max())
     return _colours((values / (top or 1.0)).numpy()), top
 
 
 def std_map(std: Tensor) -> Image.Image:
-    """`std_tile` enlarged, with its scale."""
-    image, top = std_tile(std)
+    """Return the standard deviation (C, H, W) in colours, enlarged, with its scale."""
+    image, top = _colour_std(std)
     scale = max(1, -(-TILE // max(image.size)))
     width, height = image.width * scale, image.height * scale
     gap, bar = 12, 18
@@ -87,7 +93,7 @@ def std_map(std: Tensor) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 8), "standard deviation of the samples", INK, _font(15))
     draw.text((gap, 27), "0 = certain; 1 = the range from black to white", FAINT, _font(11))
-    sheet.paste(enlarged(image, width, height), (gap, 46))
+    sheet.paste(enlarge(image, width, height), (gap, 46))
     ramp = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], bar, axis=1)
     left = width + 2 * gap
     sheet.paste(_colours(ramp), (left, 46))

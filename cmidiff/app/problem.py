@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +22,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cmidiff import files
-from cmidiff.app.errors import BadInput, unknown
-from cmidiff.app.findings import find_compression, find_noise, find_task
-from cmidiff.app.masks import read_kernel
-from cmidiff.app.unpainted import keep_unpainted
-from cmidiff.images import Image, Range, read_image, to_gray
-from cmidiff.physics import TASKS, Tables, Task, jpeg_noise_std, jpeg_quality, measure, parse_kernel
+from cmidiff.app.repair import keep_unpainted
+from cmidiff.images import Image
+from cmidiff.physics import Tables, Task, ValidBlur, jpeg_quality, measure
 
 FORMAT = 1
 KEY = "cmidiff"
+SUFFIX = ".safetensors"
 JPEG = "jpeg"  # the task of a compressed photograph: what is lost is no noise, so no physics describes it
+AGAIN = "make it again with cmidiff degrade"
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Problem:
         bits: depth of the image file behind it, 8 or 16, and of the files to write.
         original: the degraded image as it was given, (C, h, w), with what a mask hides; None for a measurement file.
         keeps: whether results keep the pixels of ``original`` that no mask hides.
+        framed: whether results are cropped to the photograph, into which its surroundings were blurred.
         tables: how a JPEG was compressed, for the task ``jpeg``; its ``physics`` is that of noise of the same strength.
         assumed: what was found out or assumed because the user did not state it, in words.
     """
@@ -63,6 +61,7 @@ class Problem:
     bits: int = 8
     original: Tensor | None = None
     keeps: bool = False
+    framed: bool = False
     tables: Tables | None = None
     assumed: tuple[str, ...] = ()
 
@@ -88,8 +87,13 @@ class Problem:
         """The mask that the user gave, (1, 1, h, w), 1 where a pixel was measured; None without one."""
         return self.task.tensors["mask"] if self.task.name == "mask" else None
 
+    @property
+    def result_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the results."""
+        return shape_of(self.y[0]) if self.framed else self.shape
+
     def view(self) -> Tensor:
-        """The measurement as an image (1 | 3, h, w).
+        """Return the measurement as an image (1 | 3, h, w).
 
         It is itself where it has the shape of one; else its back-projection, stretched to [0, 1].
         """
@@ -101,7 +105,11 @@ class Problem:
         return (back - low) / (high - low).clamp_min(1e-12)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Return a restoration (C, H, W) with the pixels that belong to the person."""
+        """Return a restoration (C, H, W) without what lies beyond the photograph, and with the pixels of the photograph
+        that no mask hides."""
+        if self.framed:
+            assert isinstance(self.physics, ValidBlur), "the frame is that of a blur"
+            return self.physics.crop(x)
         if not self.keeps:
             return x
         assert self.original is not None, "only a photograph has such pixels"
@@ -109,218 +117,51 @@ class Problem:
         return keep_unpainted(x, self.original.to(x), self.seen[0])
 
     def describe(self) -> dict[str, Any]:
-        """The physics and the noise, for the record of a run."""
+        """Return the physics and the noise, for the record of a run."""
         record = {"task": self.name, "parameters": dict(self.task.parameters), "shape": list(self.shape)}
         if self.tables is not None:
             record["quality"] = jpeg_quality(self.tables)
         return record | ({"keeps": "unpainted pixels"} if self.keeps else {})
 
     def digest(self) -> str:
-        """A hash of the measurement and of what its physics was built from."""
+        """Return a hash of the measurement and of what its physics was built from."""
         parts = [self.y, *(tensor for _, tensor in sorted(self.task.tensors.items()))]
         return hashlib.sha256(b"".join(t.cpu().contiguous().numpy().tobytes() for t in parts)).hexdigest()[:16]
 
 
-def check_noise_std(noise_std: float) -> float:
-    """``noise_std`` if it is usable.
+def build_physics(task: Task, shape: tuple[int, int, int]) -> Physics:
+    """Build the physics of a task without the warnings of deepinv.
 
     Raises:
-        BadInput: negative or not finite.
+        ValueError: it does not go with images of this shape.
     """
-    if not (math.isfinite(noise_std) and noise_std >= 0):
-        raise BadInput(
-            f"--noise-std must be a number >= 0 (0.05 is visible grain, black to white is 1), received {noise_std:g}"
-        )
-    return noise_std
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return task.build(shape)
 
 
-def task_of(
-    name: str | None,
-    options: Mapping[str, Any],
-    seen: Tensor | None,
-    kernel: Path | None,
-    shape: tuple[int, int, int],
-    seed: int = 0,
-) -> Task:
-    """The task that the options of the command line describe, for images of ``shape``, with all that it draws drawn.
-
-    Args:
-        seen: the mask, (1, 1, H, W), 1 where a pixel was measured.
-
-    Raises:
-        BadInput: no task or an unknown one, options that do not belong to it, an unusable mask or kernel.
-    """
-    if name == JPEG:
-        raise BadInput("jpeg is a task of cmidiff restore: to degrade an image so, save it as JPEG")
-    if name is not None and name not in TASKS:
-        raise unknown("task", name, (*TASKS, JPEG))
-    if seen is not None and kernel is not None:
-        raise BadInput("--mask or --seen and --kernel exclude each other: an image is either partly hidden or blurred")
-    try:
-        if seen is not None:
-            _fits(name, "inpaint", "--mask or --seen")
-            return Task("mask", dict(options), {"mask": seen})
-        if kernel is not None:
-            _fits(name, "deblur", "--kernel")
-            return Task("kernel", dict(options), {"kernel": _kernel_of(kernel, shape)})
-        if name is None:
-            raise BadInput(
-                f"how was the image degraded? give --task with one of {', '.join(TASKS)}, or --mask or --kernel FILE"
-            )
-        drawn = {"seed": seed} if "seed" in signature(TASKS[name]).parameters else {}
-        return Task.draw(name, shape, drawn | dict(options))
-    except (ValueError, TypeError) as error:
-        raise BadInput(str(error)) from error
-
-
-def _kernel_of(kernel: Path, shape: tuple[int, int, int]) -> Tensor:
-    """The kernel in an image file, or of a specification as ``gaussian:1.5``, (h, w) with sum 1."""
-    if ":" in str(kernel) and not kernel.exists():
-        return parse_kernel(str(kernel))
-    return read_kernel(kernel, *shape[1:])
-
-
-def _fits(name: str | None, kind: str, option: str) -> None:
-    if name is not None and not name.startswith(kind):
-        raise BadInput(f"{option} is for {kind}ing, not for --task {name}: leave one of them out")
-
-
-def built(task: Task, shape: tuple[int, int, int]) -> Physics:
-    """The physics of a task.
-
-    Raises:
-        BadInput: it does not go with images of this shape.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return task.build(shape)
-    except (ValueError, TypeError) as error:
-        raise BadInput(str(error)) from error
-
-
-def degraded(image: Image, task: Task, seed: int) -> Problem:
-    """The measurement of a clean image under a task, with noise drawn from ``seed``."""
-    shape = _shape(image.values)
-    physics = built(task, shape)
+def degrade(image: Image, task: Task, seed: int) -> Problem:
+    """Measure a clean image under a task, with noise drawn from ``seed``."""
+    shape = shape_of(image.values)
+    physics = build_physics(task, shape)
     y = measure(image.values[None], physics, seed=seed)
     return Problem(y, physics, task, shape, image.alpha, image.notes, image.bits)
 
 
-def from_degraded_image(
-    image: Image,
-    name: str | None,
-    options: Mapping[str, Any],
-    noise_std: float | None,
-    seen: Tensor | None,
-    kernel: Path | None,
-    *,
-    source: Path | None = None,
-    keep: bool = False,
-) -> Problem:
-    """The measurement that an ordinary degraded image is, under the task that degraded it.
-
-    Args:
-        name: the task; None: by the mask or the kernel, or else found out from the image.
-        noise_std: None: found out from the image.
-        source: the file of the image, which says how it was compressed.
-        keep: whether results keep the pixels that the mask does not hide.
-
-    Raises:
-        BadInput: a task that an image and these options do not pin down.
-    """
-    tables, found = None, ()
-    if name is None and seen is None and kernel is None and not options:
-        tables, found = (None, ("task denoise",)) if noise_std is not None else find_task(image.values, source)
-        name = "denoise" if tables is None else JPEG
-    if name == JPEG:
-        return _compressed(image, tables, found, options, noise_std, seen, kernel, source)
-    if name is None and seen is None and kernel is None:
-        raise BadInput(f"--{next(iter(options)).replace('_', '-')} belongs to a task: say which, with --task")
-    values, shape, alpha = image.values, _shape(image.values), image.alpha
-    if alpha is not None and not alpha.any():
-        raise BadInput("the image is transparent everywhere: there is nothing to restore")
-    if alpha is not None and seen is not None:
-        alpha = torch.maximum(alpha, 1 - seen[0])  # what is restored is to be visible
-    known = dict(options)
-    if kernel is not None or name == "deblur-gaussian":
-        known.setdefault("padding", "reflect")  # a camera does not wrap around
-    if seen is None and kernel is None and name is not None:
-        values, shape = _behind(values, name, known)
-    if noise_std is None:
-        noise_std, words = find_noise(values, None if seen is None else seen[0])
-        found = (*found, words)
-    task = task_of(name, known | {"noise_std": noise_std}, seen, kernel, shape)
-    physics = built(task, shape)
-    y = physics.A(values[None]) if "mask" in task.tensors else values[None]  # hidden pixels of a file hold anything
-    keeps = keep and seen is not None
-    return Problem(y, physics, task, shape, alpha, image.notes, image.bits, image.values, keeps, assumed=found)
-
-
-def _compressed(
-    image: Image,
-    tables: Tables | None,
-    found: tuple[str, ...],
-    options: Mapping[str, Any],
-    noise_std: float | None,
-    seen: Tensor | None,
-    kernel: Path | None,
-    source: Path | None,
-) -> Problem:
-    """A photograph with the artefacts of JPEG; a stated noise is the strength of the repair."""
-    if options or seen is not None or kernel is not None:
-        raise BadInput("--task jpeg takes no other option of a task, no mask and no kernel: leave them out")
-    if tables is None:
-        tables, words = find_compression(image.values, source)
-        found = (words,) if words else ()
-    if tables is None:
-        raise BadInput("the image shows no sign of JPEG compression, in its file or its pixels: use --task denoise")
-    level = jpeg_noise_std(tables) if noise_std is None else noise_std
-    task, shape = Task("denoise", {"noise_std": level}, {}), _shape(image.values)
-    y = image.values[None]
-    return Problem(
-        y,
-        built(task, shape),
-        task,
-        shape,
-        image.alpha,
-        image.notes,
-        image.bits,
-        image.values,
-        tables=tables,
-        assumed=found,
-    )
-
-
-def _shape(values: Tensor) -> tuple[int, int, int]:
+def shape_of(values: Tensor) -> tuple[int, int, int]:
+    """(C, H, W) of an image."""
     channels, height, width = values.shape
     return channels, height, width
 
 
-def _behind(values: Tensor, name: str, options: Mapping[str, Any]) -> tuple[Tensor, tuple[int, int, int]]:
-    """The measured values of a degraded image, and the shape of the image behind it."""
-    channels, height, width = _shape(values)
-    match name:
-        case "super-resolution":
-            factor = options.get("factor")
-            if factor is None or factor < 1:
-                raise BadInput(
-                    "--task super-resolution needs --factor, how many times larger the image is to become: a whole "
-                    f"number >= 1 as --factor 4, received {'none' if factor is None else factor}"
-                )
-            return values, (channels, height * factor, width * factor)
-        case "colorize":
-            return to_gray(values), (3, height, width)
-        case "inpaint-random" | "inpaint-scratches":
-            raise BadInput("which pixels are missing? give them with --mask FILE (white: missing) or --seen FILE")
-        case "inpaint-box" if not {"position", "size"} <= set(options):
-            raise BadInput("where is the hole? give --position TOP LEFT and --size N, or --mask FILE")
-        case "deblur-motion":
-            raise BadInput("how did the camera move? give its blur, an image of one point of light, with --kernel FILE")
-        case "compressed-sensing" | "phase-retrieval" | "nonlinear-blur":
-            raise BadInput(f"an image alone does not tell the {name}: give a file made by cmidiff degrade")
-        case _:
-            return values, (channels, height, width)
+def measurement_path(output: Path | None, image: Path, task: str) -> Path:
+    """Return where a measurement goes: the user may name the file, its PNG, or its folder."""
+    default = f"{image.stem}-{task}{SUFFIX}"
+    if output is None or output.is_dir():
+        return (output or Path()) / default
+    if output.suffix not in ("", ".png", SUFFIX):
+        raise ValueError(f"--output must end in {SUFFIX}, received {output}: rename it")
+    return output.with_suffix(SUFFIX)
 
 
 def save_problem(path: Path, problem: Problem) -> None:
@@ -328,7 +169,7 @@ def save_problem(path: Path, problem: Problem) -> None:
     tensors = {"y": problem.y, **{f"task.{name}": tensor for name, tensor in problem.task.tensors.items()}}
     if problem.alpha is not None:
         tensors["alpha"] = problem.alpha
-    record = json.dumps({"format": FORMAT, "bits": problem.bits} | problem.describe())
+    record = json.dumps({"format": FORMAT, "bits": problem.bits, "framed": problem.framed} | problem.describe())
     data = save({name: value.contiguous() for name, value in tensors.items()}, metadata={KEY: record})
     files.write(path, data, "degrade")
 
@@ -337,50 +178,38 @@ def load_problem(path: Path) -> Problem:
     """Read a measurement file and build its physics.
 
     Raises:
-        BadInput: not such a file, a damaged one, or values that are not finite.
+        ValueError: not such a file, a damaged one, or values that are not finite.
     """
-    if not path.is_file():
-        raise BadInput(f"no such file: {path}" if not path.exists() else f"{path} is a folder: give a measurement file")
-    record, tensors = _contents(path)
+    record, tensors = _read_contents(path)
     try:
         y, (channels, height, width) = tensors["y"], record["shape"]
         drawn = {name.removeprefix("task."): tensor for name, tensor in tensors.items() if name.startswith("task.")}
         task = Task(record["task"], {"noise_std": 0.05} | record["parameters"], drawn)
-        check_noise_std(float(task.parameters["noise_std"]))
+        shape = (channels, height, width)
+        physics = build_physics(task, shape)
+        expected = tuple(physics.A(torch.zeros(1, *shape)).shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged ({error}): make it again with cmidiff degrade") from error
+        raise ValueError(f"{path} is damaged ({error}): {AGAIN}") from error
     if y.numel() == 0 or not y.isfinite().all():
         what = "is empty" if y.numel() == 0 else "holds values that are not finite (NaN or infinity)"
-        raise BadInput(f"the measurement in {path} {what}: make it again with cmidiff degrade")
-    shape = (channels, height, width)
-    physics = built(task, shape)
-    expected = tuple(physics.A(y.new_zeros(1, *shape)).shape)
+        raise ValueError(f"the measurement in {path} {what}: {AGAIN}")
     if tuple(y.shape) != expected:
-        raise BadInput(f"the measurement in {path} is {tuple(y.shape)}, but its {task.name} measures {expected}")
-    return Problem(y, physics, task, shape, tensors.get("alpha"), bits=16 if record.get("bits") == 16 else 8)
+        raise ValueError(f"the measurement in {path} is {tuple(y.shape)}, but its {task.name} measures {expected}")
+    bits, framed = 16 if record.get("bits") == 16 else 8, bool(record.get("framed"))
+    return Problem(y, physics, task, shape, tensors.get("alpha"), bits=bits, framed=framed)
 
 
-def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(
+            f"no such file: {path}" if not path.exists() else f"{path} is a folder: give a measurement file"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise BadInput(f"cannot read {path} as a measurement file: make one with cmidiff degrade") from error
+        raise ValueError(f"cannot read {path} as a measurement file: make one with cmidiff degrade") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise BadInput(f"{path} is no measurement file of this version: make one with cmidiff degrade")
+        raise ValueError(f"{path} is no measurement file of this version: make one with cmidiff degrade")
     return record, tensors
-
-
-def read_truth(path: Path, shape: tuple[int, int, int], value_range: Range | None = None) -> Tensor:
-    """The undegraded image (C, H, W), for the quality figures.
-
-    Raises:
-        ValueError: an image that cannot be read, or of another size than the restored image.
-    """
-    image = read_image(path, value_range=value_range)
-    if tuple(image.values.shape[1:]) != shape[1:]:
-        raise BadInput(
-            f"the truth {path} is {image.size} but the restored image is {shape[2]}x{shape[1]}: both must agree"
-        )
-    return to_gray(image.values) if shape[0] == 1 else image.values.expand(shape[0], -1, -1)

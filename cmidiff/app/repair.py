@@ -1,7 +1,14 @@
 """Painted repairs: only the painted pixels of a photograph change.
 
-The restoration computes the paint and its surroundings, at a lower resolution if they are large. `put_back` returns it
-to its place in the whole photograph. `cmidiff.app.unpainted` makes the border of the paint invisible.
+The restoration computes the paint and its surroundings, at a lower resolution if they are large. A restoration ``x`` of
+the painted pixels differs from the photograph ``p`` along the border of the paint, because noise is removed on both
+sides of it. With ``m`` (1 unpainted, 0 painted) and a Gaussian ``G`` of a few pixels, the offset at the border
+continues into the paint and fades there:
+
+    painted      x + min(1, 2 G m) * G(m (p - x)) / (G m)
+    unpainted    p
+
+``G m`` is 1/2 at a straight border, where the whole offset is added, and 0 far inside, where ``x`` is kept.
 """
 
 from __future__ import annotations
@@ -10,16 +17,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate
 
-from cmidiff.app.errors import BadInput
 from cmidiff.app.masks import PAINTED
-from cmidiff.app.problem import Problem, built
-from cmidiff.app.unpainted import WIDTH, keep_unpainted
 from cmidiff.images import Image
-from cmidiff.physics import Task
 
 MARGIN = 48  # pixels of the photograph around the paint that the restoration sees
+WIDTH = 2.0  # pixels, standard deviation of G
 
 
 def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -30,78 +34,48 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
         size: (H, W).
 
     Raises:
-        BadInput: nothing or everything is painted, or the mask has another shape.
+        ValueError: nothing or everything is painted, or the mask has another shape.
     """
     rows, columns = mask.shape[1:]
     if abs(rows * size[1] - columns * size[0]) > size[0] + size[1] + rows + columns:
-        raise BadInput(
+        raise ValueError(
             f"The mask has {columns} x {rows} pixels and the photograph {size[1]} x {size[0]}: give a mask of the "
             "photograph's size."
         )
     painted = interpolate(mask[None], size=size, mode="bilinear", antialias=True)[0] > PAINTED
     if bool(painted.all()) or not bool(painted.any()):
         found = "Everything is" if bool(painted.all()) else "Nothing is"
-        raise BadInput(f"{found} marked as damaged. White or coloured pixels of a mask mean damaged, black ones sound.")
+        raise ValueError(
+            f"{found} marked as damaged. White or coloured pixels of a mask mean damaged, black ones sound."
+        )
     return painted
 
 
 @dataclass(frozen=True)
 class Region:
-    """The part of a photograph that a repair computes: its borders in pixels."""
+    """The part of a photograph that a repair computes: its rows and columns."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    rows: slice
+    columns: slice
+
+    @classmethod
+    def around(cls, painted: Tensor, margin: int = MARGIN) -> Region:
+        """Return the smallest region that holds all paint of a mask (1, H, W), with a margin in pixels."""
+        found = []
+        for dim, side in ((1, painted.shape[1]), (0, painted.shape[2])):
+            used = painted[0].any(dim).nonzero().flatten()
+            found.append(slice(max(0, int(used[0]) - margin), min(side, int(used[-1]) + 1 + margin)))
+        return cls(*found)
 
     def crop(self, x: Tensor) -> Tensor:
         """Return the region of (C, H, W)."""
-        return x[:, self.top : self.bottom, self.left : self.right]
+        return x[:, self.rows, self.columns]
 
 
-def whole(painted: Tensor) -> Region:
-    """Return the whole of an image (1, H, W)."""
-    return Region(0, painted.shape[1], 0, painted.shape[2])
+WHOLE = Region(slice(None), slice(None))
 
 
-def region_of(painted: Tensor, margin: int = MARGIN) -> Region:
-    """Return the smallest region that holds all paint, with a margin.
-
-    Args:
-        painted: (1, H, W), true where there is paint; at least one pixel is.
-        margin: in pixels.
-    """
-    _, height, width = painted.shape
-    rows, columns = (painted[0].any(dim).nonzero().flatten() for dim in (1, 0))
-    return Region(
-        max(0, int(rows[0]) - margin),
-        min(height, int(rows[-1]) + 1 + margin),
-        max(0, int(columns[0]) - margin),
-        min(width, int(columns[-1]) + 1 + margin),
-    )
-
-
-def repair_problem(image: Image, painted: Tensor, noise_std: float) -> Problem:
-    """Return the measurement of the pixels that are not painted.
-
-    Args:
-        image: (C, h, w).
-        painted: (1, H, W), boolean, of the same region at any resolution.
-        noise_std: of the seen pixels, in units of a [0, 1] image.
-
-    Raises:
-        BadInput: everything is painted.
-    """
-    channels, height, width = image.values.shape
-    seen = interpolate(painted[None].float(), size=(height, width), mode="area") <= PAINTED
-    if not bool(seen.any()):
-        raise BadInput("Everything is painted over: leave something of the photograph to be seen.")
-    task, shape = Task("mask", {"noise_std": noise_std}, {"mask": seen.float()}), (channels, height, width)
-    physics = built(task, shape)
-    return Problem(physics.A(image.values[None]), physics, task, shape, image.alpha, bits=image.bits)
-
-
-def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Region) -> Image:
+def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Region = WHOLE) -> Image:
     """Replace the painted pixels of a photograph; they become opaque.
 
     Args:
@@ -121,3 +95,30 @@ def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Regio
     region.crop(values).copy_(new.clamp(0, 1))
     alpha = None if photograph.alpha is None else torch.where(painted, torch.ones(1), photograph.alpha)
     return replace(photograph, values=values, alpha=alpha)
+
+
+def keep_unpainted(x: Tensor, photograph: Tensor, seen: Tensor, *, width: float = WIDTH) -> Tensor:
+    """Return the restoration of the painted pixels in the photograph.
+
+    Args:
+        x: the restoration, (C, H, W).
+        photograph: (C, H, W).
+        seen: (1, H, W), 1 where nothing is painted, 0 where there is paint.
+        width: standard deviation of G, in pixels.
+
+    Returns:
+        (C, H, W), equal to the photograph where nothing is painted.
+    """
+    seen = seen.to(x)
+    weight, offset = _smooth(seen, width), _smooth(seen * (photograph - x), width)
+    blended = x + (2 * weight).clamp_max(1) * offset / weight.clamp_min(1e-6)
+    return torch.where(seen > 0, photograph, blended)
+
+
+def _smooth(x: Tensor, width: float) -> Tensor:
+    """``G x`` of each channel, nothing being beyond the border."""
+    reach = round(4 * width)
+    place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    row = torch.softmax(-0.5 * (place / width) ** 2, 0)
+    wide = conv2d(x[:, None], row[None, None, None, :], padding=(0, reach))
+    return conv2d(wide, row[None, None, :, None], padding=(reach, 0))[:, 0]

@@ -1,10 +1,10 @@
-"""What a run shows: a progress bar with the current misfit, and a summary table."""
+"""What a command shows: progress on standard error, and the summary of a restoration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,29 +16,21 @@ if TYPE_CHECKING:
 out, err = Console(), Console(stderr=True)
 
 
-class Line(Protocol):
-    """One line of progress: how much is done, what is being done, and its data misfit."""
-
-    def __call__(self, completed: float, doing: str, misfit: float) -> None: ...
-
-
 @contextmanager
-def progress(total: float) -> Iterator[Line]:
-    """A progress bar on standard error."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[misfit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task("loading", total=total, misfit="")
+def progress(total: float | None = None) -> Iterator[Callable[..., None]]:
+    """Show a progress bar once something is done, and yield what moves it: ``move(completed, doing, total=None)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=err, speed_estimate_period=600)
+    task = bar.add_task("", total=total)
 
-        def line(completed: float, doing: str, misfit: float) -> None:
-            bar.update(task, completed=completed, description=doing, misfit=f"misfit {misfit:.2f}")
+    def move(completed: float, doing: str, total: float | None = None) -> None:
+        bar.start()
+        bar.update(task, completed=completed, description=doing, total=total)
 
-        yield line
+    try:
+        yield move
+    finally:
+        bar.stop()
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
@@ -48,10 +40,5 @@ def table(rows: Sequence[Row], title: str) -> Table:
     for name in ("", "status", "misfit", *(("PSNR [dB]", "SSIM") if with_truth else ())):
         table.add_column(name, justify="left" if name in ("", "status") else "right")
     for row in rows:
-        figures = [_number(row.misfit, 2)] + ([_number(row.psnr, 2), _number(row.ssim, 3)] if with_truth else [])
-        table.add_row(row.name, row.status, *figures)
+        table.add_row(row.name, row.status, *row.figures(with_truth))
     return table
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

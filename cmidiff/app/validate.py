@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from cmidiff.app.errors import BadInput, say, unknown
+from cmidiff.app.errors import say
 from cmidiff.app.show import out
+from cmidiff.config import unknown
 from cmidiff.laboratory import SECTIONS, Settings, Table, validate
 
 WIDTH = 170  # of tables in a file
@@ -18,14 +19,14 @@ def run(folder: Path, settings: Settings, only: list[str], *, overwrite: bool = 
     """Run the sections and print their tables.
 
     Raises:
-        BadInput: an unknown section, or pictures that do not exist.
+        ValueError: an unknown section, or pictures that do not exist.
         ValueError, OSError: as `cmidiff.laboratory.validate`.
     """
     for name in only:
         if name not in SECTIONS:
-            raise unknown("section", name, SECTIONS)
+            raise ValueError(unknown("section", name, SECTIONS))
     if settings.pictures is not None and not settings.pictures.exists():
-        raise BadInput(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
+        raise ValueError(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
     screen = out if out.is_terminal else Console(width=WIDTH)
     say(f"sections: {', '.join(only or SECTIONS)}")
     for name, found, kept in validate(folder, settings, only, overwrite=overwrite):

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff.evaluate.comparison import Comparison
-from cmidiff.evaluate.database import Results, UnitRow
+from cmidiff.evaluate.database import Results
+from cmidiff.evaluate.records import UnitRow
 from cmidiff.images import read_image, to_pil
 
 LOSSLESS = 128  # pixels: larger images are compressed, or a page of them would be too large to send

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from cmidiff.evaluate.database import Cell, CellScore, ImageRow, Metric, Results, UnitRow
+from cmidiff.evaluate.database import Results
+from cmidiff.evaluate.records import Cell, ImageRow, Metric, UnitRow
 from cmidiff.statistics import ALPHA, Estimate, Paired, compare_pairs, estimate, holm, least_p
 
 DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decimals; 3 for all others
@@ -26,6 +28,7 @@ TITLES = {
     "mean_psnr": "PSNR of the mean",
     "mean_ssim": "SSIM of the mean",
 }
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MINUS, DASH = "\u2212", "\u2013"
 
 Verdict = Literal["better", "worse", "open", "untested"]
@@ -57,10 +60,6 @@ class Quality:
         return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
     @property
-    def digits(self) -> int:
-        return DIGITS.get(self.name, 3)
-
-    @property
     def direction(self) -> str:
         """In words."""
         if self.target is not None:
@@ -70,9 +69,7 @@ class Quality:
     @property
     def arrow(self) -> str:
         """In one sign."""
-        if self.target is not None:
-            return f"→ {self.target:.3g}"
-        return {"higher": "↑", "lower": "↓", "none": ""}[self.metric.better]
+        return f"→ {self.target:.3g}" if self.target is not None else ARROWS[self.metric.better]
 
     @property
     def tested(self) -> bool:
@@ -86,8 +83,9 @@ class Quality:
         """A figure with the metric's decimals."""
         if value is None:
             return DASH
-        value = round(value, self.digits) + 0.0  # no minus before zero
-        return f"{value:{'+' if sign and value else ''}.{self.digits}f}".replace("-", MINUS)
+        digits = DIGITS.get(self.name, 3)
+        value = round(value, digits) + 0.0  # no minus before zero
+        return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", MINUS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Entry:
         paired: against the base, for cells with CMI.
         corrected: Holm's p over all cells of the report.
         incomplete: pairs that lack a side.
-        network: what features a figure of the whole cell (FID) is of.
+        network: by which features a figure of the whole cell (FID) was computed.
     """
 
     value: Estimate | None
@@ -209,24 +207,10 @@ class Comparison:
         quality = {q.name: q for q in self.qualities}
         return Counter(entry.verdict(quality[name]) for (_, name), entry in self.entries.items())
 
-    def sides(self, task: str) -> list[tuple[Line, Line | None]]:
-        """(base, CMI) of each solver where one pair has to stand for it: most steps, the first eta of the grid."""
-        found = []
-        for solver in dict.fromkeys(line.solver for line in self.lines):
-            mine = [line for line in self.lines if line.solver == solver and line.cell(task)]
-            steps = max((line.steps for line in mine), default=0)
-            base = next((line for line in mine if line.steps == steps and not line.cmi), None)
-            if base is not None:
-                found.append((base, next((line for line in mine if line.steps == steps and line.cmi), None)))
-        return found
-
     @property
     def images_needed(self) -> int:
         """The least number of complete pairs with which any cell could be significant."""
-        n = 2
-        while self.tests * least_p(n) >= ALPHA:
-            n += 1
-        return n
+        return next(n for n in count(2) if self.tests * least_p(n) < ALPHA)
 
     @property
     def most_pairs(self) -> int:
@@ -237,6 +221,17 @@ class Comparison:
         """Units, or diverged samples, of all cells."""
         return sum(getattr(tally, status) for tally in self.tallies.values())
 
+    def sides(self, task: str) -> list[tuple[Line, Line | None]]:
+        """(base, CMI) of each solver where one pair has to stand for it: most steps, the first eta of the grid."""
+        found = []
+        for solver in dict.fromkeys(line.solver for line in self.lines):
+            mine = [line for line in self.lines if line.solver == solver and line.cell(task)]
+            steps = max((line.steps for line in mine), default=0)
+            base, cmi = (next((o for o in mine if (o.steps, o.cmi) == (steps, on)), None) for on in (False, True))
+            if base is not None:
+                found.append((base, cmi))
+        return found
+
     def entry(self, line: Line, task: str, quality: Quality) -> Entry:
         cell = line.cell(task)
         return Entry(None) if cell is None else self.entries.get((cell, quality.name), Entry(None))
@@ -246,38 +241,39 @@ class Comparison:
         return None if cell is None else self.tallies.get(cell)
 
     def label(self, line: Line, task: str | None = None) -> str:
-        """What a row is called: steps only where they differ between rows, eta only where it differs at all.
+        """The name of a row: steps only where they differ between rows, eta only where it differs at all.
 
         Args:
+            line: the row.
             task: where the row is of one task alone, for which eta is known.
         """
         mine = {eta for name, eta in line.etas if task in (None, name)}
-        text = line.solver + (" + CMI" if line.cmi else "")
         details = []
         if line.cmi and len(self.strengths) > 1:
             details.append(f"η = {mine.pop():g}" if len(mine) == 1 else "η by task")
         if len({other.steps for other in self.lines}) > 1:
             details.append(f"{line.steps} steps")
-        return f"{text}, {', '.join(details)}" if details else text
+        return ", ".join([line.solver + (" + CMI" if line.cmi else ""), *details])
 
 
 def compare(results: Results) -> Comparison:
     """All figures of a run, finished or not."""
-    units = results.units()
+    units, about = results.units(), results.about()
     by_cell: dict[Cell, list[UnitRow]] = defaultdict(list)
     for row in units:
         by_cell[row.unit.cell].append(row)
-    about = results.about()
     qualities = [Quality(metric, _target(metric, about)) for metric in results.metrics()]
-    entries = {(cell, q.name): _entry(by_cell, cell, q) for cell in by_cell for q in qualities}
-    entries |= {(score.cell, score.metric): _whole(score) for score in results.cell_scores()}
+    entries = {(cell, q.name): _enter(by_cell, cell, q) for cell in by_cell for q in qualities}
+    for score in results.cell_scores():
+        value = Estimate(score.images, score.value) if math.isfinite(score.value) else None
+        entries[score.cell, score.metric] = Entry(value, network=score.network)
     return Comparison(
         about=about,
         images=results.images(),
         tasks=list(dict.fromkeys(row.unit.task for row in units)),
-        lines=_lines(by_cell),
+        lines=_list_lines(by_cell),
         qualities=qualities,
-        entries=_corrected(entries, {q.name for q in qualities if q.tested}),
+        entries=_correct(entries, {q.name for q in qualities if q.tested}),
         tallies={cell: _tally(rows) for cell, rows in by_cell.items()},
         faults=Counter(row.error or "no reason given" for row in units if row.status == "failed").most_common(),
     )
@@ -285,32 +281,26 @@ def compare(results: Results) -> Comparison:
 
 def _target(metric: Metric, about: Mapping[str, Any]) -> float | None:
     """The misfit of the truth is 1; a truth drawn like the K samples lies within them in (K - 1) of (K + 1) cases."""
-    if metric.better != "none" or metric.name not in ("misfit", "coverage"):
-        return None
-    count = about["config"]["samples"]
-    return 1.0 if metric.name == "misfit" else (count - 1) / (count + 1)
+    samples = about["config"]["samples"]
+    targets = {"misfit": 1.0, "coverage": (samples - 1) / (samples + 1)}
+    return targets.get(metric.name) if metric.better == "none" else None
 
 
-def _lines(cells: Iterable[Cell]) -> list[Line]:
+def _list_lines(cells: Collection[Cell]) -> list[Line]:
     """Rows by solver and steps; the base first, then CMI: one row if each task has one eta, else one for each eta."""
-    cells = list(cells)
     lines = []
     for solver in dict.fromkeys(cell.solver for cell in cells):
         for steps in sorted({cell.steps for cell in cells if cell.solver == solver}):
-            mine = [cell for cell in cells if (cell.solver, cell.steps) == (solver, steps)]
             for cmi in (False, True):
-                etas = [(cell.task, cell.eta) for cell in mine if cell.cmi == cmi]
-                lines += [Line(solver, cmi, steps, row) for row in _rows(etas)]
+                etas = [(c.task, c.eta) for c in cells if (c.solver, c.steps, c.cmi) == (solver, steps, cmi)]
+                rows = [[pair for pair in etas if pair[1] == eta] for eta in dict.fromkeys(eta for _, eta in etas)]
+                if etas and len(dict(etas)) == len(etas):
+                    rows = [etas]
+                lines += [Line(solver, cmi, steps, tuple(row)) for row in rows]
     return lines
 
 
-def _rows(etas: Sequence[tuple[str, float]]) -> list[tuple[tuple[str, float], ...]]:
-    if len({task for task, _ in etas}) == len(etas):
-        return [tuple(etas)] if etas else []
-    return [tuple(pair for pair in etas if pair[1] == eta) for eta in dict.fromkeys(eta for _, eta in etas)]
-
-
-def _figures(rows: Sequence[UnitRow], name: str) -> dict[tuple[str, int], float]:
+def _find(rows: Sequence[UnitRow], name: str) -> dict[tuple[str, int], float]:
     """(image, seed) -> value, of the units that have one."""
     return {
         (row.unit.image, row.unit.seed): row.scores[name]
@@ -327,37 +317,29 @@ def _by_image(figures: Mapping[tuple[str, int], float]) -> list[float]:
     return [math.fsum(values) / len(values) for values in found.values()]
 
 
-def _entry(by_cell: Mapping[Cell, Sequence[UnitRow]], cell: Cell, quality: Quality) -> Entry:
-    rows = by_cell[cell]
-    figures = _figures(rows, quality.name)
+def _enter(by_cell: Mapping[Cell, Sequence[UnitRow]], cell: Cell, quality: Quality) -> Entry:
+    figures = _find(by_cell[cell], quality.name)
     value = estimate(_by_image(figures)) if figures else None
     if not cell.cmi or cell.base not in by_cell:
         return Entry(value)
-    base = _figures(by_cell[cell.base], quality.name)
+    base = _find(by_cell[cell.base], quality.name)
     both = {key: quality.compared(figures[key]) - quality.compared(base[key]) for key in figures if key in base}
-    found = compare_pairs(_by_image(both), higher_is_better=quality.metric.better == "higher") if both else None
-    return Entry(value, found, incomplete=len(rows) - len(both) if figures or base else 0)
+    pairs = compare_pairs(_by_image(both), higher_is_better=quality.metric.better == "higher") if both else None
+    return Entry(value, pairs, incomplete=len(by_cell[cell]) - len(both) if figures or base else 0)
 
 
-def _whole(score: CellScore) -> Entry:
-    value = Estimate(score.images, score.value) if math.isfinite(score.value) else None
-    return Entry(value, network=score.network)
-
-
-def _corrected(entries: dict[tuple[Cell, str], Entry], tested: set[str]) -> dict[tuple[Cell, str], Entry]:
+def _correct(entries: dict[tuple[Cell, str], Entry], tested: set[str]) -> dict[tuple[Cell, str], Entry]:
     p = {key: e.paired.p for key, e in entries.items() if key[1] in tested and e.paired and e.paired.p is not None}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
     return {key: replace(entry, corrected=corrected.get(key)) for key, entry in entries.items()}
 
 
 def _tally(rows: Sequence[UnitRow]) -> Tally:
-    status = Counter(row.status for row in rows)
-    ok = [row for row in rows if row.status == "ok"]
-    passes = [row.evaluations + row.gradients for row in ok]
+    status, ok = Counter(row.status for row in rows), [row for row in rows if row.status == "ok"]
     return Tally(
         **{name: status[name] for name in ("ok", "diverged", "failed", "pending")},
         samples_diverged=sum(row.diverged for row in ok),
-        passes=_mean(passes),
+        passes=_mean([row.evaluations + row.gradients for row in ok]),
         seconds=_mean([row.seconds for row in ok]),
     )
 

@@ -35,7 +35,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from cmidiff.config import STRICT, File, Several, build, read_toml
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 CURVE_STEPS = (20, 50, 100, 250, 1000)

@@ -11,7 +11,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
 from cmidiff.evaluate.setup import list_cells, setup
 from cmidiff.evaluate.work import Counted
 from cmidiff.moments import SecondMoments
@@ -41,8 +41,8 @@ class Speed:
     gradient: float
 
 
-def costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
-    """What a sample of each cell costs, counted on a small picture with a closed-form prior.
+def count_costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, Cost]:
+    """What a sample of each cell costs, counted on a small image with a closed-form prior.
 
     Args:
         schedule: of the prior, on which it depends where CMI acts; that of DDPM by default.
@@ -81,7 +81,7 @@ def _gaussian(schedule: Schedule) -> NetworkPrior:
     return NetworkPrior(network, "eps", schedule, second_moments=moments)
 
 
-def speed(prior: Denoiser, *, samples: int, size: int, device: str) -> Speed:
+def measure_speed(prior: Denoiser, *, samples: int, size: int, device: str) -> Speed:
     """A timing of the prior on its device: ``samples`` images of side ``size`` at once."""
     side = -(-size // prior.multiple) * prior.multiple
     x_t = torch.randn(samples, prior.channels or 3, side, side, device=device, requires_grad=True)
@@ -103,6 +103,6 @@ def _timed(work, device: str, repeats: int = 3) -> float:
     return min(spent[1:])
 
 
-def seconds(cost: Cost, speed: Speed) -> float:
+def predict_seconds(cost: Cost, speed: Speed) -> float:
     """Of one sample."""
     return cost.evaluations * speed.evaluation + cost.gradients * speed.gradient

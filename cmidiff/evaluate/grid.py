@@ -11,11 +11,13 @@ from urllib.parse import quote
 from torch import Tensor
 
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import ImageRow, RunError, Unit
+from cmidiff.evaluate.database import RunError
+from cmidiff.evaluate.records import ImageRow, Unit
 from cmidiff.evaluate.setup import list_cells, resolve, setup
 from cmidiff.evaluate.work import Job
-from cmidiff.images import Source, decode_image, read_image, square
+from cmidiff.images import decode_image, read_image, square
 from cmidiff.physics import Task
+from cmidiff.sources import Source
 
 
 def open_image(source: Source, size: int | None, known: ImageRow | None = None) -> tuple[ImageRow, Tensor | None]:

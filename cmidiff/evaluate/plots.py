@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import product
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -15,12 +16,17 @@ from matplotlib.lines import Line2D
 from matplotlib.style import context
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cmidiff.evaluate.comparison import Comparison, Entry, Line, Quality, Tally
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.comparison import Comparison, Entry, Quality
+from cmidiff.evaluate.records import Cell
 
 # After Okabe and Ito: they differ for all kinds of sight; shades that are seen on a light page and on a dark one.
 COLOURS = ("#2B87C8", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#8A6FD1", "#999999")
 MARKERS = "os^Dv<>"
+KINDS = {
+    "passes": "network passes per sample, forward and backward",
+    "seconds": "seconds per image",
+    "eta": "strength of CMI, η (0: the base solver)",
+}
 SIZE = (4.4, 3.7)  # inches: readable on a telephone without zooming
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "cmidiff", "font.size": 9, "font.family": "sans-serif"}
 
@@ -60,51 +66,48 @@ class Plot:
 
 def draw_plots(comparison: Comparison) -> list[Plot]:
     """All figures of a run: per task and metric, against passes, seconds, and eta where there are several."""
-    return [
-        _plot(task, kind, quality, curves, x_label)
-        for task in comparison.tasks
-        for quality in _shown(comparison)
-        for kind, x_label, curves in _kinds(comparison, task, quality)
-        if any(curve.points for curve in curves)
-    ]
-
-
-def _shown(comparison: Comparison) -> list[Quality]:
-    """PSNR, and the best measure of perception there is."""
     present = {quality.name: quality for quality in comparison.present}
-    perceived = next((present[name] for name in ("lpips", "ssim") if name in present), None)
-    return [quality for quality in (present.get("psnr"), perceived) if quality is not None]
+    perceived = next((name for name in ("lpips", "ssim") if name in present), None)
+    shown = [present[name] for name in ("psnr", perceived) if name in present]
+    found = []
+    for task, quality, (kind, x_label) in product(comparison.tasks, shown, KINDS.items()):
+        curves = _list_curves(comparison, task, quality, kind)
+        if any(curve.points for curve in curves):
+            title = f"{task}: {quality.title} {quality.arrow}"
+            light, dark = (_draw_page(title, kind, quality, curves, dark=dark) for dark in (False, True))
+            alt = _describe(title, quality, curves, x_label)
+            found.append(Plot(task, f"{quality.name}-{kind}", title, alt, light, dark))
+    return found
 
 
-def _kinds(comparison: Comparison, task: str, quality: Quality) -> Iterator[tuple[str, str, list[Curve]]]:
-    cost = "network passes per sample, forward and backward"
-    yield "passes", cost, _cost_curves(comparison, task, quality, lambda tally: tally.passes)
-    yield "seconds", "seconds per image", _cost_curves(comparison, task, quality, lambda tally: tally.seconds)
-    sweep = _eta_curves(comparison, task, quality)
-    if sweep:
-        yield "eta", "strength of CMI, η (0: the base solver)", sweep
-
-
-def _cost_curves(comparison: Comparison, task: str, quality: Quality, cost: Callable[[Tally], float]) -> list[Curve]:
-    """Base and CMI of each solver over its steps."""
+def _list_curves(comparison: Comparison, task: str, quality: Quality, kind: str) -> list[Curve]:
+    """Against a cost: base and CMI of each solver over its steps. Against eta: each solver at its most steps, the base
+    at 0, where there are at least two strengths."""
     curves = []
-    for rank, pair in enumerate(comparison.sides(task)):
-        for side in pair:
-            if side is None:
-                continue
-            lines = [line for line in comparison.lines if _same_but_steps(line.cell(task), side.cell(task))]
-            points = list(_points(comparison, task, quality, lines, cost))
-            curves.append(Curve(side.solver, rank, side.cmi, points))
+    for rank, (base, cmi) in enumerate(comparison.sides(task)):
+        cells = [cell for line in comparison.lines if line.solver == base.solver and (cell := line.cell(task))]
+        if kind == "eta":
+            mine = [cell for cell in cells if cell.steps == base.steps]
+            points = sorted(point for cell in mine for point in _place(comparison, cell, quality, cell.eta))
+            curves += [Curve(base.solver, rank, True, points)] if sum(cell.cmi for cell in mine) > 1 else []
+            continue
+        for side in (side.cell(task) for side in (base, cmi) if side is not None):
+            mine = [cell for cell in cells if side is not None and cell._replace(steps=side.steps) == side]
+            costs = [(cell, getattr(comparison.tallies[cell], kind)) for cell in mine]
+            points = [point for cell, cost in costs for point in _place(comparison, cell, quality, cost)]
+            curves.append(Curve(base.solver, rank, bool(side and side.cmi), points))
     return curves
 
 
-def _point(comparison: Comparison, cell: Cell, quality: Quality, x: float) -> Iterator[Point]:
+def _place(comparison: Comparison, cell: Cell, quality: Quality, x: float) -> Iterator[Point]:
     """One point, or none where there is no figure.
 
     With CMI it lies at the base's mean plus the paired difference: where pairs are incomplete, the two means are of
     different images.
     """
     entry, base = (comparison.entries.get((one, quality.name), Entry(None)) for one in (cell, cell.base))
+    if not math.isfinite(x):
+        return
     if entry.paired is not None and base.value is not None:
         difference = entry.paired.difference
         yield Point(x, base.value.mean + difference.mean, math.nan if difference.half is None else difference.half)
@@ -112,48 +115,17 @@ def _point(comparison: Comparison, cell: Cell, quality: Quality, x: float) -> It
         yield Point(x, entry.value.mean, math.nan)
 
 
-def _same_but_steps(one: Cell | None, other: Cell | None) -> bool:
-    return one is not None and other is not None and one._replace(steps=other.steps) == other
-
-
-def _points(
-    comparison: Comparison, task: str, quality: Quality, lines: Sequence[Line], cost: Callable[[Tally], float]
-) -> Iterator[Point]:
-    for line in lines:
-        cell, tally = line.cell(task), comparison.tally(line, task)
-        if cell is not None and tally is not None and math.isfinite(cost(tally)):
-            yield from _point(comparison, cell, quality, cost(tally))
-
-
-def _eta_curves(comparison: Comparison, task: str, quality: Quality) -> list[Curve]:
-    """Each solver at its most steps over eta, the base at 0; of the solvers with at least two strengths."""
-    curves = []
-    for rank, (base, _) in enumerate(comparison.sides(task)):
-        lines = [line for line in comparison.lines if (line.solver, line.steps) == (base.solver, base.steps)]
-        cells = [cell for line in lines if (cell := line.cell(task))]
-        points = sorted(point for cell in cells for point in _point(comparison, cell, quality, cell.eta))
-        if sum(cell.cmi for cell in cells) > 1:
-            curves.append(Curve(base.solver, rank, True, points))
-    return curves
-
-
-def _plot(task: str, kind: str, quality: Quality, curves: Sequence[Curve], x_label: str) -> Plot:
-    title = f"{task}: {quality.title} {quality.arrow}"
-    pages = [_draw_page(title, kind, quality, curves, x_label, dark=dark) for dark in (False, True)]
-    return Plot(task, f"{quality.name}-{kind}", title, _alt(title, quality, curves, x_label), *pages)
-
-
-def _alt(title: str, quality: Quality, curves: Sequence[Curve], x_label: str) -> str:
-    said = [
+def _describe(title: str, quality: Quality, curves: Sequence[Curve], x_label: str) -> str:
+    texts = [
         f"{curve.solver}{' with CMI' if curve.cmi else ''}: "
         + ", ".join(f"{quality.text(point.y)} at {point.x:.3g}" for point in curve.points)
         for curve in curves
         if curve.points
     ]
-    return f"{title} against {x_label}. {'; '.join(said)}."
+    return f"{title} against {x_label}. {'; '.join(texts)}."
 
 
-def _draw_page(title: str, kind: str, quality: Quality, curves: Sequence[Curve], x_label: str, *, dark: bool) -> bytes:
+def _draw_page(title: str, kind: str, quality: Quality, curves: Sequence[Curve], *, dark: bool) -> bytes:
     with context(["dark_background" if dark else "default", _STYLE]):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
@@ -168,7 +140,7 @@ def _draw_page(title: str, kind: str, quality: Quality, curves: Sequence[Curve],
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel=x_label, ylabel=f"{quality.title} ({quality.direction})")
+        axes.set(xlabel=KINDS[kind], ylabel=f"{quality.title} ({quality.direction})")
         axes.set_title(_plain(title), fontsize=10)
         axes.grid(alpha=0.25)
         figure.legend(handles=_legend(curves, kind), loc="outside lower center", ncols=3, frameon=False, fontsize=8)

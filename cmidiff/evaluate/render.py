@@ -67,12 +67,12 @@ def render_markdown(comparison: Comparison, name: str, plots: Sequence[tuple[str
 
 
 def _blocks(comparison: Comparison, name: str, plots: Sequence[tuple[str, Plot]]) -> Iterator[str]:
-    yield f"# {escape(name)}\n\n{summary.verdict(comparison)}\n"
-    yield from (f"- {escape(key)}: {escape(value)}" for key, value in summary.facts(comparison))
-    if caveats := summary.caveats(comparison):
+    yield f"# {escape(name)}\n\n{summary.state_verdict(comparison)}\n"
+    yield from (f"- {escape(key)}: {escape(value)}" for key, value in summary.list_facts(comparison))
+    if caveats := summary.list_caveats(comparison):
         yield "\n**What these figures do not show**\n"
         yield from (f"- {escape(text)}" for text in caveats)
-    yield f"\n{escape(summary.rule(comparison))}\n"
+    yield f"\n{escape(summary.state_rule(comparison))}\n"
     for table in list_figures(comparison):
         yield f"## {table.title}\n\n{escape(table.note)}\n\n{_tabulate(table)}"
     yield f"## CMI minus base, pair by pair\n\n{summary.PAIRS}\n"

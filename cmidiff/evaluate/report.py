@@ -14,13 +14,16 @@ from cmidiff import files
 from cmidiff.evaluate import latex, render
 from cmidiff.evaluate.cases import list_cases
 from cmidiff.evaluate.comparison import Comparison, compare
-from cmidiff.evaluate.database import FILE, Results, UnitRow
+from cmidiff.evaluate.database import FILE, Results
 from cmidiff.evaluate.plots import draw_plots
+from cmidiff.evaluate.records import UnitRow
 
 COMMAND = "report"
 
 
-def report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> tuple[Comparison, dict[Path, str]]:
+def write_report(
+    run: Path, output: Path | None = None, *, overwrite: bool = False
+) -> tuple[Comparison, dict[Path, str]]:
     """Write the report of a run, finished or not; an earlier report in the folder is replaced.
 
     Args:

@@ -21,25 +21,16 @@ import torch
 from cmidiff import files
 from cmidiff.evaluate import scores
 from cmidiff.evaluate.config import Config
-from cmidiff.evaluate.database import (
-    FILE,
-    SCHEMA,
-    Cell,
-    CellScore,
-    ImageRow,
-    Outcome,
-    RunError,
-    Status,
-    Unit,
-    UnitRow,
-    Writer,
-)
+from cmidiff.evaluate.database import FILE, SCHEMA, RunError, Writer
 from cmidiff.evaluate.engine import Engine
 from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
+from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit, UnitRow
 from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
-from cmidiff.images import Source, encode_image, sources
+from cmidiff.images import encode_image
 from cmidiff.prior.base import Denoiser
+from cmidiff.sources import Source
+from cmidiff.sources import list_sources as list_files
 
 log = logging.getLogger("cmidiff.evaluate")
 PACKAGES = ("cmidiff", "torch", "deepinv", "diffusers", "torchmetrics")
@@ -58,7 +49,7 @@ class Options:
         batch: images of one cell that are restored together.
         retry_failed: repeat units that failed.
         extend: go on with a run whose grid has grown.
-        features: of FID, see `scores.fid_reference`.
+        features: of FID, see `scores.make_fid_reference`.
         device: where FID is computed.
     """
 
@@ -112,8 +103,10 @@ def evaluate(
         usable = [image for image in images if image.error is None]
         check_tasks(config, usable)
         side = min(min(image.width or 0, image.height or 0) for image in usable)
-        fid_absent = scores.fid_absent() if isinstance(options.features, int) else None
-        columns = scores.metrics(config.samples, side, {"lpips": scores.lpips_absent(config.lpips), "fid": fid_absent})
+        fid_absent = scores.explain_no_fid() if isinstance(options.features, int) else None
+        columns = scores.list_metrics(
+            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent}
+        )
         net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
         created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
         writer.plan(about | {"created": created}, images, list_units(config, images), columns)
@@ -138,7 +131,7 @@ def list_sources(config: Config) -> list[Source]:
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
     try:
-        return sources(config.images, offset=config.offset, limit=config.limit)
+        return list_files(config.images, offset=config.offset, limit=config.limit)
     except ValueError as error:
         raise RunError(f"--images: {error}") from error
 
@@ -290,7 +283,7 @@ def _fill_lpips(writer: Writer, net: str) -> None:
         if row.status == "ok" and "lpips" not in row.scores:
             samples = [writer.folder / path for kind, path in row.pictures.items() if kind.startswith("sample-")]
             truth = writer.folder / str(paths[row.unit.image])
-            writer.add_score(row.unit, "lpips", scores.distance_of_files(samples, truth, net))
+            writer.add_score(row.unit, "lpips", scores.compute_lpips_of_files(samples, truth, net))
 
 
 def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
@@ -306,6 +299,8 @@ def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
         names = tuple(dict.fromkeys(row.unit.image for row in rows))
         if len(rows) >= scores.FID_LEAST:
             if names not in references:
-                references[names] = scores.fid_reference([truth[n] for n in names], options.features, options.device)
+                references[names] = scores.make_fid_reference(
+                    [truth[n] for n in names], options.features, options.device
+                )
             restored = [options.out / row.pictures["sample-0"] for row in rows]
-            yield CellScore(cell, "fid", scores.fid(restored, references[names]), len(rows), network)
+            yield CellScore(cell, "fid", scores.compute_fid(restored, references[names]), len(rows), network)

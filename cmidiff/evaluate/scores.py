@@ -1,8 +1,8 @@
 """What is measured of a unit, and of a whole cell.
 
-FID compares two sets of pictures, so it is a figure of a cell: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, GANs
+FID compares two sets of images, so it is a figure of a cell: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, GANs
 Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017, https://arxiv.org/abs/1706.08500,
-with the Inception network of torch-fidelity. It depends on the number of pictures, which is recorded with it.
+with the Inception network of torch-fidelity. It depends on the number of images, which is recorded with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from cmidiff.evaluate.database import Metric
+from cmidiff.evaluate.records import Metric
 from cmidiff.images import read_image
 from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 
@@ -29,13 +29,13 @@ LPIPS_LEAST = 32  # pixels: smaller images vanish in the network of LPIPS
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
 INCEPTION_NAME = "Inception-v3 (2015-12-05), 2048 features"
-BATCH = 16  # pictures through the network of FID at once
-FID_LEAST = 2  # pictures: a covariance needs two
+BATCH = 16  # images through the network of FID at once
+FID_LEAST = 2  # images: a covariance needs two
 
 METRICS = (
     Metric("psnr", "dB", "higher", "peak signal-to-noise ratio of a sample"),
     Metric("ssim", "", "higher", "structural similarity of a sample"),
-    Metric("lpips", "", "lower", "learned perceptual distance of a sample, of pictures with 8 bits"),
+    Metric("lpips", "", "lower", "learned perceptual distance of a sample, of images with 8 bits"),
     Metric("fid", "", "lower", "Frechet inception distance of the first samples of a cell to the true images"),
     Metric("misfit", "sigma", "none", "|y - A x| / (sigma sqrt m) of a sample; 1 explains y down to the noise"),
     Metric("mean_psnr", "dB", "higher", "peak signal-to-noise ratio of the mean of the samples"),
@@ -49,7 +49,7 @@ METRICS = (
 OF_SEVERAL = ("mean_psnr", "mean_ssim", "crps", "diversity", "coverage")
 
 
-def metrics(samples: int, side: int, absent: Mapping[str, str | None]) -> list[Metric]:
+def list_metrics(samples: int, side: int, absent: Mapping[str, str | None]) -> list[Metric]:
     """The metrics of a run, with the reason for each that it cannot have.
 
     Args:
@@ -67,7 +67,7 @@ def metrics(samples: int, side: int, absent: Mapping[str, str | None]) -> list[M
     return [replace(metric, absent=reasons.get(metric.name)) for metric in METRICS]
 
 
-def scores(
+def score_samples(
     samples: Tensor, truth: Tensor, y: Tensor, physics: Physics, *, noise_std: float, lpips_net: str | None
 ) -> dict[str, float]:
     """The scores of a unit.
@@ -88,7 +88,7 @@ def scores(
     if with_ssim:
         found["ssim"] = ssim(samples, several).mean()
     if lpips_net is not None:
-        found["lpips"] = distance(samples, several, lpips_net)
+        found["lpips"] = compute_lpips(samples, several, lpips_net)
     if len(samples) > 1:
         mean = samples.mean(0, keepdim=True)
         found["mean_psnr"] = psnr(mean, truth[None]).mean()
@@ -100,19 +100,19 @@ def scores(
     return {name: float(value) for name, value in found.items()}
 
 
-def distance(samples: Tensor, truth: Tensor, net: str) -> Tensor:
-    """LPIPS of pictures with 8 bits, as they are saved, so that it can be had from the files later."""
+def compute_lpips(samples: Tensor, truth: Tensor, net: str) -> Tensor:
+    """LPIPS of images with 8 bits, as they are saved, so that it can be had from the files later."""
     saved = (samples.double().clamp(0, 1) * 255).round() / 255  # in float32 a level could round to its neighbour
     return lpips(saved.to(truth), truth, net=cast(Literal["alex", "vgg", "squeeze"], net)).mean()
 
 
-def distance_of_files(samples: Sequence[Path], truth: Path, net: str) -> float:
+def compute_lpips_of_files(samples: Sequence[Path], truth: Path, net: str) -> float:
     """The same, of PNG files."""
-    pictures = torch.stack([read(path) for path in samples]).float() / 255
-    return float(distance(pictures, (read(truth).float() / 255).expand_as(pictures), net))
+    images = torch.stack([read_levels(path) for path in samples]).float() / 255
+    return float(compute_lpips(images, (read_levels(truth).float() / 255).expand_as(images), net))
 
 
-def lpips_absent(net: str) -> str | None:
+def explain_no_lpips(net: str) -> str | None:
     """Why there is no LPIPS here and how to get it; None if there is."""
     try:
         lpips(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), net=cast(Literal["alex", "vgg", "squeeze"], net))
@@ -121,7 +121,7 @@ def lpips_absent(net: str) -> str | None:
     return None
 
 
-def fid_absent() -> str | None:
+def explain_no_fid() -> str | None:
     """Why there is no FID here and how to get it; None if there is."""
     if importlib.util.find_spec("torch_fidelity") is None:
         return "FID needs the package torch-fidelity: pip install 'cmidiff[fid]'"
@@ -134,8 +134,8 @@ def fid_absent() -> str | None:
     )
 
 
-def fid_reference(truth: Iterable[Path], network: Any = FEATURES, device: str = "cpu") -> FrechetInceptionDistance:
-    """The features of the true pictures (PNG files), to which `fid` compares.
+def make_fid_reference(truth: Iterable[Path], network: Any = FEATURES, device: str = "cpu") -> FrechetInceptionDistance:
+    """The features of the true images (PNG files), to which `compute_fid` compares.
 
     Args:
         network: width of the Inception features, or a module (B, 3, H, W) uint8 -> (B, features).
@@ -144,32 +144,32 @@ def fid_reference(truth: Iterable[Path], network: Any = FEATURES, device: str = 
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     reference = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
-    for pictures in _batches(list(truth), BATCH):
-        reference.update(pictures.to(device), real=True)
+    for images in _batches(list(truth), BATCH):
+        reference.update(images.to(device), real=True)
     return reference
 
 
-def fid(restored: Sequence[Path], reference: FrechetInceptionDistance) -> float:
-    """FID of pictures (PNG files) to those of the reference."""
+def compute_fid(restored: Sequence[Path], reference: FrechetInceptionDistance) -> float:
+    """FID of images (PNG files) to those of the reference."""
     reference.reset()
-    for pictures in _batches(list(restored), BATCH):
-        reference.update(pictures.to(reference.device), real=False)
+    for images in _batches(list(restored), BATCH):
+        reference.update(images.to(reference.device), real=False)
     return float(reference.compute())
 
 
 def _batches(files: list[Path], batch: int) -> Iterable[Tensor]:
-    """Pictures (B, 3, H, W) uint8, consecutive ones of one size together."""
+    """Images (B, 3, H, W) uint8, consecutive ones of one size together."""
     together: list[Tensor] = []
     for file in files:
-        picture = read(file)
-        if together and (len(together) == batch or picture.shape != together[0].shape):
+        image = read_levels(file)
+        if together and (len(together) == batch or image.shape != together[0].shape):
             yield torch.stack(together)
             together = []
-        together.append(picture)
+        together.append(image)
     if together:
         yield torch.stack(together)
 
 
-def read(file: Path) -> Tensor:
-    """A picture (3, H, W), uint8."""
+def read_levels(file: Path) -> Tensor:
+    """A image (3, H, W), uint8."""
     return (read_image(file).values.expand(3, -1, -1) * 255).round().byte()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cmidiff.config import suggest
 from cmidiff.evaluate.config import Config, TaskChoice
-from cmidiff.evaluate.database import Cell
+from cmidiff.evaluate.records import Cell
 from cmidiff.information import CMI
 from cmidiff.physics import TASKS
 from cmidiff.registry import SOLVERS, configure, describe

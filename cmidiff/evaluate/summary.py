@@ -19,7 +19,7 @@ BARS = (
 PAIRS = "A difference is of complete pairs alone; those that lack a side are counted in the last column."
 
 
-def verdict(comparison: Comparison) -> str:
+def state_verdict(comparison: Comparison) -> str:
     """One sentence: in how many cells CMI is better and worse."""
     tests, count = comparison.tests, comparison.verdicts
     if not tests:
@@ -31,7 +31,7 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
-def rule(comparison: Comparison) -> str:
+def state_rule(comparison: Comparison) -> str:
     """What the marks mean."""
     return (
         f"{MARKS['better']} green: better with CMI; {MARKS['worse']} red: worse. Marked only where Wilcoxon's "
@@ -44,12 +44,12 @@ def rule(comparison: Comparison) -> str:
     )
 
 
-def caveats(comparison: Comparison) -> list[str]:
+def list_caveats(comparison: Comparison) -> list[str]:
     """All that is missing, most important first; nothing is dropped without a word."""
     return [*_units(comparison), *_pairs(comparison), *_images(comparison), *_absent(comparison)]
 
 
-def facts(comparison: Comparison) -> list[tuple[str, str]]:
+def list_facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What was run, as (name, value)."""
     about = comparison.about
     units = sum(tally.units for tally in comparison.tallies.values())

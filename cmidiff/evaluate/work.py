@@ -23,8 +23,8 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff.evaluate.database import Cell, ImageFile, Outcome, Unit
-from cmidiff.evaluate.scores import scores
+from cmidiff.evaluate.records import Cell, ImageFile, Outcome, Unit
+from cmidiff.evaluate.scores import score_samples
 from cmidiff.evaluate.setup import Setup
 from cmidiff.images import encode_image
 from cmidiff.physics import measure
@@ -159,7 +159,7 @@ def _restore(job: Job, prior: Denoiser, device: str) -> Done:
         ok = [k for k, s in enumerate(status) if s.ok]
         images, found = _encode(unit, samples, ok), {}
         if ok:
-            found = scores(samples[ok], truth[i], measured, own[i], noise_std=noise_std, lpips_net=job.lpips)
+            found = score_samples(samples[ok], truth[i], measured, own[i], noise_std=noise_std, lpips_net=job.lpips)
         outcome = Outcome(
             unit,
             "ok" if ok else "diverged",

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmidiff.covariance import Exact
 from cmidiff.information import CMI
 from cmidiff.laboratory.mixtures import ExactPosterior, Problems, sliced_wasserstein
-from cmidiff.laboratory.settings import seed_of
+from cmidiff.laboratory.settings import make_seed
 from cmidiff.loop import Trace, sample
 from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
 ETAS = (-1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0)
 
 
-def correction(eta: float) -> CMI | None:
+def make_cmi(eta: float) -> CMI | None:
     """CMI as it is measured here: the exact covariance inside ``S``, the weight that tilts the target by
     ``exp(eta I)``, and a cap that leaves room, since no network errs here."""
     return CMI(eta, weight="reverse-sde", covariance=Exact(iterations=20), cap=0.5) if eta != 0 else None
@@ -78,7 +78,7 @@ class BlockDraws:
     seed: int
 
     def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, index, *[inner] * (inner > 0)))
+        generator = torch.Generator().manual_seed(make_seed(self.seed, stream, index, *[inner] * (inner > 0)))
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
@@ -99,7 +99,7 @@ class Outcome:
     x: Tensor = field(repr=False)
 
 
-def levels(schedule: Schedule, steps: int) -> list[float]:
+def list_levels(schedule: Schedule, steps: int) -> list[float]:
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from pure noise to a hundredth: fine
     where a posterior is narrow, which the grid of the DDPM, even in t, is not."""
     alpha, sigma = schedule(schedule.grid(1)[0])
@@ -108,7 +108,7 @@ def levels(schedule: Schedule, steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def run(
+def run_chains(
     problems: Problems,
     solver: Solver,
     cmi: CMI | None,
@@ -121,37 +121,39 @@ def run(
     """All chains of all problems in one batch, rows ``p C + c``."""
     images = tuple(p for p in range(len(problems)) for _ in range(chains))
     problem = Problem(problems.prior, problems.measurement(chains), sampler, BlockDraws(seed), images)
-    return sample(problem, solver, levels(problems.prior.schedule, steps), cmi)
+    return sample(problem, solver, list_levels(problems.prior.schedule, steps), cmi)
 
 
-def outcome(
+def run_solver(
     problems: Problems, method: Method, scale: float, eta: float, *, chains: int, steps: int, seed: int
 ) -> Outcome:
     """A run, compared with as many exact samples."""
     steps *= method.finer
     solver, sampler = method.build(problems, scale), method.sampler(steps)
-    *_, trace = run(problems, solver, correction(eta), chains=chains, steps=steps, seed=seed, sampler=sampler)
+    *_, trace = run_chains(problems, solver, make_cmi(eta), chains=chains, steps=steps, seed=seed, sampler=sampler)
     x = problems.grouped(trace.x_s)
-    return judged(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
+    return judge(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
 
 
-def judged(problems: Problems, x: Tensor, alive: Tensor, seed: int) -> Outcome:
+def judge(problems: Problems, x: Tensor, alive: Tensor, seed: int) -> Outcome:
     """Samples (P, C, d) against exact ones."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "exact samples"))
+    generator = torch.Generator().manual_seed(make_seed(seed, "exact samples"))
     exact = problems.posterior_samples(x.shape[1], generator)
     distance = sliced_wasserstein(x, exact, slices=SLICES, generator=generator)
     modes = 0.5 * (problems.modes(x) - problems.mode_weights()).abs().sum(1)
     return Outcome(distance, modes, alive, x)
 
 
-def floor(problems: Problems, *, chains: int, seed: int) -> Outcome:
+def draw_floor(problems: Problems, *, chains: int, seed: int) -> Outcome:
     """Exact samples against exact samples: what no solver can beat."""
-    generator = torch.Generator().manual_seed(seed_of(seed, "floor"))
+    generator = torch.Generator().manual_seed(make_seed(seed, "floor"))
     x = problems.posterior_samples(chains, generator)
-    return judged(problems, x, torch.ones(len(problems), dtype=x.dtype), seed)
+    return judge(problems, x, torch.ones(len(problems), dtype=x.dtype), seed)
 
 
-def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: int, seed: int) -> tuple[float, float]:
+def choose_strengths(
+    several: Sequence[Problems], solver: Method, *, chains: int, steps: int, seed: int
+) -> tuple[float, float]:
     """``(scale, eta)`` chosen on groups of problems that may differ in m.
 
     First the scale, without CMI: the smallest geometric mean of the distances. Then eta of either sign at that scale (0
@@ -161,7 +163,7 @@ def tuned(several: Sequence[Problems], solver: Method, *, chains: int, steps: in
     """
 
     def logs(scale: float, eta: float) -> Tensor:
-        found = [outcome(p, solver, scale, eta, chains=chains, steps=steps, seed=seed) for p in several]
+        found = [run_solver(p, solver, scale, eta, chains=chains, steps=steps, seed=seed) for p in several]
         # A chain that diverged counts as a distance of 1, that of a sample from nowhere.
         return torch.cat([(o.distance + 1 - o.alive).nan_to_num(1e3).log() for o in found])
 

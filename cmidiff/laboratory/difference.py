@@ -22,11 +22,11 @@ from cmidiff.covariance import Exact, RowSum, difference_size
 from cmidiff.covariance.diagonal import bounded, of_paper, slope
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Findings, Table
-from cmidiff.laboratory.gradient import TIMES, M, problem, standing
+from cmidiff.laboratory.gradient import TIMES, M, make_problem, make_step
 from cmidiff.laboratory.pictures import pictures
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
-from cmidiff.laboratory.symmetry import probed
+from cmidiff.laboratory.settings import Settings, make_seed
+from cmidiff.laboratory.symmetry import probe_embedded
 from cmidiff.prior import GaussianMixture
 from cmidiff.step import Step
 
@@ -69,13 +69,13 @@ def _mixture_in(prior: GaussianMixture, dtype: torch.dtype) -> GaussianMixture:
 
 
 def _on_mixture(settings: Settings) -> Iterator[Row]:
-    prior, matrix = problem(settings)
+    prior, matrix = make_problem(settings)
     for t in TIMES[1:2] if settings.quick else TIMES:
-        x_t, seed = _states(prior, t, settings), seed_of(settings.seed, "difference", t)
-        exact = standing(prior, matrix, x_t, t, seed)
+        x_t, seed = _states(prior, t, settings), make_seed(settings.seed, "difference", t)
+        exact = make_step(prior, matrix, x_t, t, seed)
         u = Exact(2 * M).at(exact).whiten(_signs(len(x_t), settings, t))
         for dtype in (torch.float32, torch.float64):
-            step = standing(_mixture_in(prior, dtype), matrix, x_t.to(dtype), t, seed)
+            step = make_step(_mixture_in(prior, dtype), matrix, x_t.to(dtype), t, seed)
             sizes = _sizes(settings, -8, 0.5, 35)
             yield from _curves(exact, u, step, u.to(dtype), "mixture", t, sizes)
 
@@ -88,9 +88,9 @@ def _signs(rows: int, settings: Settings, t: float) -> Tensor:
 def _on_network(settings: Settings) -> Iterator[Row]:
     x_0 = pictures(settings.pictures, 1)
     for ratio in NETWORK_LEVELS[1:2] if settings.quick else NETWORK_LEVELS:
-        seed = seed_of(settings.seed, "difference", ratio)
-        exact, u = probed(x_0, "inpainting, 80% hidden", ratio, seed, torch.float64)
-        step, v = probed(x_0, "inpainting, 80% hidden", ratio, seed)
+        seed = make_seed(settings.seed, "difference", ratio)
+        exact, u = probe_embedded(x_0, "inpainting, 80% hidden", ratio, seed, torch.float64)
+        step, v = probe_embedded(x_0, "inpainting, 80% hidden", ratio, seed)
         yield from _curves(exact, u, step, v, "natural-64", ratio, _sizes(settings, -5, 0, 13))
 
 
@@ -130,11 +130,11 @@ def _exact_slope(step: Step) -> Tensor:
 
 def _diagonal_of_one_probe(settings: Settings) -> Table:
     """CA-DPS's variance against the exact diagonal: what one probe costs, beside which the step is nothing."""
-    prior, matrix = problem(settings)
+    prior, matrix = make_problem(settings)
     rows: list[Row] = []
     for t in TIMES[1:2] if settings.quick else TIMES:
         x_t = _states(prior, t, settings)
-        step = standing(prior, matrix, x_t, t, seed_of(settings.seed, "probe", t))
+        step = make_step(prior, matrix, x_t, t, make_seed(settings.seed, "probe", t))
         truth = prior.covariance(x_t, t).diagonal(dim1=1, dim2=2)
         for probe, choice in (("random signs", of_paper()), ("ones", RowSum(FLOOR))):
             several = [choice.at(replace(step, index=k)).variance for k in range(32)]
@@ -163,7 +163,7 @@ def _summarise(every: Table) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Error against step, one panel for each quantity and prior."""
     groups = found.tables["steps"].frame.groupby(["on", "quantity"], sort=False)
     figure, axes = panels([f"{quantity}, {on}" for (on, quantity), _ in groups])

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pandas import DataFrame
+try:
+    from pandas import DataFrame
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("cmidiff validate needs the package pandas: pip install 'cmidiff[validate]'") from error
 
 Cell = str | float | int | None
 Frame = Any  # a DataFrame of pandas, whose types cannot be checked

@@ -26,7 +26,7 @@ from cmidiff.information import Contraction, Estimator, Probe, exact, gradient_a
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.measurement import Measurement
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Denoiser
@@ -39,7 +39,7 @@ MOST = 256  # probes
 STATES = 32
 
 
-def problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
+def make_problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
     """The mixture and ``A``, shape (M, D)."""
     g = settings.generator("gradient")
     f64 = torch.float64
@@ -50,7 +50,7 @@ def problem(settings: Settings) -> tuple[GaussianMixture, Tensor]:
     return prior, torch.randn(M, D, generator=g, dtype=f64)
 
 
-def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
+def make_step(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, *, graph: bool = True) -> Step:
     """A step at ``x_t``, in its dtype, with probes of its own for each row."""
     own = matrix.to(x_t)
     physics = LinearPhysics(
@@ -64,7 +64,7 @@ def standing(prior: Denoiser, matrix: Tensor, x_t: Tensor, t: float, seed: int, 
     return Step.at(problem, x_t, t, t - 1, graph=graph, steps=2)
 
 
-def cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
+def list_cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
     """Every combination that is possible."""
     for estimator in get_args(Estimator):
         for contraction in get_args(Contraction):
@@ -74,7 +74,7 @@ def cases() -> Iterator[tuple[Estimator, Contraction, Probe]]:
                 yield estimator, contraction, probe
 
 
-def needed(estimator: Estimator, probe: Probe) -> int | None:
+def count_probes(estimator: Estimator, probe: Probe) -> int | None:
     """How many coordinate probes give the trace exactly; None for random ones."""
     if probe != "coordinate":
         return None
@@ -83,7 +83,7 @@ def needed(estimator: Estimator, probe: Probe) -> int | None:
 
 def measure(settings: Settings) -> Findings:
     """Errors for 1 to 256 probes, and the bias."""
-    prior, matrix = problem(settings)
+    prior, matrix = make_problem(settings)
     rows = 1024 if settings.quick else 6144
     times = TIMES[1:2] if settings.quick else TIMES
     errors: list[list[Cell]] = []
@@ -92,11 +92,13 @@ def measure(settings: Settings) -> Findings:
         alpha_t, sigma_t = prior.schedule(t)
         g = settings.generator("gradient", t)
         x_t = alpha_t * prior.sample(STATES, g) + sigma_t * torch.randn(STATES, D, generator=g, dtype=torch.float64)
-        gradients = exact(prior, standing(prior, matrix, x_t, t, 0).measurement, x_t, t)[1]
+        gradients = exact(prior, make_step(prior, matrix, x_t, t, 0).measurement, x_t, t)[1]
         chosen = int(gradients.norm(dim=1).argmax())
         truth = gradients[chosen]
-        for case in cases():
-            step = standing(prior, matrix, x_t[chosen].repeat(rows, 1), t, seed_of(settings.seed, "probes", t, *case))
+        for case in list_cases():
+            step = make_step(
+                prior, matrix, x_t[chosen].repeat(rows, 1), t, make_seed(settings.seed, "probes", t, *case)
+            )
             own = _estimates(step, *case)
             errors += [[t, *case, r, _error(v, truth)] for r, v in own.items()]
             biases.append([t, *case, *_bias(own[1], truth)])
@@ -120,7 +122,7 @@ def measure(settings: Settings) -> Findings:
 def _estimates(step: Step, estimator: Estimator, contraction: Contraction, probe: Probe) -> dict[int, Tensor]:
     """Estimates (n, D) for each number of probes."""
     covariance = Exact(2 * D).at(step)
-    most = needed(estimator, probe)
+    most = count_probes(estimator, probe)
 
     def estimate(probes: int) -> Tensor:
         return gradient_at(step, covariance, estimator=estimator, contraction=contraction, probe=probe, probes=probes)
@@ -157,7 +159,7 @@ def _summarise(error: Table, bias: Table) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Error against probes, one panel a t, and error of the contractions."""
     frame = found.tables["error"].frame
     times = frame[frame["contraction"] == "double-backward"].groupby("t", sort=False)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cmidiff.covariance import Exact
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Table
-from cmidiff.laboratory.gradient import D, M, problem, standing
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.gradient import D, M, make_problem, make_step
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Prediction, Prior
 from cmidiff.schedule import Schedule
@@ -55,13 +55,13 @@ class LearnedMixture(nn.Module, Prior):
         return Prediction(self.at(x_t / alpha_t, x_t.new_full((len(x_t), 1), sigma_t / alpha_t)))
 
 
-def trained(prior: GaussianMixture, settings: Settings) -> LearnedMixture:
+def train(prior: GaussianMixture, settings: Settings) -> LearnedMixture:
     """A denoiser after some seconds of training, float64 for what follows."""
     g = settings.generator("learned")
     steps, batch = (200 if settings.quick else 4000), 512
     scale = float(prior.sample(4096, g).square().mean().sqrt())
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of(settings.seed, "initial weights"))
+        torch.manual_seed(make_seed(settings.seed, "initial weights"))
         network = LearnedMixture(prior.d, scale, prior.schedule)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
@@ -79,10 +79,10 @@ def trained(prior: GaussianMixture, settings: Settings) -> LearnedMixture:
     return network.double().requires_grad_(False)
 
 
-def against_known(settings: Settings) -> Table:
+def compare_known(settings: Settings) -> Table:
     """Contractions of the learned denoiser against the exact one's."""
-    prior, matrix = problem(settings)
-    network = trained(prior, settings)
+    prior, matrix = make_problem(settings)
+    network = train(prior, settings)
     rows: list[list[Cell]] = []
     for ratio in LEVELS:
         t = prior.schedule.time(ratio)
@@ -90,7 +90,7 @@ def against_known(settings: Settings) -> Table:
         g = settings.generator("learned", ratio)
         x_0 = prior.sample(256, g)
         x_t = alpha_t * x_0 + sigma_t * torch.randn(256, D, generator=g, dtype=x_0.dtype)
-        exact, learned = (standing(p, matrix, x_t, t, 0) for p in (prior, network))
+        exact, learned = (make_step(p, matrix, x_t, t, 0) for p in (prior, network))
         z = torch.where(torch.randn(256, M, generator=g, dtype=x_0.dtype) < 0, -1.0, 1.0).to(x_0)
         u = Exact(2 * M).at(exact).whiten(z).detach()
         truth = contract(exact, u, u, "double-backward").detach()

@@ -213,7 +213,7 @@ class ExactPosterior(PosteriorMean):
         return mean + sigma_t**2 / alpha_t * pull.flatten(0, 1)
 
 
-def prior_of(family: Family, d: int, generator: torch.Generator) -> DiagonalMixture:
+def make_prior(family: Family, d: int, generator: torch.Generator) -> DiagonalMixture:
     """A prior with coordinates of unit variance.
 
     ``gaussian``: variances between 0.1 and 1.9. ``mixture-25``: means on the tiled grid ``(8i, 8j, 8i, 8j, ...)``,
@@ -246,13 +246,13 @@ def prior_of(family: Family, d: int, generator: torch.Generator) -> DiagonalMixt
     return DiagonalMixture(weights, (means - mean) / variance.sqrt(), variances / variance, schedule)
 
 
-def problems_of(
+def make_problems(
     family: Family, d: int, m: int, count: int, generator: torch.Generator, noise_std: float = NOISE_STD
 ) -> Problems:
     """Random problems on a prior of ``family``: ``A`` with random singular vectors and singular values uniform in (0,
     1], ``x_0`` from the prior. With ``two-modes``, ``A`` hardly sees what tells the modes apart (`BLIND`), so that both
     stay possible."""
-    prior = prior_of(family, d, generator)
+    prior = make_prior(family, d, generator)
 
     inner, outer = (torch.randn(count, n, m, generator=generator, dtype=torch.float64) for n in (m, d))
     if family == "two-modes":

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cmidiff.images import read_image, read_source, sources
+from cmidiff.images import read_image
+from cmidiff.sources import list_sources, read_source
 
 SIDE = 64
 PHOTOGRAPH = Path(__file__).resolve().parent.parent / "assets" / "plane.png"
@@ -30,6 +31,6 @@ def pictures(source: Path | None, count: int) -> Tensor:
         corners = [(i * (width - SIDE) // 2, j * (height - SIDE) // 2) for i in range(3) for j in range(3)]
         images = [whole[:, y : y + SIDE, x : x + SIDE] for x, y in corners][::2][:count]
     else:
-        found = sources(source)
+        found = list_sources(source)
         images = [read_source(one, SIDE) for one in found[:: max(1, len(found) // count)][:count]]
     return 2 * torch.stack(images) - 1

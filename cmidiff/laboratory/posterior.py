@@ -1,14 +1,14 @@
 """Every solver against posteriors that are known, with and without CMI.
 
-Priors (`cmidiff.laboratory.mixtures.prior_of`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
+Priors (`cmidiff.laboratory.mixtures.make_prior`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
 x_t)`` is far from Gaussian, as CMI assumes it is not (the paper's Assumption 1): well separated modes, heavy tails.
 
 The step sizes of DPS, MCG and DSG, and then eta of either sign, are chosen on other problems with other seeds, of all
-m together, for each prior, d and solver (`cmidiff.laboratory.chains.tuned`); eta is never 0. The test
+m together, for each prior, d and solver (`cmidiff.laboratory.chains.choose_strengths`); eta is never 0. The test
 problems have not been seen by that choice. A solver with CMI and the one without share all random numbers, so that
 their difference is paired, problem by problem; intervals are Student's, 95%, over problems. The noise levels are even
-in log(sigma/alpha) (`cmidiff.laboratory.chains.levels`), where 100 steps are enough: the row ``exact posterior`` shows
-what the steps cost.
+in log(sigma/alpha) (`cmidiff.laboratory.chains.list_levels`), where 100 steps are enough: the row ``exact posterior``
+shows what the steps cost.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor
 
 from cmidiff import files
 from cmidiff.information import CMI
-from cmidiff.laboratory.chains import METHODS, Outcome, floor, outcome, tuned
+from cmidiff.laboratory.chains import METHODS, Outcome, choose_strengths, draw_floor, run_solver
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
-from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, problems_of
+from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.statistics import Estimate, estimate
 
 FLOOR = "exact samples"
@@ -91,9 +91,9 @@ class Job:
         tuning = self.size.tuning_problems // len(self.measured)
         count = self.size.problems if purpose == "test" else tuning
         g = self.settings.generator(purpose, self.family, self.d, m)
-        return problems_of(self.family, self.d, m, count, g).to(self.size.dtype)
+        return make_problems(self.family, self.d, m, count, g).to(self.size.dtype)
 
-    def tuned(self) -> tuple[float, float]:
+    def tune(self) -> tuple[float, float]:
         """``(scale, eta)`` from other problems than those of the test."""
         size, solver = self.size, METHODS[self.solver]
         if self.family == "gaussian" and len(solver.scales) == 1:
@@ -101,11 +101,11 @@ class Job:
         if self.family == "gaussian":  # grad I vanishes: there is no eta to find
             solver = replace(solver, guided=False)
         several = [self.problems("tuning", m) for m in self.measured]
-        seed = seed_of(self.settings.seed, "tuning", self.family, self.d)
-        return tuned(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
+        seed = make_seed(self.settings.seed, "tuning", self.family, self.d)
+        return choose_strengths(several, solver, chains=size.tuning_chains, steps=size.steps, seed=seed)
 
 
-def jobs(settings: Settings) -> list[Job]:
+def list_jobs(settings: Settings) -> list[Job]:
     """All of them, the longest first."""
     dimensions = (8,) if settings.quick else (800, 80, 8)
     families: tuple[Family, ...] = ("mixture-25", "gaussian")
@@ -120,15 +120,15 @@ def jobs(settings: Settings) -> list[Job]:
     return wide + [Job(family, 8, name, settings) for family in CONDITIONALS for name in names]
 
 
-def perform(job: Job) -> list[list[Cell]]:
+def run_job(job: Job) -> list[list[Cell]]:
     """Rows of a job, as `COLUMNS`."""
     torch.set_num_threads(1)
     size = job.size
     rows: list[list[Cell]] = []
-    scale, eta = (1.0, 0.0) if job.solver == FLOOR else job.tuned()
+    scale, eta = (1.0, 0.0) if job.solver == FLOOR else job.tune()
     for m in job.measured:
         problems = job.problems("test", m)
-        seed = seed_of(job.settings.seed, "test", job.family, job.d, m)
+        seed = make_seed(job.settings.seed, "test", job.family, job.d, m)
         if job.solver == FLOOR:
             rows += _rows(job, m, 1.0, BASE, 0.0, problems, _floor(problems, size.chains, seed))
             continue
@@ -138,7 +138,7 @@ def perform(job: Job) -> list[list[Cell]]:
         found: dict[float, Outcome] = {}
         for cmi, used in strengths.items():
             if used not in found:
-                found[used] = outcome(
+                found[used] = run_solver(
                     problems, METHODS[job.solver], scale, used, chains=size.chains, steps=size.steps, seed=seed
                 )
             rows += _rows(job, m, scale, cmi, used, problems, found[used])
@@ -147,7 +147,7 @@ def perform(job: Job) -> list[list[Cell]]:
 
 def _floor(problems: Problems, chains: int, seed: int) -> Outcome:
     """The mean of several draws."""
-    several = [floor(problems, chains=chains, seed=seed + k) for k in range(8)]
+    several = [draw_floor(problems, chains=chains, seed=seed + k) for k in range(8)]
     distance, modes = (torch.stack([getattr(o, name) for o in several]).mean(0) for name in ("distance", "modes"))
     return Outcome(distance, modes, several[0].alive, several[0].x)
 
@@ -189,12 +189,12 @@ def gaussian_errors(problems: Problems, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure(settings: Settings) -> Findings:
     """All jobs, several at once."""
-    work = jobs(settings)
+    work = list_jobs(settings)
     if settings.workers > 1:
         with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(kept, work) for row in part]
+            rows = [row for part in pool.map(run_job_once, work) for row in part]
     else:
-        rows = [row for job in work for row in kept(job)]
+        rows = [row for job in work for row in run_job_once(job)]
     every = Table("Every problem", COLUMNS, rows, shown=False)
     mixture, conditionals = _compare(every.frame, ("mixture-25",)), _compare(every.frame, CONDITIONALS)
     return Findings(
@@ -210,15 +210,15 @@ def measure(settings: Settings) -> Findings:
     )
 
 
-def kept(job: Job) -> list[list[Cell]]:
-    """`perform`, or what an interrupted run of the section has left of it."""
+def run_job_once(job: Job) -> list[list[Cell]]:
+    """`run_job`, or what an interrupted run of the section has left of it."""
     if job.settings.scratch is None:
-        return perform(job)
+        return run_job(job)
     name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
     path = job.settings.scratch / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    rows = perform(job)
+    rows = run_job(job)
     files.write(path, json.dumps(rows).encode())
     return rows
 
@@ -322,7 +322,7 @@ def _count_verdicts(tables: Sequence[Table]) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Distances over the floor, and what CMI changes."""
     every = found.tables["problems"].frame
     return {family: _draw(rows, family) for family, rows in every.groupby("prior") if family != "gaussian"}

@@ -27,7 +27,7 @@ class Section:
 
     title: str
     measure: Callable[[Settings], Findings]
-    figures: Callable[[Findings], dict[str, Figure]]
+    draw: Callable[[Findings], dict[str, Figure]]
     depends: tuple[str, ...] = ("seed", "quick")
 
     def key(self, settings: Settings) -> dict[str, str]:
@@ -36,15 +36,15 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "gradient": Section("CMI gradient: error and bias against exact", gradient.measure, gradient.figures),
+    "gradient": Section("CMI gradient: error and bias against exact", gradient.measure, gradient.draw),
     "difference": Section(
-        "Finite differences: error against step", difference.measure, difference.figures, ("seed", "quick", "pictures")
+        "Finite differences: error against step", difference.measure, difference.draw, ("seed", "quick", "pictures")
     ),
     "symmetry": Section(
-        "Symmetry of the third derivative", symmetry.measure, symmetry.figures, ("seed", "quick", "pictures")
+        "Symmetry of the third derivative", symmetry.measure, symmetry.draw, ("seed", "quick", "pictures")
     ),
-    "posterior": Section("Known posteriors", posterior.measure, posterior.figures),
-    "trajectory": Section("Information along the run", trajectory.measure, trajectory.figures),
+    "posterior": Section("Known posteriors", posterior.measure, posterior.draw),
+    "trajectory": Section("Information along the run", trajectory.measure, trajectory.draw),
 }
 
 
@@ -108,7 +108,7 @@ def _write(folder: Path, name: str, section: Section, found: Findings) -> None:
         files.write(folder / f"{name}-{table_name}.csv", table.to_csv(), COMMAND)
     shown = [table.markdown() for table in found.tables.values() if table.shown]
     files.write(folder / f"{name}.md", "\n".join([f"# {section.title}\n", *shown]).encode(), COMMAND)
-    for figure_name, figure in section.figures(found).items():
+    for figure_name, figure in section.draw(found).items():
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110, format="png")
         files.write(folder / f"{name}-{figure_name}.png", drawn.getvalue(), COMMAND)

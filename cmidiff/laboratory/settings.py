@@ -29,10 +29,10 @@ class Settings:
 
     def generator(self, *names: object) -> torch.Generator:
         """Random numbers of their own for everything that has a name."""
-        return torch.Generator().manual_seed(seed_of(self.seed, *names))
+        return torch.Generator().manual_seed(make_seed(self.seed, *names))
 
 
-def seed_of(*names: object) -> int:
+def make_seed(*names: object) -> int:
     """A seed from names and numbers."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -21,10 +21,10 @@ from cmidiff.covariance import Isotropic
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Findings, Table
-from cmidiff.laboratory.learned import against_known
+from cmidiff.laboratory.learned import compare_known
 from cmidiff.laboratory.pictures import SIDE, pictures
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.measurement import Measurement
 from cmidiff.physics import inpaint_random, super_resolution
 from cmidiff.prior import NetworkPrior, load_network
@@ -39,7 +39,7 @@ COMPARED: tuple[Contraction, ...] = ("second-difference", "finite-difference")
 
 
 @cache
-def embedded(dtype: torch.dtype) -> NetworkPrior:
+def load_embedded(dtype: torch.dtype) -> NetworkPrior:
     """natural-64."""
     return load_network("natural-64", dtype=dtype)
 
@@ -56,10 +56,12 @@ def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:
             return inpaint_random(shape, hidden=0.8, noise_std=NOISE_STD, dtype=dtype)
 
 
-def probed(x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Step, Tensor]:
+def probe_embedded(
+    x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[Step, Tensor]:
     """A step of the embedded prior at noise level ``ratio`` around the pictures ``x_0``, and a probe ``u`` for each;
     the same numbers in every dtype."""
-    prior, physics = embedded(dtype), task(name, dtype)
+    prior, physics = load_embedded(dtype), task(name, dtype)
     t = prior.schedule.time(ratio)
     alpha_t, sigma_t = prior.schedule(t)
     draws = BlockDraws(seed)
@@ -89,13 +91,13 @@ def measure(settings: Settings) -> Findings:
         rows,
         shown=False,
     )
-    return Findings({"summary": _summarise(every), "known": against_known(settings), "pictures": every})
+    return Findings({"summary": _summarise(every), "known": compare_known(settings), "pictures": every})
 
 
 def _compared(
     x_0: Tensor, name: str, ratio: float, settings: Settings
 ) -> Iterator[tuple[Contraction, int, tuple[float, float]]]:
-    step, u = probed(x_0, name, ratio, seed_of(settings.seed, "symmetry", name, ratio))
+    step, u = probe_embedded(x_0, name, ratio, make_seed(settings.seed, "symmetry", name, ratio))
     truth = contract(step, u, u, "double-backward").detach().flatten(1)
     for how in COMPARED:
         ours = contract(step, u, u, how).detach().flatten(1)
@@ -119,7 +121,7 @@ def _summarise(every: Table) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """Cosine and relative error against the noise level."""
     frame = found.tables["pictures"].frame
     figure, (left, right) = panels(["cosine with double-backward", "relative error"], columns=2, width=5)

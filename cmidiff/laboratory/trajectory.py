@@ -13,11 +13,11 @@ import torch
 from matplotlib.figure import Figure
 
 from cmidiff.information import exact
-from cmidiff.laboratory.chains import METHODS, correction, levels, run
+from cmidiff.laboratory.chains import METHODS, list_levels, make_cmi, run_chains
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.posterior import Job
-from cmidiff.laboratory.settings import Settings, seed_of
+from cmidiff.laboratory.settings import Settings, make_seed
 
 PROBLEMS, CHAINS, POINTS = 4, 64, 25
 
@@ -29,7 +29,7 @@ def measure(settings: Settings) -> Findings:
         if name == "unconditional":
             continue
         job = Job("mixture-25", 8, name, settings)
-        scale, eta = job.tuned()
+        scale, eta = job.tune()
         for used in dict.fromkeys((0.0, eta)):
             rows += [[name, used, *point] for point in _along(job, scale, used)]
     curves = Table(
@@ -47,11 +47,11 @@ def _along(job: Job, scale: float, eta: float) -> list[list[Cell]]:
     measurement, prior = problems.measurement(chains), problems.prior
     solver, count = METHODS[job.solver], job.size.steps * METHODS[job.solver].finer
     built = solver.build(problems, scale)
-    seed = seed_of(job.settings.seed, "trajectory")
+    seed = make_seed(job.settings.seed, "trajectory")
     points: list[list[Cell]] = []
     options: dict[str, Any] = {"chains": chains, "steps": count, "seed": seed, "sampler": solver.sampler(count)}
-    steps = run(problems, built, correction(eta), **options)
-    times, every = levels(prior.schedule, count), max(1, count // POINTS)
+    steps = run_chains(problems, built, make_cmi(eta), **options)
+    times, every = list_levels(prior.schedule, count), max(1, count // POINTS)
     for trace in steps:
         if trace.index % every == every - 1 and trace.index + 1 < len(times):
             t = times[trace.index + 1]
@@ -77,7 +77,7 @@ def _summarise(curves: Table) -> Table:
     )
 
 
-def figures(found: Findings) -> dict[str, Figure]:
+def draw(found: Findings) -> dict[str, Figure]:
     """One panel a solver: base, with CMI, and the exact posterior."""
     frame = found.tables["curves"].frame
     is_exact = frame["solver"] == "exact posterior"

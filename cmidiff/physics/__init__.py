@@ -5,101 +5,54 @@ an image in [0, 1]; three tasks are not linear and return a ``deepinv.physics.Ph
 tomography, ...) is equally good: nothing below is required of it.
 """
 
-from cmidiff.physics.blur_width import estimate_blur_width
-from cmidiff.physics.border import ValidBlur
-from cmidiff.physics.check import adjoint_error
-from cmidiff.physics.draw import box_mask, gaussian_kernel, motion_kernel, random_mask, random_signs, scratch_mask
-from cmidiff.physics.jpeg import (
-    Quantisation,
-    Tables,
-    find_tables,
-    jpeg_noise_std,
-    jpeg_quality,
-    read_tables,
-    restore_jpeg,
-    tables_of,
-)
-from cmidiff.physics.kernels import parse_kernel
-from cmidiff.physics.matrix import from_matrix
-from cmidiff.physics.measure import Noise, known_entries, measure, measured_count, noise_of
-from cmidiff.physics.noise_level import estimate_noise
-from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
-from cmidiff.physics.operators import (
-    BicubicResize,
-    Luminance,
-    canvas_shape,
-    from_callable,
-    from_kernel,
-    from_mask,
-    from_signs,
-)
-from cmidiff.physics.tasks import (
-    Task,
-    colorize,
-    compressed_sensing,
-    deblur_gaussian,
-    deblur_motion,
-    denoise,
-    hdr,
-    inpaint_box,
-    inpaint_random,
-    inpaint_scratches,
-    nonlinear_blur,
-    phase_retrieval,
-    super_resolution,
-)
-from cmidiff.registry import TASKS
-
-__all__ = [
-    "TASKS",
-    "BicubicResize",
-    "Exposure",
-    "FourierMagnitude",
-    "LightBlur",
-    "Luminance",
-    "Noise",
-    "Quantisation",
-    "Tables",
-    "Task",
-    "ValidBlur",
-    "adjoint_error",
-    "box_mask",
-    "canvas_shape",
-    "colorize",
-    "compressed_sensing",
-    "deblur_gaussian",
-    "deblur_motion",
-    "denoise",
-    "estimate_blur_width",
-    "estimate_noise",
-    "find_tables",
-    "from_callable",
-    "from_kernel",
-    "from_mask",
-    "from_matrix",
-    "from_signs",
-    "gaussian_kernel",
-    "hdr",
-    "inpaint_box",
-    "inpaint_random",
-    "inpaint_scratches",
-    "jpeg_noise_std",
-    "jpeg_quality",
-    "known_entries",
-    "measure",
-    "measured_count",
-    "motion_kernel",
-    "noise_of",
-    "nonlinear_blur",
-    "parse_kernel",
-    "phase_retrieval",
-    "random_mask",
-    "random_signs",
-    "read_tables",
-    "restore_jpeg",
-    "scratch_mask",
-    "super_resolution",
-    "tables_of",
-]
+from cmidiff.physics.blur_width import estimate_blur_width as estimate_blur_width
+from cmidiff.physics.border import ValidBlur as ValidBlur
+from cmidiff.physics.check import adjoint_error as adjoint_error
+from cmidiff.physics.decomposed import BicubicResize as BicubicResize
+from cmidiff.physics.decomposed import Luminance as Luminance
+from cmidiff.physics.decomposed import from_matrix as from_matrix
+from cmidiff.physics.jpeg import Quantisation as Quantisation
+from cmidiff.physics.jpeg import Tables as Tables
+from cmidiff.physics.jpeg import find_tables as find_tables
+from cmidiff.physics.jpeg import jpeg_noise_std as jpeg_noise_std
+from cmidiff.physics.jpeg import jpeg_quality as jpeg_quality
+from cmidiff.physics.jpeg import read_tables as read_tables
+from cmidiff.physics.jpeg import restore_jpeg as restore_jpeg
+from cmidiff.physics.jpeg import tables_of as tables_of
+from cmidiff.physics.kernels import gaussian_kernel as gaussian_kernel
+from cmidiff.physics.kernels import motion_kernel as motion_kernel
+from cmidiff.physics.kernels import parse_kernel as parse_kernel
+from cmidiff.physics.masks import box_mask as box_mask
 from cmidiff.physics.masks import hidden_disc as hidden_disc
 from cmidiff.physics.masks import hidden_fraction as hidden_fraction
+from cmidiff.physics.masks import random_mask as random_mask
+from cmidiff.physics.masks import random_signs as random_signs
+from cmidiff.physics.masks import scratch_mask as scratch_mask
+from cmidiff.physics.measure import Noise as Noise
+from cmidiff.physics.measure import known_entries as known_entries
+from cmidiff.physics.measure import measure as measure
+from cmidiff.physics.measure import measured_count as measured_count
+from cmidiff.physics.measure import noise_of as noise_of
+from cmidiff.physics.noise_level import estimate_noise as estimate_noise
+from cmidiff.physics.nonlinear import Exposure as Exposure
+from cmidiff.physics.nonlinear import FourierMagnitude as FourierMagnitude
+from cmidiff.physics.nonlinear import LightBlur as LightBlur
+from cmidiff.physics.operators import canvas_shape as canvas_shape
+from cmidiff.physics.operators import from_kernel as from_kernel
+from cmidiff.physics.operators import from_mask as from_mask
+from cmidiff.physics.operators import from_signs as from_signs
+from cmidiff.physics.own import from_callable as from_callable
+from cmidiff.physics.tasks import Task as Task
+from cmidiff.physics.tasks import colorize as colorize
+from cmidiff.physics.tasks import compressed_sensing as compressed_sensing
+from cmidiff.physics.tasks import deblur_gaussian as deblur_gaussian
+from cmidiff.physics.tasks import deblur_motion as deblur_motion
+from cmidiff.physics.tasks import denoise as denoise
+from cmidiff.physics.tasks import hdr as hdr
+from cmidiff.physics.tasks import inpaint_box as inpaint_box
+from cmidiff.physics.tasks import inpaint_random as inpaint_random
+from cmidiff.physics.tasks import inpaint_scratches as inpaint_scratches
+from cmidiff.physics.tasks import nonlinear_blur as nonlinear_blur
+from cmidiff.physics.tasks import phase_retrieval as phase_retrieval
+from cmidiff.physics.tasks import super_resolution as super_resolution
+from cmidiff.registry import TASKS as TASKS

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from cmidiff.physics.check import checked_noise_std
+from cmidiff.physics.check import check_images, check_noise_std
 
 LEAST, MOST = 0.3, 6.0  # pixels
 WIDTHS = 61
@@ -46,17 +46,10 @@ def estimate_blur_width(y: Tensor, noise_std: float, *, largest: float = MOST) -
     Raises:
         ValueError: for images that are no floats, not finite or too small, or a width of 0.3 or less.
     """
-    if not y.is_floating_point() or y.ndim not in (3, 4) or min(y.shape[-2:]) < SMALLEST:
-        raise ValueError(
-            f"y must be images (C, H, W) or (B, C, H, W) of floats, of at least {SMALLEST}x{SMALLEST} pixels; got "
-            f"{tuple(y.shape)} of {y.dtype}. Convert 8-bit images by y.float() / 255; state the blur of small images."
-        )
-    if not bool(y.isfinite().all()):
-        raise ValueError(f"y must be finite; got {int((~y.isfinite()).sum())} NaN or infinite values. Clean the image.")
     if not (math.isfinite(largest) and largest > LEAST):
         raise ValueError(f"largest must be a number of pixels above {LEAST}; got {largest!r}. The default is {MOST:g}.")
-    sigma = checked_noise_std(noise_std)
-    batch = (y if y.ndim == 4 else y[None]).detach().cpu().double()
+    sigma = check_noise_std(noise_std)
+    batch = check_images("y", y, SMALLEST).double()
     widths = torch.logspace(math.log10(LEAST), math.log10(largest), WIDTHS, dtype=torch.float64)
     result = torch.stack([_most_likely(_likelihood(image, sigma, widths), widths) for image in batch]).to(y)
     return result if y.ndim == 4 else result[0]

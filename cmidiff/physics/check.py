@@ -1,4 +1,4 @@
-"""What is asked of arguments at the door of this package, once, and the dot test of an operator and its adjoint.
+"""Checks of arguments at the public entries of this package, and the dot test of an operator and its adjoint.
 
 Each message says what was wrong, what was received and what to do.
 """
@@ -12,25 +12,11 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 Shape = Sequence[int]
+Device = str | torch.device
 
 
-def checked_shape(shape: Shape) -> tuple[int, int, int]:
-    """``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension.
-
-    Raises:
-        ValueError: unless it is three positive integers.
-    """
-    sizes = tuple(shape)
-    if len(sizes) != 3 or not all(isinstance(n, Integral) and n > 0 for n in sizes):
-        raise ValueError(
-            f"The image shape must be three positive integers (channels, height, width); got {sizes}. "
-            "Of a batch x, pass x.shape[1:]."
-        )
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
-
-
-def checked_signal(shape: Shape) -> tuple[int, ...]:
-    """``shape`` of one signal without its batch dimension, of any number of dimensions.
+def check_signal(shape: Shape) -> tuple[int, ...]:
+    """Return the shape of one signal without its batch dimension, of any number of dimensions.
 
     Raises:
         ValueError: unless it is one positive integer or more.
@@ -38,14 +24,52 @@ def checked_signal(shape: Shape) -> tuple[int, ...]:
     sizes = tuple(shape)
     if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
         raise ValueError(
-            f"The shape must be of positive integers, (channels, height, width) for images; got {sizes}. "
-            "Of a batch x, pass x.shape[1:]."
+            "The shape must be of positive integers, three positive integers (channels, height, width) for images; got "
+            f"{sizes}. Of a batch x, pass x.shape[1:]."
         )
     return tuple(int(n) for n in sizes)
 
 
-def checked_noise_std(noise_std: float) -> float:
-    """``noise_std`` as a float, in units of an image in [0, 1].
+def check_shape(shape: Shape) -> tuple[int, int, int]:
+    """Return ``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension.
+
+    Raises:
+        ValueError: unless it is three positive integers.
+    """
+    sizes = check_signal(shape)
+    if len(sizes) != 3:
+        raise ValueError(
+            f"The image shape must be three positive integers (channels, height, width); got {sizes}. "
+            "Of a batch x, pass x.shape[1:]."
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def check_images(name: str, x: Tensor, smallest: int) -> Tensor:
+    """Return images ``(C, H, W)`` or ``(B, C, H, W)`` as a batch on the CPU.
+
+    Raises:
+        ValueError: for images that are no floats, not finite or too small.
+    """
+    if not x.is_floating_point() or x.ndim not in (3, 4) or min(x.shape[-2:]) < smallest:
+        raise ValueError(
+            f"{name} must be images (C, H, W) or (B, C, H, W) of floats, of at least {smallest}x{smallest} pixels; got "
+            f"{tuple(x.shape)} of {x.dtype}. Convert 8-bit images by {name}.float() / 255."
+        )
+    check_finite(name, x)
+    return (x if x.ndim == 4 else x[None]).detach().cpu()
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` for values that are not finite."""
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"{name} must be finite; got {int((~x.isfinite()).sum())} NaN or infinite values. Clean the images."
+        )
+
+
+def check_noise_std(noise_std: float) -> float:
+    """Return ``noise_std`` as a float, in units of an image in [0, 1].
 
     Raises:
         ValueError: if it is negative, NaN, infinite or no number.
@@ -58,8 +82,8 @@ def checked_noise_std(noise_std: float) -> float:
     return float(noise_std)
 
 
-def checked_gain(gain: float) -> float:
-    """``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1].
+def check_gain(gain: float) -> float:
+    """Return ``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1].
 
     Raises:
         ValueError: unless it is a positive, finite number.
@@ -72,8 +96,8 @@ def checked_gain(gain: float) -> float:
     return float(gain)
 
 
-def checked_dtype(dtype: torch.dtype) -> torch.dtype:
-    """``dtype``, which must be ``torch.float32`` or ``torch.float64``.
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return ``dtype``, which must be ``torch.float32`` or ``torch.float64``.
 
     Raises:
         ValueError: for any other; Fourier transforms and factorisations know no shorter one on every device.
@@ -85,8 +109,8 @@ def checked_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def checked_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
-    """``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``.
+def check_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
+    """Return ``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``.
 
     Raises:
         ValueError: outside of it, NaN included.
@@ -98,26 +122,15 @@ def checked_fraction(name: str, value: float, *, least: float, most: float, open
     return float(value)
 
 
-def checked_odd(name: str, size: int) -> int:
-    """``size`` as an odd integer of at least 3, so that a kernel has a centre.
+def make_generator(seed: int) -> torch.Generator:
+    """Return a generator on the CPU; torch's global one is never used.
 
     Raises:
-        ValueError: otherwise.
-    """
-    if not isinstance(size, Integral) or size < 3 or size % 2 == 0:
-        raise ValueError(f"{name} must be an odd integer of at least 3; got {size!r}. For 60, say, use 61.")
-    return int(size)
-
-
-def checked_seed(seed: int) -> int:
-    """``seed`` as an int; 0 is a seed.
-
-    Raises:
-        ValueError: if it is no integer.
+        ValueError: if the seed is no integer; 0 is one.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer; got {seed!r}. Any integer will do, 0 included.")
-    return int(seed)
+    return torch.Generator().manual_seed(int(seed))
 
 
 def inner(u: Tensor, v: Tensor) -> Tensor:
@@ -132,9 +145,9 @@ def adjoint_error(
     batch: int = 2,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> float:
-    r"""The dot test ``|<A u, v> - <u, A^T v>| / (|A u| |v|)`` at random ``u`` and ``v``, the largest over a batch.
+    r"""Compute the dot test ``|<A u, v> - <u, A^T v>| / (|A u| |v|)`` at random ``u`` and ``v``: the largest.
 
     Args:
         physics: any linear physics.
@@ -147,7 +160,7 @@ def adjoint_error(
     Returns:
         A dimensionless number, of the order of the precision of ``dtype`` for a true adjoint.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = make_generator(seed)
     u = torch.randn((batch, *shape), generator=generator, dtype=dtype).to(device)
     a_u = physics.A(u)
     v = torch.randn(a_u.shape, generator=generator, dtype=a_u.dtype).to(device)

@@ -16,9 +16,11 @@ Constraint Set", 1999, https://doi.org/10.1109/76.809155 (cells of less than the
 "Identification of Bitmap Compression History", 2003, https://doi.org/10.1109/TIP.2002.807361 (tables from pixels).
 """
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,23 +33,6 @@ ROUNDING = 0.4  # of the pixels to 8 bits, as it shows in a coefficient, 1/255 o
 MIXED = 0.05  # of a step, from the interpolation of chroma
 EVIDENCE = 20.0  # log-likelihood ratio from which an image counts as a JPEG
 INFORMATIVE = 0.3  # log-likelihood ratio per coefficient, below which the usual sampling is taken
-STANDARD_LUMA = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-STANDARD_CHROMA = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
 LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 TO_YCC = torch.stack(
     [
@@ -110,13 +95,19 @@ def tables_of(quality: int, *, sampling: tuple[int, int] = (2, 2), offset: tuple
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"The quality of a JPEG must lie in 1 to 100; got {quality!r}. Cameras use 90 to 98.")
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    luma, chroma = _standard_tables(quality)
+    return Tables(luma, chroma, sampling, offset)
 
-    def scaled(standard: tuple[tuple[int, ...], ...]) -> Tensor:
-        table = torch.tensor(standard, dtype=torch.float64)
-        return torch.floor((table * percent + 50) / 100).clamp(1, 255)
 
-    return Tables(scaled(STANDARD_LUMA), scaled(STANDARD_CHROMA), sampling, offset)
+@cache
+def _standard_tables(quality: int) -> tuple[Tensor, Tensor]:
+    """Of luma and chroma, as libjpeg writes them."""
+    file = io.BytesIO()
+    Image.new("YCbCr", (8, 8)).save(file, "JPEG", quality=quality)
+    tables = read_tables(Image.open(file))
+    assert tables is not None, "it is a JPEG"
+    assert tables.chroma is not None, "of three planes"
+    return tables.luma, tables.chroma
 
 
 def jpeg_quality(image: Tables | Path | str | Image.Image | Tensor) -> int | None:
@@ -306,7 +297,7 @@ def _chroma_fit(chroma: Tensor, quality: int, sampling: tuple[int, int], offset:
     the errors of rounding."""
     table = tables_of(quality).chroma
     assert table is not None
-    area = _aligned(chroma, offset, (8 * sampling[0], 8 * sampling[1]))
+    area = _align(chroma, offset, (8 * sampling[0], 8 * sampling[1]))
     if area.numel() == 0:
         return -math.inf
     coefficients = _cosine(torch.nn.functional.avg_pool2d(area[None], sampling)).reshape(-1, 8, 8)
@@ -316,11 +307,11 @@ def _chroma_fit(chroma: Tensor, quality: int, sampling: tuple[int, int], offset:
 
 def _blocks(luma: Tensor, offset: tuple[int, int], most: int) -> Tensor:
     """Coefficients ``(n, 8, 8)`` of at most about ``most`` blocks, spread over the image."""
-    coefficients = _cosine(_aligned(luma, offset, (8, 8))[None]).reshape(-1, 8, 8)
+    coefficients = _cosine(_align(luma, offset, (8, 8))[None]).reshape(-1, 8, 8)
     return coefficients[:: max(1, len(coefficients) // most)]
 
 
-def _aligned(planes: Tensor, offset: tuple[int, int], unit: tuple[int, int]) -> Tensor:
+def _align(planes: Tensor, offset: tuple[int, int], unit: tuple[int, int]) -> Tensor:
     """The part of the planes that whole units cover."""
     rows, columns = ((n - s) // u * u for n, s, u in zip(planes.shape[-2:], offset, unit, strict=True))
     return planes[..., offset[0] : offset[0] + rows, offset[1] : offset[1] + columns]

@@ -21,7 +21,7 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
-from cmidiff.physics.check import checked_gain, checked_noise_std
+from cmidiff.physics.check import check_finite, check_gain, check_noise_std
 
 
 class Noise(NamedTuple):
@@ -78,15 +78,15 @@ def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Te
             f"A(x) must be one tensor; {type(physics).__name__} returns a {type(clean).__name__}. Join the parts: "
             "from_callable(lambda x: torch.cat([p.A(x).flatten(1) for p in parts], 1), shape)."
         )
-    noise = _checked_noise(physics, len(x))
+    noise = _check_noise(physics, len(x))
     known = known_entries(physics, clean)
     sigma, gain = (_per_image(value, clean) for value in (noise.sigma, noise.gain))
     y = clean
     if bool((noise.gain > 0).any()):
-        photons = torch.stack([_photons(a, g) for a, g in zip(clean / gain, generators, strict=True)])
+        photons = torch.stack([_draw_photons(a, g) for a, g in zip(clean / gain, generators, strict=True)])
         y = photons if noise.counts else photons * gain
     if bool((noise.sigma > 0).any()):
-        normal = torch.stack([_standard_normal(a, g) for a, g in zip(clean, generators, strict=True)]) * sigma
+        normal = torch.stack([_draw_normal(a, g) for a, g in zip(clean, generators, strict=True)]) * sigma
         y = y + (normal if known is None else normal * known)
     return y.clone() if y is clean else y
 
@@ -127,10 +127,7 @@ def _check_images(x: Tensor, physics: Physics) -> None:
             f"x must be a batch of images (B, C, H, W) of floats in [0, 1]; got {tuple(x.shape)} of {x.dtype}. "
             "Convert 8-bit images by x.float() / 255; add the batch dimension by x[None]."
         )
-    if not bool(x.isfinite().all()):
-        raise ValueError(
-            f"x must be finite; got {int((~x.isfinite()).sum())} NaN or infinite values. Clean the images."
-        )
+    check_finite("x", x)
     expected = getattr(physics, "img_size", None)
     if not isinstance(expected, tuple | list | torch.Size) or len(expected) != x.ndim - 1:
         return
@@ -149,7 +146,7 @@ def _seeds(seed: int | Sequence[int], images: int) -> list[int]:
     return [operator.index(seed)] * images
 
 
-def _checked_noise(physics: Physics, images: int) -> Noise:
+def _check_noise(physics: Physics, images: int) -> Noise:
     noise = noise_of(physics)
     if noise is None:
         raise ValueError(
@@ -160,9 +157,9 @@ def _checked_noise(physics: Physics, images: int) -> Noise:
         got = max(len(noise.sigma), len(noise.gain))
         raise ValueError(f"There must be one noise level, or one per image; got {got} for {images} images.")
     for value in noise.sigma.tolist():
-        checked_noise_std(value)
+        check_noise_std(value)
     for value in noise.gain.tolist() if not isinstance(physics.noise_model, GaussianNoise) else ():
-        checked_gain(value)
+        check_gain(value)
     return noise
 
 
@@ -170,7 +167,7 @@ def _per_image(value: Tensor, like: Tensor) -> Tensor:
     return value.to(device=like.device, dtype=like.real.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _photons(rate: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_photons(rate: Tensor, generator: torch.Generator) -> Tensor:
     """Poisson counts, drawn in double precision on the CPU."""
     if rate.is_complex():
         raise ValueError("Photons need a real measurement; A(x) is complex. Use GaussianNoise.")
@@ -178,7 +175,7 @@ def _photons(rate: Tensor, generator: torch.Generator) -> Tensor:
     return counts.to(device=rate.device, dtype=rate.dtype)
 
 
-def _standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """White noise of variance 1, drawn in double precision on the CPU so that it is the same everywhere."""
     double = torch.complex128 if like.is_complex() else torch.float64
     return torch.randn(like.shape, generator=generator, dtype=double).to(device=like.device, dtype=like.dtype)

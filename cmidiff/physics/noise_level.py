@@ -31,6 +31,8 @@ import torch
 from scipy.stats import gamma
 from torch import Tensor
 
+from cmidiff.physics.check import check_images
+
 SIDE = 7  # of a patch, pixels
 PATCHES = 60_000  # of a channel, at most about this many
 FEWEST = 10 * SIDE**2  # patches for an eigenvalue
@@ -58,15 +60,8 @@ def estimate_noise(x: Tensor, *, value_range: tuple[float, float] | None = (0.0,
     Raises:
         ValueError: for images that are no floats, not finite or too small.
     """
-    if not x.is_floating_point() or x.ndim not in (3, 4) or min(x.shape[-2:]) < SMALLEST:
-        raise ValueError(
-            f"x must be images (C, H, W) or (B, C, H, W) of floats, of at least {SMALLEST}x{SMALLEST} pixels; got "
-            f"{tuple(x.shape)} of {x.dtype}. Convert 8-bit images by x.float() / 255; pass noise_std for small images."
-        )
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"x must be finite; got {int((~x.isfinite()).sum())} NaN or infinite values. Clean the image.")
     low, high = value_range or (-math.inf, math.inf)
-    batch = (x if x.ndim == 4 else x[None]).detach().cpu()
+    batch = check_images("x", x, SMALLEST)
     variances = [statistics.median(_variance(channel, low, high) for channel in image) for image in batch]
     result = torch.tensor(variances, dtype=torch.float64).sqrt().to(x)
     return result if x.ndim == 4 else result[0]

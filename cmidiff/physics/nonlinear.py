@@ -13,7 +13,7 @@ from deepinv.physics import GaussianNoise, LinearPhysics, Physics
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cmidiff.physics.check import Shape, checked_fraction, checked_shape
+from cmidiff.physics.check import Shape, check_fraction, check_shape
 
 
 class FourierMagnitude(Physics):
@@ -31,8 +31,8 @@ class FourierMagnitude(Physics):
 
     def __init__(self, image: Shape, oversampling: float, noise_model: GaussianNoise) -> None:
         super().__init__(noise_model=noise_model)
-        self.img_size = checked_shape(image)
-        oversampling = checked_fraction("oversampling", oversampling, least=1, most=8)
+        self.img_size = check_shape(image)
+        oversampling = check_fraction("oversampling", oversampling, least=1, most=8)
         self.frame = tuple((round(oversampling * n) - n + 1) // 2 for n in self.img_size[1:])
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:
@@ -52,15 +52,15 @@ class Exposure(Physics):
 
     def __init__(self, image: Shape, factor: float, noise_model: GaussianNoise) -> None:
         super().__init__(noise_model=noise_model)
-        self.img_size = checked_shape(image)
-        self.factor = checked_fraction("factor", factor, least=1, most=1000)
+        self.img_size = check_shape(image)
+        self.factor = check_fraction("factor", factor, least=1, most=1000)
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:
         return (0.5 + self.factor * (x - 0.5)).clamp(0.0, 1.0)
 
 
 class LightBlur(Physics):
-    """``A(x) = encode(blur(decode(x)))``: light is what a shaken camera adds up, and a picture stores a curve of it.
+    """``A(x) = encode(blur(decode(x)))``: light is what a shaken camera adds up, and an image stores a curve of it.
 
     ``decode`` is the sRGB curve (IEC 61966-2-1), continued as an odd function below 0; its straight piece at black
     keeps the gradient finite. Highlights spread further than a blur of the stored values says.
@@ -71,7 +71,7 @@ class LightBlur(Physics):
 
     def __init__(self, blur: LinearPhysics, image: Shape) -> None:
         super().__init__(noise_model=blur.noise_model)
-        self.img_size = checked_shape(image)
+        self.img_size = check_shape(image)
         self.blur = blur
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:

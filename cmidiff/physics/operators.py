@@ -1,54 +1,25 @@
-r"""Linear physics from their parts: a mask, a blur kernel, signs, or a user's own map.
-
-They are deepinv's operators. Two are completed here, because solvers rely on ``prox_l2``, the one primitive of PiGDM
-and of every covariance-aware likelihood, ``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2``:
-
-- ``BicubicResize`` is deepinv's ``DownsamplingMatlab`` (the resizer of the DPS code) by its singular value
-  decomposition. The map is separable, ``A x = R_h x R_w^T``, so two small decompositions give ``A``, ``A^T`` and
-  ``prox_l2`` exactly, where the original runs a backward pass for each ``A^T`` and conjugate gradients for each
-  ``prox_l2`` (a hundred times slower).
-- ``Luminance`` is deepinv's ``Decolorize`` with a ``prox_l2`` that keeps what grey does not see: the inherited formula
-  takes the basis for a full one and drops ``z`` on the null space of ``A``.
-"""
+"""Linear physics from a mask, a blur kernel or signs. They are deepinv's operators."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from deepinv.physics import (
-    Blur,
-    BlurFFT,
-    Decolorize,
-    DecomposablePhysics,
-    GaussianNoise,
-    Inpainting,
-    LinearPhysics,
-    StructuredRandom,
-)
-from deepinv.physics.forward import adjoint_function
-from deepinv.physics.functional import dst1, imresize_matlab
+from deepinv.physics import Blur, BlurFFT, GaussianNoise, Inpainting, LinearPhysics, StructuredRandom
+from deepinv.physics.functional import dst1
 from torch import Tensor
 from torch.nn.functional import pad
 
 from cmidiff.physics.border import ValidBlur
-from cmidiff.physics.check import (
-    Shape,
-    adjoint_error,
-    checked_dtype,
-    checked_fraction,
-    checked_noise_std,
-    checked_shape,
-    checked_signal,
-)
+from cmidiff.physics.check import Device, Shape, check_dtype, check_fraction, check_noise_std, check_shape
+from cmidiff.physics.kernels import trim
 
 PADDINGS = ("circular", "reflect", "replicate", "zeros", "valid")
 _FFT_PAYS_FROM = 33  # side of a kernel, pixels, from which deepinv's Fourier convolution beats the direct one on a CPU
 
 
 def gaussian_noise(noise_std: float, dtype: torch.dtype) -> GaussianNoise:
-    """White noise of standard deviation ``noise_std``, in units of an image in [0, 1]."""
-    return GaussianNoise(torch.tensor(checked_noise_std(noise_std), dtype=checked_dtype(dtype)))
+    """Return white noise of standard deviation ``noise_std``, in units of an image in [0, 1]."""
+    return GaussianNoise(torch.tensor(check_noise_std(noise_std), dtype=check_dtype(dtype)))
 
 
 def from_mask(
@@ -57,7 +28,7 @@ def from_mask(
     *,
     noise_std: float = 0.05,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> LinearPhysics:
     """Inpainting: ``A x = mask x``; the measurement keeps the shape of the image and is 0, without noise, where hidden.
 
@@ -75,8 +46,8 @@ def from_mask(
     if not isinstance(mask, Tensor) or not 2 <= mask.ndim <= 4 or mask.numel() == 0:
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"A mask must be a tensor (H, W), (1 or C, H, W) or (B, 1 or C, H, W); got {got}. Reshape it.")
-    full = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).to(dtype=checked_dtype(dtype))
-    image = checked_shape(full.shape[1:] if shape is None else shape)
+    full = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape)).to(dtype=check_dtype(dtype))
+    image = check_shape(full.shape[1:] if shape is None else shape)
     if full.shape[2:] != image[1:] or full.shape[1] not in (1, image[0]):
         raise ValueError(
             f"The mask's (channels, height, width) must be (1 or {image[0]}, {image[1]}, {image[2]}), as the image's; "
@@ -102,7 +73,7 @@ def from_kernel(
     noise_std: float = 0.05,
     padding: str = "circular",
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> LinearPhysics:
     """Blur: ``A x = kernel * x``, a convolution centred at pixel ``(k // 2, l // 2)`` of the kernel.
 
@@ -123,13 +94,13 @@ def from_kernel(
         ValueError: for a kernel that is NaN, infinite, all zero or of another shape, an unknown padding, or a kernel
             that reaches beyond the padding.
     """
-    image, noise = checked_shape(shape), gaussian_noise(noise_std, dtype)
+    image, noise = check_shape(shape), gaussian_noise(noise_std, dtype)
     if padding not in PADDINGS:
         raise ValueError(f"padding must be one of {', '.join(PADDINGS)}; got {padding!r}. Choose one of them.")
-    centred = _trimmed(_odd(_checked_kernel(kernel, image[0])))
+    centred = trim(_make_odd(_check_kernel(kernel, image[0])))
     if padding == "circular":
         for dim, side in ((-2, image[1]), (-1, image[2])):
-            centred = _wrapped(centred, dim, side)
+            centred = _fold(centred, dim, side)
         return BlurFFT(image, filter=centred.to(dtype), noise_model=noise, device=device)
     if padding == "valid":
         if any(n > side for n, side in zip(centred.shape[-2:], image[1:], strict=True)):
@@ -161,12 +132,12 @@ def canvas_shape(kernel: Tensor, shape: Shape) -> tuple[int, int, int]:
     Returns:
         ``(C, H + k - 1, W + l - 1)``, where zeros around the kernel do not count.
     """
-    channels, height, width = checked_shape(shape)
-    rows, columns = _trimmed(_odd(_checked_kernel(kernel, channels))).shape[-2:]
+    channels, height, width = check_shape(shape)
+    rows, columns = trim(_make_odd(_check_kernel(kernel, channels))).shape[-2:]
     return channels, height + rows - 1, width + columns - 1
 
 
-def _checked_kernel(kernel: Tensor, channels: int) -> Tensor:
+def _check_kernel(kernel: Tensor, channels: int) -> Tensor:
     """The kernel as float64 ``(b, c, k, l)``."""
     if not isinstance(kernel, Tensor) or kernel.ndim not in (2, 4) or kernel.numel() == 0:
         got = tuple(kernel.shape) if isinstance(kernel, Tensor) else type(kernel).__name__
@@ -188,23 +159,13 @@ def _checked_kernel(kernel: Tensor, channels: int) -> Tensor:
     return full
 
 
-def _odd(kernel: Tensor) -> Tensor:
+def _make_odd(kernel: Tensor) -> Tensor:
     """Sides made odd by a zero row or column at the end, which leaves the centre ``k // 2`` where it is."""
     rows, columns = ((n + 1) % 2 for n in kernel.shape[-2:])
-    return torch.nn.functional.pad(kernel, (0, columns, 0, rows))
+    return pad(kernel, (0, columns, 0, rows))
 
 
-def _trimmed(kernel: Tensor) -> Tensor:
-    """The kernel without its border of zeros, as far as that is symmetric about the centre."""
-    for dim in (-2, -1):
-        half = kernel.shape[dim] // 2
-        used = kernel.movedim(dim, 0).flatten(1).any(1).nonzero().flatten()
-        reach = int((used - half).abs().max())
-        kernel = kernel.narrow(dim, half - reach, 2 * reach + 1)
-    return kernel
-
-
-def _wrapped(kernel: Tensor, dim: int, side: int) -> Tensor:
+def _fold(kernel: Tensor, dim: int, side: int) -> Tensor:
     """A kernel larger than the image, folded onto its period; deepinv would crop it off-centre."""
     size = kernel.shape[dim]
     if size <= side:
@@ -220,7 +181,7 @@ def from_signs(
     ratio: float = 0.25,
     noise_std: float = 0.05,
     dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> LinearPhysics:
     """Compressed sensing: random signs, an orthogonal sine transform of each channel, and a block of its coefficients.
 
@@ -242,7 +203,7 @@ def from_signs(
     Raises:
         ValueError: for signs that are none, or a ratio outside of (0, 1].
     """
-    image, ratio = checked_shape(signs.shape), checked_fraction("ratio", ratio, least=0, most=1)
+    image, ratio = check_shape(signs.shape), check_fraction("ratio", ratio, least=0, most=1)
     if not bool((signs.abs() == 1).all()):
         raise ValueError("signs must hold only -1 and 1; got other values. Draw them with random_signs.")
     height = max(1, round(image[1] * ratio**0.5))
@@ -256,7 +217,7 @@ def from_signs(
         (image[0], height, width),
         transform_func=_sine_transform,
         transform_func_inv=_sine_transform,
-        diagonals=[signs.to(checked_dtype(dtype))],
+        diagonals=[signs.to(check_dtype(dtype))],
         noise_model=gaussian_noise(noise_std, dtype),
     )
     return physics.to(device)
@@ -265,173 +226,3 @@ def from_signs(
 def _sine_transform(x: Tensor) -> Tensor:
     both_sides: Any = (-2, -1)
     return dst1(x, dim=both_sides)
-
-
-def from_callable(
-    A: Callable[[Tensor], Tensor],
-    shape: Shape,
-    *,
-    adjoint: Callable[[Tensor], Tensor] | None = None,
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> LinearPhysics:
-    """A user's own linear map as a physics, tested at the door.
-
-    Tested on random images: ``A(0) = 0``, ``A(u + v) = A u + A v``, each image treated on its own, and
-    ``<A u, v> = <u, A^T v>``.
-
-    Args:
-        A: from ``(B, C, H, W)`` to ``(B, ...)``, any batch size.
-        shape: ``(C, H, W)`` of the images, or the shape of any other signal.
-        adjoint: ``A^T``, from ``(B, ...)`` to ``(B, C, H, W)``; ``None``: by reverse differentiation of ``A``.
-        noise_std: standard deviation of the noise, in units of an image in [0, 1].
-        dtype: ``torch.float32`` or ``torch.float64``: of the images that ``A`` takes.
-        device: of the images that ``A`` takes.
-
-    Raises:
-        ValueError: if ``A`` is not linear, mixes the images of a batch, or ``adjoint`` is not its adjoint.
-        TypeError: if ``A`` or ``adjoint`` is no function, or ``A`` cannot be differentiated and ``adjoint`` is missing.
-    """
-    if not callable(A) or not (adjoint is None or callable(adjoint)):
-        raise TypeError(
-            f"A and adjoint must be functions of one tensor; got {type(A).__name__}, {type(adjoint).__name__}."
-        )
-    image = checked_signal(shape)
-    _check_linear(A, image, checked_dtype(dtype), device)
-    transpose = adjoint or _reverse_mode_adjoint(A, image, dtype)
-    noise: Any = gaussian_noise(noise_std, dtype)  # deepinv takes the type of the default, ZeroNoise, for the only one
-    physics = LinearPhysics(A=A, A_adjoint=transpose, img_size=image, noise_model=noise, device=device)
-    advice = (
-        "Correct it, or leave it out: A is then differentiated."
-        if adjoint
-        else "Pass adjoint=..., or write A in torch."
-    )
-    who = "adjoint" if adjoint else "A's reverse derivative"
-    try:
-        error = adjoint_error(physics, image, dtype=dtype, device=device)
-    except Exception as cause:
-        raise TypeError(f"{who} could not be evaluated for images of {image}: {cause} {advice}") from cause
-    if not error <= _tolerance(dtype):
-        raise ValueError(
-            f"{who} is not the adjoint of A: <A u, v> and <u, A^T v> differ by {error:.2g} of |A u| |v|, where "
-            f"{_tolerance(dtype):.0e} is allowed. {advice}"
-        )
-    return physics
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return 1e-4 if dtype == torch.float32 else 1e-9
-
-
-def _check_linear(A: Callable[[Tensor], Tensor], image: tuple[int, ...], dtype: torch.dtype, device: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    u, v = torch.randn(2, 2, *image, generator=generator, dtype=dtype).to(device)
-    a_u, a_v, a_sum, a_zero, a_alone = A(u), A(v), A(u + v), A(torch.zeros_like(u)), A(u[1:])
-    if not isinstance(a_u, Tensor) or a_u.ndim < 2 or a_u.shape[0] != 2 or a_alone.shape[0] != 1:
-        got = tuple(a_u.shape) if isinstance(a_u, Tensor) else type(a_u).__name__
-        raise ValueError(f"A must map a batch (B, *{image}) to a tensor (B, ...); for B = 2 it returned {got}.")
-    size = float(a_u.abs().max() + a_v.abs().max())
-    facts = {
-        "A(0) is not 0": a_zero,
-        "A(u + v) is not A(u) + A(v)": a_sum - a_u - a_v,
-        "A treats an image differently in a batch than alone": a_alone - a_u[1:],
-    }
-    for fault, gap in facts.items():
-        worst = float(gap.abs().max())
-        if not worst <= _tolerance(dtype) * size:
-            raise ValueError(
-                f"A must be linear, image by image, but {fault}: they differ by {worst:.2g}, where A's outputs are of "
-                f"size {size:.2g}. Take constants, clipping, noise and batch statistics out of A."
-            )
-
-
-def _reverse_mode_adjoint(
-    A: Callable[[Tensor], Tensor], image: tuple[int, ...], dtype: torch.dtype
-) -> Callable[[Tensor], Tensor]:
-    def transpose(y: Tensor) -> Tensor:
-        return adjoint_function(A, (y.shape[0], *image), device=str(y.device), dtype=dtype)(y)
-
-    return transpose
-
-
-class Luminance(Decolorize):
-    """Grey by the weights of ITU-R BT.601, ``y = sum_c w_c x_c``, with a ``prox_l2`` that is right everywhere.
-
-    Args:
-        img_size: ``(3, H, W)``.
-        noise_model: added to the grey image.
-        dtype: ``torch.float32`` or ``torch.float64``.
-    """
-
-    srf: Tensor
-    mask: Tensor
-
-    def __init__(
-        self, img_size: tuple[int, int, int], noise_model: GaussianNoise, dtype: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__(channels=3, srf="rec601", noise_model=noise_model, img_size=img_size)
-        self.srf = self.srf.to(dtype)
-        self.mask = torch.linalg.vector_norm(self.srf, dim=1, keepdim=True)
-
-    def prox_l2(self, z: Tensor | float | None, y: Tensor, gamma: Any, **kwargs: Any) -> Tensor:
-        """``argmin_x gamma/2 |A x - y|^2 + 1/2 |x - z|^2 = z + A^T (y - A z) gamma / (1 + gamma |w|^2)``."""
-        start = z if isinstance(z, Tensor) else torch.full_like(self.A_adjoint(y), float(z or 0))
-        if isinstance(gamma, Tensor) and gamma.ndim:
-            gamma = gamma.reshape(-1, 1, 1, 1)
-        return start + self.A_adjoint(y - self.A(start)) * gamma / (1 + gamma * self.mask**2)
-
-
-class BicubicResize(DecomposablePhysics):
-    r"""Bicubic reduction with antialiasing and symmetric borders, by its singular value decomposition.
-
-    ``A x = R_h x R_w^T`` with ``R = U diag(s) V^T`` of deepinv's ``imresize_matlab`` for each side, hence
-    ``A = (U_h x U_w) diag(s_h s_w^T) (V_h x V_w)^T``. Both ``V`` are square, so that ``prox_l2`` keeps what ``A`` does
-    not see.
-
-    Args:
-        img_size: ``(C, H, W)``, both sides divisible by ``factor``.
-        factor: whole reduction factor.
-        noise_model: added to the reduced image.
-        dtype: ``torch.float32`` or ``torch.float64``.
-    """
-
-    U_h: Tensor
-    V_h: Tensor
-    U_w: Tensor
-    V_w: Tensor
-
-    def __init__(
-        self,
-        img_size: tuple[int, int, int],
-        factor: int,
-        noise_model: GaussianNoise,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        spectra = []
-        bases = {}
-        for name, side in (("h", img_size[1]), ("w", img_size[2])):
-            columns = torch.eye(side, dtype=torch.float64)[:, None, :, None]
-            resize = imresize_matlab(columns, sizes=(side // factor, 1))[:, 0, :, 0].T
-            u, s, vt = torch.linalg.svd(resize)
-            bases |= {f"U_{name}": u, f"V_{name}": vt.T}
-            spectra.append(torch.nn.functional.pad(s, (0, side - len(s))))
-        singular_values: Any = torch.outer(*spectra)[None, None].to(dtype)  # a tensor, annotated as float by deepinv
-        super().__init__(mask=singular_values, img_size=img_size, noise_model=noise_model)
-        self.factor = factor
-        for name, basis in bases.items():
-            self.register_buffer(name, basis.to(dtype).contiguous())
-
-    def V_adjoint(self, x: Tensor) -> Tensor:
-        return self.V_h.mT @ x @ self.V_w
-
-    def V(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.V_h @ x @ self.V_w.mT
-
-    def U(self, x: Tensor) -> Tensor:
-        return self.U_h @ x[..., : len(self.U_h), : len(self.U_w)] @ self.U_w.mT
-
-    def U_adjoint(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inside = self.U_h.mT @ x @ self.U_w
-        rows, columns = len(self.V_h) - len(self.U_h), len(self.V_w) - len(self.U_w)
-        return torch.nn.functional.pad(inside, (0, columns, 0, rows))

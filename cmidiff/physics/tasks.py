@@ -16,35 +16,37 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
 from cmidiff.config import unknown
-from cmidiff.physics.check import Shape, checked_gain, checked_shape
-from cmidiff.physics.draw import (
-    box_mask,
-    gaussian_kernel,
-    motion_kernel,
-    random_mask,
-    random_signs,
-    scratch_mask,
-)
+from cmidiff.physics.check import Device, Shape, check_gain, check_shape
+from cmidiff.physics.decomposed import BicubicResize, Luminance
+from cmidiff.physics.kernels import gaussian_kernel, motion_kernel
+from cmidiff.physics.masks import box_mask, random_mask, random_signs, scratch_mask
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
-from cmidiff.physics.operators import BicubicResize, Luminance, from_kernel, from_mask, from_signs, gaussian_noise
+from cmidiff.physics.operators import from_kernel, from_mask, from_signs, gaussian_noise
 from cmidiff.registry import TASKS
 
-Device = str | torch.device
 POISSON = "poisson"  # the parameter that every task takes
+
+
+class Build(TypedDict, total=False):
+    """How every physics is built: noise_std 0.05, dtype ``torch.float32`` and device ``"cpu"`` unless given."""
+
+    noise_std: float
+    dtype: torch.dtype
+    device: Device
 
 
 def denoise(
     shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
 ) -> LinearPhysics:
     """Noise only: ``A`` is the identity."""
-    return Denoising(gaussian_noise(noise_std, dtype), img_size=checked_shape(shape)).to(device=device, dtype=dtype)
+    return Denoising(gaussian_noise(noise_std, dtype), img_size=check_shape(shape)).to(device=device, dtype=dtype)
 
 
 def inpaint_box(
@@ -52,58 +54,30 @@ def inpaint_box(
     *,
     size: int | Sequence[int] | None = None,
     position: Sequence[int] | None = None,
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> LinearPhysics:
     """One hidden rectangle of ``size`` pixels (``None``: half of each side) at ``position``; see ``box_mask``."""
-    mask = box_mask(shape, size=size, position=position, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(box_mask(shape, size=size, position=position, seed=seed), shape, **build)
 
 
-def inpaint_random(
-    shape: Shape,
-    *,
-    hidden: float = 0.9,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> LinearPhysics:
+def inpaint_random(shape: Shape, *, hidden: float = 0.9, seed: int = 0, **build: Unpack[Build]) -> LinearPhysics:
     """The fraction ``hidden`` of the pixels is not measured, all channels together; see ``random_mask``."""
-    mask = random_mask(shape, hidden=hidden, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(random_mask(shape, hidden=hidden, seed=seed), shape, **build)
 
 
 def inpaint_scratches(
-    shape: Shape,
-    *,
-    hidden: float = 0.04,
-    width: float = 2.0,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    shape: Shape, *, hidden: float = 0.04, width: float = 2.0, seed: int = 0, **build: Unpack[Build]
 ) -> LinearPhysics:
     """Thin strokes ``width`` pixels wide hide the fraction ``hidden`` of the pixels; see ``scratch_mask``."""
-    mask = scratch_mask(shape, hidden=hidden, width=width, seed=seed)
-    return from_mask(mask, shape, noise_std=noise_std, dtype=dtype, device=device)
+    return from_mask(scratch_mask(shape, hidden=hidden, width=width, seed=seed), shape, **build)
 
 
 def deblur_gaussian(
-    shape: Shape,
-    *,
-    kernel_size: int = 61,
-    std: float = 3.0,
-    padding: str = "circular",
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    shape: Shape, *, kernel_size: int = 61, std: float = 3.0, padding: str = "circular", **build: Unpack[Build]
 ) -> LinearPhysics:
     """Blur by a Gaussian of ``std`` pixels; see ``gaussian_kernel``, and ``from_kernel`` for ``padding``."""
-    kernel = gaussian_kernel(kernel_size=kernel_size, std=std)
-    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+    return from_kernel(gaussian_kernel(kernel_size=kernel_size, std=std), shape, padding=padding, **build)
 
 
 def deblur_motion(
@@ -112,14 +86,12 @@ def deblur_motion(
     kernel_size: int = 61,
     intensity: float = 0.5,
     padding: str = "circular",
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> LinearPhysics:
     """Blur by a shaken camera; see ``motion_kernel``, and ``from_kernel`` for ``padding``."""
     kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
-    return from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device)
+    return from_kernel(kernel, shape, padding=padding, **build)
 
 
 def super_resolution(
@@ -137,7 +109,7 @@ def super_resolution(
     Raises:
         ValueError: also if ``factor`` does not divide height and width, or leaves fewer than two pixels a side.
     """
-    image = checked_shape(shape)
+    image = check_shape(shape)
     if not isinstance(factor, Integral) or factor < 1:
         raise ValueError(f"factor must be a whole number of at least 1; got {factor!r}. Use 2, 4, 8, ...")
     if any(side % factor or side < 2 * factor for side in image[1:]):
@@ -158,24 +130,15 @@ def colorize(
     Raises:
         ValueError: also for an image without three channels.
     """
-    image = checked_shape(shape)
+    image = check_shape(shape)
     if image[0] != 3:
         raise ValueError(f"colorize needs images of 3 channels; got {image[0]}. Pass a colour image.")
     return Luminance(image, gaussian_noise(noise_std, dtype), dtype).to(device)
 
 
-def compressed_sensing(
-    shape: Shape,
-    *,
-    ratio: float = 0.25,
-    noise_std: float = 0.05,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> LinearPhysics:
+def compressed_sensing(shape: Shape, *, ratio: float = 0.25, seed: int = 0, **build: Unpack[Build]) -> LinearPhysics:
     """About ``ratio H W`` random projections of each channel; see ``from_signs``."""
-    signs = random_signs(shape, seed=seed)
-    return from_signs(signs, ratio=ratio, noise_std=noise_std, dtype=dtype, device=device)
+    return from_signs(random_signs(shape, seed=seed), ratio=ratio, **build)
 
 
 def phase_retrieval(
@@ -208,16 +171,12 @@ def nonlinear_blur(
     kernel_size: int = 61,
     intensity: float = 0.5,
     padding: str = "circular",
-    noise_std: float = 0.05,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    **build: Unpack[Build],
 ) -> Physics:
     """Light blurred by a shaken camera, then stored by the sRGB curve; see ``LightBlur``. Not linear."""
-    kernel = motion_kernel(kernel_size=kernel_size, intensity=intensity, seed=seed)
-    return LightBlur(
-        from_kernel(kernel, shape, noise_std=noise_std, padding=padding, dtype=dtype, device=device), shape
-    )
+    blur = deblur_motion(shape, kernel_size=kernel_size, intensity=intensity, padding=padding, seed=seed, **build)
+    return LightBlur(blur, shape)
 
 
 _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
@@ -297,9 +256,9 @@ class Task:
         Raises:
             ValueError: if a stored tensor belongs to images of another size, or for what the named function refuses.
         """
-        physics = self._build(checked_shape(shape), dtype, device)
+        physics = self._build(check_shape(shape), dtype, device)
         if POISSON in self.parameters:
-            gain = torch.tensor(checked_gain(self.parameters[POISSON]), dtype=dtype, device=device)
+            gain = torch.tensor(check_gain(self.parameters[POISSON]), dtype=dtype, device=device)
             physics.noise_model = PoissonNoise(gain, clip_positive=True)
         return physics
 
@@ -331,8 +290,5 @@ def _parameters(name: str) -> dict[str, Any]:
     if name not in TASKS and name not in _GIVEN:
         raise ValueError(unknown("task", name, [*TASKS, *_GIVEN]))
     signature = inspect.signature(_GIVEN[name][1] if name in _GIVEN else TASKS[name]).parameters
-    return {
-        key: parameter.default
-        for key, parameter in signature.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("dtype", "device")
-    }
+    own = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    return {"noise_std": 0.05} | {key: value for key, value in own.items() if key not in ("dtype", "device")}

@@ -11,10 +11,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
+from cmidiff.config import STRICT
 from cmidiff.schedule import DDPM, VE, VP, RectifiedFlow, Schedule
 
 
@@ -56,24 +58,16 @@ class Fields:
 
     def integer(self, name: str, default: int | None = None, *, low: int = 0, high: int = 2**31) -> int:
         """A whole number between ``low`` and ``high``."""
-        value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.wrong(name, f"a whole number from {low} to {high}")
-        return value
+        kind = Annotated[int, Field(ge=low, le=high)]
+        return self._take(name, kind, f"a whole number from {low} to {high}", default)
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
-        value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(name, "a finite number")
-        return float(value)
+        return float(self._take(name, float, "a finite number", default))
 
     def flag(self, name: str, default: bool | None = None) -> bool:
         """true or false."""
-        value = self._value(name, default)
-        if not isinstance(value, bool):
-            raise self.wrong(name, "true or false")
-        return value
+        return self._take(name, bool, "true or false", default)
 
     def choice(self, name: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
         """What ``choices`` has under a name."""
@@ -84,12 +78,7 @@ class Fields:
 
     def numbers(self, name: str) -> list[float]:
         """A list of finite numbers."""
-        value = self._value(name, None)
-        if not isinstance(value, list) or not all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value
-        ):
-            raise self.wrong(name, "a list of finite numbers")
-        return [float(v) for v in value]
+        return self._take(name, list[float], "a list of finite numbers")
 
     def within(self, name: str) -> Fields:
         """The object under a name."""
@@ -102,6 +91,13 @@ class Fields:
         """The error that says what was wanted under a name."""
         seen = json.dumps(self.values[name], default=str)[:80] if name in self.values else "nothing"
         return ValueError(f"{self.where}: {name} must be {wanted}, received {seen}")
+
+    def _take(self, name: str, kind: Any, wanted: str, default: Any = None) -> Any:
+        """The value under a name, checked by the type that it must have."""
+        try:
+            return TypeAdapter(kind, config=STRICT).validate_python(self._value(name, default))
+        except ValidationError as error:
+            raise self.wrong(name, wanted) from error
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.values.get(name)

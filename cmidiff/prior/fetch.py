@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -66,11 +67,12 @@ def fetch(
 
 
 def _fetch_part(url: str, part: Path, path: Path, size: int | None, progress: Progress | None) -> None:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise _unreachable(url, path, f"only http and https are fetched, not {urlsplit(url).scheme}")
     for attempt in range(ATTEMPTS):
         before = _length(part)
         try:
-            _request(url, part, size, progress)
-            return
+            return _request(url, part, size, progress)
         except urllib.error.HTTPError as error:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise _unreachable(url, path, f"the server answers {error.code} {error.reason}") from error
@@ -78,7 +80,8 @@ def _fetch_part(url: str, part: Path, path: Path, size: int | None, progress: Pr
         except (_Incomplete, http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError) as error:
             # A connection that brings something each time is worth another try.
             if _length(part) <= before or attempt == ATTEMPTS - 1:
-                raise _unreachable(url, path, _reason(error), _length(part)) from error
+                reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+                raise _unreachable(url, path, reason, _length(part)) from error
     raise _unreachable(url, path, "the server sends no such part of it")
 
 
@@ -90,67 +93,38 @@ def _unreachable(url: str, path: Path, reason: str, arrived: int = 0) -> FileNot
     )
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
-
-
 def _request(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
     """Ask for what is missing, and write what comes."""
-    have, validator = _length(part), _validator(part)
-    headers = {"User-Agent": "cmidiff", "Accept-Encoding": "identity"}
-    if have and validator.is_file():
-        headers |= {"Range": f"bytes={have}-", "If-Range": validator.read_text()}
-    elif have and size is not None:
-        headers |= {"Range": f"bytes={have}-"}
-    if have == size:
+    start, validator = _length(part), _validator(part)
+    if start == size:
         return
-    request = urllib.request.Request(url, headers=headers)
-    if request.type not in ("http", "https"):
-        raise urllib.error.URLError(f"only http and https are fetched, not {request.type}")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        total, start = _extent(response, have)
-        _remember(validator, response)
-        _check_room(part, total, start)
-        _write(response, part, start, total, progress)
-
-
-def _extent(response: http.client.HTTPResponse, have: int) -> tuple[int | None, int]:
-    """Bytes of the whole file, and at which one the answer starts."""
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if found is None or int(found[1]) != have:
-            raise urllib.error.URLError("the server sent another part of the file than it was asked for")
-        return (None if found[2] == "*" else int(found[2])), have
-    length = response.headers.get("Content-Length")
-    return (int(length) if length is not None and length.isdecimal() else None), 0
-
-
-def _remember(validator: Path, response: http.client.HTTPResponse) -> None:
-    tag = response.headers.get("ETag", "")
-    if tag and not tag.startswith("W/"):  # a weak one does not promise the same bytes
-        validator.write_text(tag)
-    else:
+    headers = {"User-Agent": "cmidiff", "Accept-Encoding": "identity"}
+    if start and (size is not None or validator.is_file()):
+        headers["Range"] = f"bytes={start}-"
+        headers |= {"If-Range": validator.read_text()} if validator.is_file() else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+            found = re.fullmatch(rf"bytes {start}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            if found is None:
+                raise urllib.error.URLError("the server sent another part of the file than it was asked for")
+            length = found[1]
+        else:
+            start, length = 0, response.headers.get("Content-Length") or ""
+        total = int(length) if length.isdecimal() else None
+        tag, free = response.headers.get("ETag", ""), shutil.disk_usage(part.parent).free
         validator.unlink(missing_ok=True)
-
-
-def _write(
-    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: Progress | None
-) -> None:
-    have = start
-    with part.open("ab" if start else "wb") as file:
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            have += len(chunk)
-            if progress is not None:
-                progress(have, total)
-    if total is not None and have < total:
-        raise _Incomplete(f"the connection ended at byte {have:,} of {total:,}")
-
-
-def _check_room(part: Path, total: int | None, start: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if total is not None and total - start > free:
-        raise ValueError(f"{part.parent} has {free:,} bytes free, and {total - start:,} are to come: make room")
+        if tag and not tag.startswith("W/"):  # a weak one does not promise the same bytes
+            validator.write_text(tag)
+        if total is not None and total - start > free:
+            raise ValueError(f"{part.parent} has {free:,} bytes free, and {total - start:,} are to come: make room")
+        with part.open("ab" if start else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                start += len(chunk)
+                if progress is not None:
+                    progress(start, total)
+    if total is not None and start < total:
+        raise _Incomplete(f"the connection ended at byte {start:,} of {total:,}")
 
 
 def _check(part: Path, url: str, size: int | None, sha256: str | None) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction
 from cmidiff.prior.wrapped import WrappedPrior
 
-FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-pictures.md
+FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-images.md
 Place = tuple[slice, ...]
 
 

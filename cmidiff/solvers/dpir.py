@@ -29,7 +29,7 @@ from cmidiff.covariance import wiener_estimate
 from cmidiff.solvers.base import Solver, levels
 from cmidiff.step import Carry, Problem, Step
 
-TIGHT, LOOSE = 0.1, 0.25  # strengths, see `DPIR`
+TIGHT, LOOSE = 0.1, 0.15  # strengths, see `DPIR`
 LEAST_NOISE = 1 / 255  # of the range: measurement noise below this is treated as this
 
 
@@ -39,8 +39,9 @@ class DPIR(Solver):
 
     Args:
         strength: ``lambda > 0``; None: 0.1 where ``A A^T`` is declared to be a multiple of the identity (masks,
-            denoising), otherwise 0.25. With ``lambda >= 1/4`` the first line amplifies no component of the measurement
-            noise beyond ``sigma_k``, which is what the denoiser removes.
+            denoising), otherwise 0.15. The first line amplifies a component of the measurement noise to at most
+            ``sigma_k / (2 sqrt(lambda))``: with 0.15 by 1.3, which the denoiser still removes, with 0.1 by 1.6, which
+            it takes for structure at high noise.
         start_level: noise level ``sigma / alpha`` of the first step, relative to half the range of the images. Higher
             levels gain nothing on blurs and lose up to 1 dB where many pixels are hidden.
 

@@ -5,23 +5,19 @@ target ``v = alpha_t eps - sigma_t x_0`` (Salimans, Ho 2022, https://arxiv.org/a
 ``E |v_theta(x_t, t) - v|^2``; its posterior mean is ``x_hat = alpha_t x_t - sigma_t v_theta``, well conditioned at
 every noise level.
 
-    config.py   TrainConfig, read from TOML
+    config.py      TrainConfig, read from TOML
     data.py        archives of images -> cached uint8 arrays; the batch of step n
-    noise.py       the times of a batch, alpha_t and sigma_t at real t
-    network.py     the U-Net, behind a pixel-unshuffle
+    loss.py        the times of a batch, alpha_t and sigma_t at real t, the loss, FFDNet's output as the target
     optimiser.py   Muon and AdamW
-    teacher.py     FFDNet's output as the target at low noise
     loop.py        the steps, their average, resume, cool-down
-    checkpoint.py  the state of a run, in one file
-    validate.py    denoising error by noise level, samples
-    figures.py     the loss curve and examples
+    checkpoint.py  the network and the state of a run, in one file
+    validate.py    denoising error by noise level, loss curve, examples and samples
     export.py      diffusers' folder and its card
 """
 
 from __future__ import annotations
 
-from cmidiff.train.config import TrainConfig
-from cmidiff.train.export import export
-from cmidiff.train.loop import run, snapshot
-
-__all__ = ["TrainConfig", "export", "run", "snapshot"]
+from cmidiff.train.config import TrainConfig as TrainConfig
+from cmidiff.train.export import export as export
+from cmidiff.train.loop import run as run
+from cmidiff.train.loop import snapshot as snapshot

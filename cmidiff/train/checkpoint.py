@@ -1,4 +1,5 @@
-"""All that a run needs to continue, in one file that is replaced only when the new one is whole."""
+"""All that a run needs to continue: the network, its average and the optimiser, in one file that is replaced only when
+the new one is whole."""
 
 from __future__ import annotations
 
@@ -7,16 +8,20 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from cmidiff.files import write
 from cmidiff.prior.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.export import read
-from cmidiff.train.network import build
 from cmidiff.train.optimiser import make_optimiser
+
+MODULES, NUMBERS = ("network", "average", "optimiser"), ("step", "elapsed", "cool_from", "cool_to")
 
 
 @dataclass
@@ -42,6 +47,31 @@ class State:
     cool_to: int = 0
 
 
+def make_network(config: TrainConfig) -> PatchUNet:
+    """Return diffusers' ``UNet2DModel`` behind a pixel-unshuffle, with attention at its coarsest level only.
+
+    Its weights are drawn from ``config.seed``; the output layer starts at zero. It takes any size divisible by
+    ``patch_size * 2^(levels - 1)``.
+    """
+    coarser = len(config.channels) - 1
+    wide = 3 * config.patch_size**2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        unet = UNet2DModel(
+            sample_size=config.size // config.patch_size,
+            in_channels=wide,
+            out_channels=wide,
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            down_block_types=("DownBlock2D",) * coarser + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * coarser,
+            attention_head_dim=min(32, config.channels[-1]),
+            norm_num_groups=config.groups,
+        )
+    nn.init.zeros_(unet.conv_out.weight)
+    return PatchUNet(cast(UNet2DModel, nn.Module.to(unet, memory_format=torch.channels_last)), config.patch_size)
+
+
 def new_state(config: TrainConfig, *, initial: bool = True) -> State:
     """Return random or initial weights, their average and a new optimiser.
 
@@ -53,23 +83,22 @@ def new_state(config: TrainConfig, *, initial: bool = True) -> State:
         FileNotFoundError: if ``config.initial`` is no exported prior.
         ValueError: if ``config.initial`` holds another network.
     """
-    network = build(config)
-    if initial and config.initial is not None:
-        _start(network, config.initial)
+    network, folder = make_network(config), config.initial
+    if initial and folder is not None:
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"initial names {folder}, which is no exported prior; give a folder of cmidiff train"
+            )
+        try:
+            network.load_state_dict(read(folder).state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder} holds another network than the configuration describes; change channels and layers, or "
+                "initial"
+            ) from error
     network = network.to(config.device)
     optimiser = make_optimiser(config.optimiser, network, config.learning_rate, config.weight_decay)
     return State(network, copy.deepcopy(network).requires_grad_(False), optimiser)
-
-
-def _start(network: PatchUNet, folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"initial names {folder}, which is no exported prior; give a folder of cmidiff train")
-    try:
-        network.load_state_dict(read(folder).state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder} holds another network than the configuration describes; change channels and layers, or initial"
-        ) from error
 
 
 def save(state: State, path: Path) -> None:
@@ -79,18 +108,8 @@ def save(state: State, path: Path) -> None:
         OSError: if the file cannot be written; the old checkpoint stays.
     """
     buffer = io.BytesIO()
-    torch.save(
-        {
-            "network": state.network.state_dict(),
-            "average": state.average.state_dict(),
-            "optimiser": state.optimiser.state_dict(),
-            "step": state.step,
-            "elapsed": state.elapsed,
-            "cool_from": state.cool_from,
-            "cool_to": state.cool_to,
-        },
-        buffer,
-    )
+    modules = {name: getattr(state, name).state_dict() for name in MODULES}
+    torch.save(modules | {name: getattr(state, name) for name in NUMBERS}, buffer)
     try:
         write(path, buffer.getvalue())
     except OSError as error:
@@ -109,19 +128,18 @@ def load(state: State, path: Path) -> None:
     """
     try:
         saved = torch.load(path, weights_only=True, map_location=next(state.network.parameters()).device)
-        parts = [saved[name] for name in ("network", "average", "optimiser")]
-        numbers = [saved["step"], saved["elapsed"], saved.get("cool_from", 0), saved.get("cool_to", 0)]
+        parts = {name: saved[name] for name in (*MODULES, *NUMBERS[:2])}
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no checkpoint of cmidiff train, or is damaged; delete it and start again"
         ) from error
     try:
-        state.network.load_state_dict(parts[0])
-        state.average.load_state_dict(parts[1])
-        state.optimiser.load_state_dict(parts[2])
+        for name in MODULES:
+            getattr(state, name).load_state_dict(parts[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is of another network or optimiser than the configuration describes; use the configuration it was "
             "made with, or another out folder"
         ) from error
-    state.step, state.elapsed, state.cool_from, state.cool_to = numbers
+    for name in NUMBERS:
+        setattr(state, name, saved.get(name, 0))

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from cmidiff.images import read_source, sources
+from cmidiff.sources import list_sources, read_source
 from cmidiff.train.config import TrainConfig
 
 Bytes = NDArray[np.uint8]
@@ -71,8 +71,8 @@ class Photographs:
 
     def __init__(self, config: TrainConfig) -> None:
         key = _key(config.photographs)
-        self.shapes = _cached(config.cache, f"shapes-{key}", lambda: _shapes(config.photographs))
-        self.pixels = _cached(config.cache, f"photographs-{key}", lambda: _flat(config.photographs))
+        self.shapes = _load_or_make(config.cache, f"shapes-{key}", lambda: _read_shapes(config.photographs))
+        self.pixels = _load_or_make(config.cache, f"photographs-{key}", lambda: _read_flat(config.photographs))
         areas = self.shapes.astype(np.int64).prod(1)
         self.starts = 3 * np.concatenate([[0], areas.cumsum()])
         self.chances = {side: self._chances(side, areas) for side in set(config.sides or (config.size,))}
@@ -111,8 +111,8 @@ def to_tensor(pixels: Bytes) -> Tensor:
 
 def images(archives: tuple[Path, ...], size: int, cache: Path) -> Bytes:
     """Return every image, cropped at its centre to ``size``: (N, size, size, 3) uint8, memory-mapped from the cache."""
-    return _cached(
-        cache, f"images-{size}-{_key(archives)}", lambda: np.stack([_centre(i, size) for i in _read(archives)])
+    return _load_or_make(
+        cache, f"images-{size}-{_key(archives)}", lambda: np.stack([_crop_centre(i, size) for i in _read(archives)])
     )
 
 
@@ -121,7 +121,7 @@ def _cut(pixels: Bytes, side: int, rng: np.random.Generator) -> Bytes:
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
-def _centre(pixels: Bytes, size: int) -> Bytes:
+def _crop_centre(pixels: Bytes, size: int) -> Bytes:
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     if top < 0 or left < 0:
         raise ValueError(
@@ -131,18 +131,18 @@ def _centre(pixels: Bytes, size: int) -> Bytes:
     return pixels[top : top + size, left : left + size]
 
 
-def _shapes(archives: tuple[Path, ...]) -> NDArray[np.int32]:
+def _read_shapes(archives: tuple[Path, ...]) -> NDArray[np.int32]:
     return np.array([pixels.shape[:2] for pixels in _read(archives)], np.int32)
 
 
-def _flat(archives: tuple[Path, ...]) -> Bytes:
+def _read_flat(archives: tuple[Path, ...]) -> Bytes:
     return np.concatenate([pixels.ravel() for pixels in _read(archives)])
 
 
 def _read(archives: tuple[Path, ...]) -> Iterator[Bytes]:
     """The images of the archives, (H, W, 3) each."""
     for archive in archives:
-        for source in track(sources(archive), f"decoding {archive.name}"):
+        for source in track(list_sources(archive), f"decoding {archive.name}"):
             yield (read_source(source) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -153,7 +153,7 @@ def _key(archives: tuple[Path, ...]) -> str:
     return hashlib.sha256("|".join(facts).encode()).hexdigest()[:12]
 
 
-def _cached(cache: Path, name: str, make: Callable[[], NDArray]) -> NDArray:
+def _load_or_make(cache: Path, name: str, make: Callable[[], NDArray]) -> NDArray:
     path = cache / f"{name}.npy"
     if not path.is_file():
         array = make()

@@ -30,7 +30,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def export(network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss]) -> Path:
-    """Writes the prior to ``config.export_to``; a prior already there is replaced only when the new one is whole.
+    """Write the prior to ``config.export_to``; a prior already there is replaced only when the new one is whole.
 
     Args:
         network: the averaged network, float32.
@@ -50,12 +50,16 @@ def export(network: PatchUNet, config: TrainConfig, steps: int, seconds: float, 
     (made / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
     (made / "README.md").write_text(readme(facts))
     made.chmod(0o755)
-    _replace(made, target)
+    old = made.with_name(made.name + "-old")
+    if target.exists():
+        target.replace(old)
+    made.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def read(folder: Path) -> PatchUNet:
-    """The network of an exported folder, in float32, ready to evaluate."""
+    """Return the network of an exported folder, in float32, ready to evaluate."""
     unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, use_safetensors=True)
     patch_size = json.loads((folder / "model_index.json").read_text())["patch_size"]
     return PatchUNet(unet, patch_size).eval().requires_grad_(False)
@@ -87,7 +91,7 @@ def _write_model(network: PatchUNet, folder: Path) -> None:
 def card(
     network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss], weights: Path
 ) -> dict[str, Any]:
-    """What a user must know about the weights, as a JSON-ready table."""
+    """Return what a user must know about the weights, as a JSON-ready table."""
     return {
         "name": config.name,
         "source": f"trained by `cmidiff train` from cmidiff/train/{config.name}.toml"
@@ -112,11 +116,7 @@ def card(
         "validation_images": config.validation_images if levels else 0,
         "validation": [{k: float(f"{v:.5g}") for k, v in level._asdict().items()} for level in levels],
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "configuration": {
-            k: v
-            for k, v in config.source.items()
-            if k not in ("out", "export_to", "cache", "initial", "teacher", "images", "photographs", "validation")
-        },
+        "configuration": config.choices(),
     }
 
 
@@ -131,19 +131,19 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
 
 
 def readme(facts: dict[str, Any]) -> str:
-    """The card for a person, in Markdown."""
+    """Return the card for a person, in Markdown."""
     wide = 3 * facts["patch_size"] ** 2
     rows = "\n".join(
         f"| {v['ratio']:g} | {v['noisy_psnr']:.2f} | {v['psnr']:.2f} | {v['mse']:.3g} | {v['v_loss']:.3g} |"
         for v in facts["validation"]
     )
     origin = facts.get("started_from", {})
-    start = (
-        f"\n  The run started from the weights of {origin['name']} with sha256 `{origin.get('sha256', 'unknown')}`"
-        f" ({origin.get('images_seen', 'an unknown number of')} images seen)."
-        if origin
-        else ""
-    )
+    start = ""
+    if origin:
+        start = (
+            f"\n  The run started from the weights of {origin['name']} with sha256 `{origin.get('sha256', 'unknown')}`"
+            f" ({origin.get('images_seen', 'an unknown number of')} images seen)."
+        )
     return f"""# {facts["name"]}
 
 An unconditional diffusion prior, {facts["parameters"] / 1e6:.1f} million parameters, {facts["source"]}.
@@ -165,11 +165,3 @@ Denoising error on {facts["validation_images"]} images never trained on ([-1, 1]
 |---|---|---|---|---|
 {rows}
 """
-
-
-def _replace(made: Path, target: Path) -> None:
-    old = made.with_name(made.name + "-old")
-    if target.exists():
-        target.replace(old)
-    made.replace(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The training loop: the v loss, an exponential moving average, checkpoints, exact resume, and a cool-down.
+"""The training loop: an exponential moving average, checkpoints, exact resume, and a cool-down.
 
 The batch, the times and the noise of step n depend on (seed, n) alone; weights, average, optimiser and elapsed time
 are in the checkpoint. A run bounded by ``steps`` therefore resumes bit for bit; one bounded by ``seconds`` resumes with
@@ -17,28 +17,24 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
 
 from cmidiff.train.checkpoint import State, load, new_state, save
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.data import Dataset, images, to_tensor
 from cmidiff.train.export import export
-from cmidiff.train.figures import draw_curve, draw_examples
-from cmidiff.train.noise import draw_times, kernel
-from cmidiff.train.teacher import Teacher, load_teacher, teach
-from cmidiff.train.validate import LevelLoss, denoising
+from cmidiff.train.loss import Network, draw_times, load_teacher, v_loss
+from cmidiff.train.validate import LevelLoss, denoising, draw_curve, draw_examples
 
 CHECKPOINT = "checkpoint.pt"
 COOL_DOWN = "cool-down"
-Network = Callable[[Tensor, Tensor], Tensor]
+LOGGED = 50  # steps whose mean loss is one row of loss.csv
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,13 @@ def run(config: TrainConfig, *, resume: bool = False, cool_down: int = 0) -> Tra
         FloatingPointError: if the loss is not finite.
         OSError: if the disk is full.
     """
-    path = config.out / CHECKPOINT
-    _check(path, resume or cool_down > 0)
-    _set_threads(config)
-    data, held_out = Dataset(config), _held_out(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    continued = resume or cool_down > 0
-    state = new_state(config, initial=not continued)
-    if continued:
-        load(state, path)
+    path, continued = config.out / CHECKPOINT, resume or cool_down > 0
+    if not continued and path.is_file():
+        raise FileExistsError(f"{path} exists; resume that run, or choose another out folder")
+    state = _open_state(config, continued=continued)
     if cool_down:
         path = _begin_cool_down(state, config.out, cool_down)
-    return _Trainer(config, data, held_out, state, path).train()
+    return _Trainer(config, state, path).train(Dataset(config))
 
 
 def snapshot(config: TrainConfig) -> TrainResult:
@@ -99,24 +90,19 @@ def snapshot(config: TrainConfig) -> TrainResult:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint is damaged or of another network.
     """
+    return _Trainer(config, _open_state(config, continued=True), config.out / CHECKPOINT).export()
+
+
+def _open_state(config: TrainConfig, *, continued: bool) -> State:
     path = config.out / CHECKPOINT
-    _check(path, True)
-    _set_threads(config)
-    state = new_state(config, initial=False)
-    load(state, path)
-    return _Trainer(config, None, _held_out(config), state, path).export()
-
-
-def _check(path: Path, continued: bool) -> None:
     if continued and not path.is_file():
         raise FileNotFoundError(f"no checkpoint to resume from at {path}; start without resume")
-    if not continued and path.is_file():
-        raise FileExistsError(f"{path} exists; resume that run, or choose another out folder")
-
-
-def _set_threads(config: TrainConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
+    state = new_state(config, initial=not continued)
+    if continued:
+        load(state, path)
+    return state
 
 
 def _begin_cool_down(state: State, out: Path, steps: int) -> Path:
@@ -136,11 +122,8 @@ def _begin_cool_down(state: State, out: Path, steps: int) -> Path:
 def learning_rate(config: TrainConfig, state: State) -> float:
     """Return a linear warm-up, a constant rate, and a linear fall to zero at the end of the budget or cool-down."""
     rise = min(1.0, (state.step + 1) / max(config.warmup, 1))
-    if state.cool_to:
-        fall = (state.cool_to - state.step) / (state.cool_to - state.cool_from)
-    else:
-        fall = min(1.0, (1 - progress(config, state)) / max(config.cooldown, 1e-12))
-    return config.learning_rate * rise * fall
+    length = 1.0 if state.cool_to else max(config.cooldown, 1e-12)
+    return config.learning_rate * rise * min(1.0, (1 - progress(config, state)) / length)
 
 
 def progress(config: TrainConfig, state: State) -> float:
@@ -152,125 +135,89 @@ def progress(config: TrainConfig, state: State) -> float:
     return min(1.0, max(by_steps, by_time))
 
 
-def v_loss(
-    network: Network,
-    x_0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    bfloat16: bool,
-    teacher: Teacher | None = None,
-    detail: float = 0.0,
-    patch_size: int = 2,
-) -> Tensor:
-    """Return ``|e|^2 + detail sigma_t^2 |e - mean of e over its block|^2`` with ``e = v_theta(x_t, t) - v``: a scalar.
-
-    The second term does not move the minimum, which is the posterior mean. It raises the price of patterns with the
-    period of the pixel-shuffle: they are visible at high noise, although their share of the squared error is small.
-
-    Args:
-        network: ``(x_t, t) -> v``.
-        x_0: images (B, 3, H, W) in [-1, 1].
-        t: real times (B,), on the CPU.
-        eps: standard normal noise, the shape of ``x_0``.
-        bfloat16: run the network in bfloat16 autocast.
-        teacher: its output replaces ``x_0`` in the target where it is the better one.
-        detail: weight of the second term.
-        patch_size: side of the blocks.
-    """
-    alpha_t, sigma_t = (k.float()[:, None, None, None].to(x_0.device) for k in kernel(t))
-    x_t = alpha_t * x_0 + sigma_t * eps
-    target = x_0 if teacher is None else teach(teacher, x_0, x_t / alpha_t, (sigma_t / alpha_t).flatten())
-    with torch.autocast(x_0.device.type, torch.bfloat16, enabled=bfloat16):
-        v = network(x_t, t.float().to(x_0.device))
-    error = v.float() - (alpha_t * x_t - target) / sigma_t
-    loss = error.square().mean()
-    if detail:
-        within = error - interpolate(avg_pool2d(error, patch_size), scale_factor=float(patch_size))
-        loss = loss + detail * (sigma_t * within).square().mean()
-    return loss
-
-
 class _Trainer:
     """One part of a run, from a state to the end of the budget or an interruption."""
 
-    def __init__(
-        self, config: TrainConfig, data: Dataset | None, held_out: Tensor | None, state: State, path: Path
-    ) -> None:
-        self.config, self.data, self.held_out, self.state, self.path = config, data, held_out, state, path
+    def __init__(self, config: TrainConfig, state: State, path: Path) -> None:
+        self.config, self.state, self.path, self.folder = config, state, path, path.parent
         self.compiled: Network = torch.compile(state.network, dynamic=False) if config.compile else state.network
-        self.folder = path.parent
         self.teacher = load_teacher(config.teacher).to(config.device) if config.teacher else None
+        self.held_out: Tensor | None = None
+        if config.validation is not None:
+            pixels = images((config.validation,), config.size, config.cache)[: config.validation_images]
+            self.held_out = to_tensor(pixels.copy())
         self.levels: list[LevelLoss] = []
+        self.losses: list[float] = []
         self.loss = math.nan
         self.stopped = False
-        self.console = Console()
 
-    def train(self) -> TrainResult:
-        _drop_rows(self.folder / "loss.csv", self.state.step)
-        _drop_rows(self.folder / "validation.csv", self.state.step)
-        with self._between_steps():
-            self._loop()
+    def train(self, data: Dataset) -> TrainResult:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("loss.csv", "validation.csv"):
+            _drop_rows(self.folder / name, self.state.step)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with self._stop_between_steps(), Progress(*columns) as bar:
+            self._loop(data, bar)
         save(self.state, self.path)
         return self.export()
 
     def export(self) -> TrainResult:
         """Validate and export the average."""
         config, state = self.config, self.state
-        self._look()
+        self._validate()
         export(state.average, config, state.step, state.elapsed, self.levels)
         finished = bool(progress(config, state) >= 1)
         return TrainResult(config.export_to, state.step, state.elapsed, self.loss, self.levels, finished)
 
-    def _loop(self) -> None:
+    def _loop(self, data: Dataset, bar: Progress) -> None:
         state, config = self.state, self.config
         start = time.monotonic() - state.elapsed
-        saved = looked = state.elapsed
-        losses: list[float] = []
-        with self._bar() as advance:
-            while progress(config, state) < 1 and not self.stopped:
-                losses.append(self._step())
-                state.elapsed = time.monotonic() - start
-                if len(losses) == 50:
-                    self._record(losses)
-                    losses.clear()
-                    advance(self.loss)
-                if state.elapsed - saved > config.checkpoint_seconds:
-                    save(state, self.path)
-                    saved = state.elapsed
-                if state.elapsed - looked > config.validation_seconds:
-                    self._look()
-                    looked = state.elapsed
-            if losses:
-                self._record(losses)
+        saved = validated = state.elapsed
+        task = bar.add_task("training", total=1.0 if config.steps or config.seconds or state.cool_to else None)
+        while progress(config, state) < 1 and not self.stopped:
+            self.losses.append(self._step(data))
+            state.elapsed = time.monotonic() - start
+            if len(self.losses) == LOGGED:
+                self._record()
+                description = f"step {state.step}  loss {self.loss:.4f}"
+                bar.update(task, completed=progress(config, state), description=description)
+            if state.elapsed - saved > config.checkpoint_seconds:
+                save(state, self.path)
+                saved = state.elapsed
+            if state.elapsed - validated > config.validation_seconds:
+                self._validate()
+                validated = state.elapsed
+        if self.losses:
+            self._record()
 
     @contextlib.contextmanager
-    def _between_steps(self) -> Iterator[None]:
-        """End the run at a signal after the current step, never within one, so that weights and optimiser agree."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def _stop_between_steps(self) -> Iterator[None]:
+        """End the run at a signal after the current step, never within one, so that weights and optimiser agree.
 
-        def restore() -> None:
-            for number, handler in usual.items():
-                signal.signal(number, handler)
+        A second signal has its usual effect.
+        """
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        usual = {number: signal.getsignal(number) for number in numbers}
 
         def stop(*_: object) -> None:
             self.stopped = True
             restore()
 
-        for number in usual:
+        def restore() -> None:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
+
+        for number in numbers:
             signal.signal(number, stop)
         try:
             yield
         finally:
             restore()
 
-    def _step(self) -> float:
+    def _step(self, data: Dataset) -> float:
         state, config = self.state, self.config
-        assert self.data is not None
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-        x_0 = self.data.batch(state.step).to(config.device)
+        x_0 = data.batch(state.step).to(config.device)
         t = draw_times(len(x_0), config.uniform_share, config.log_sigma_mean, config.log_sigma_std, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(config.device)
         for group in state.optimiser.param_groups:
@@ -296,62 +243,38 @@ class _Trainer:
         for average, weight in zip(self.state.average.parameters(), self.state.network.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
 
-    def _record(self, losses: list[float]) -> None:
-        self.loss = sum(losses) / len(losses)
-        path, state = self.folder / "loss.csv", self.state
-        rate = learning_rate(self.config, state)
-        row = [state.step, round(state.elapsed, 1), state.step * self.config.batch, self.loss, rate]
-        _append(path, ["step", "seconds", "images", "loss", "learning_rate"], row)
+    def _record(self) -> None:
+        self.loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        rate, count = learning_rate(self.config, self.state), self.state.step * self.config.batch
+        self._append("loss.csv", images=count, loss=self.loss, learning_rate=rate)
 
-    def _look(self) -> None:
+    def _validate(self) -> None:
         """Validate the average and draw the curve and the examples."""
         draw_curve(self.folder)
         if self.held_out is None:
             return
         self.levels = denoising(self.state.average, self.held_out)
         for level in self.levels:
-            row = [self.state.step, round(self.state.elapsed, 1), *level]
-            _append(self.folder / "validation.csv", ["step", "seconds", *LevelLoss._fields], row)
+            self._append("validation.csv", **level._asdict())
         figures = ", ".join(f"{level.ratio:g}: {level.psnr:.2f}" for level in self.levels)
-        self.console.print(
-            f"step {self.state.step}, {self.state.elapsed:.0f} s; PSNR of x_hat by sigma/alpha: {figures}"
-        )
+        print(f"step {self.state.step}, {self.state.elapsed:.0f} s; PSNR of x_hat by sigma/alpha: {figures}")
         draw_examples(self.state.average, self.held_out, self.folder)
 
-    @contextlib.contextmanager
-    def _bar(self) -> Iterator[Callable[[float], None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console) as bar:
-            limited = self.config.steps or self.config.seconds or self.state.cool_to
-            task = bar.add_task("training", total=1.0 if limited else None)
-
-            def advance(loss: float) -> None:
-                text = f"step {self.state.step}  loss {loss:.4f}"
-                bar.update(task, completed=progress(self.config, self.state), description=text)
-
-            yield advance
-
-
-def _held_out(config: TrainConfig) -> Tensor | None:
-    if config.validation is None:
-        return None
-    return to_tensor(images((config.validation,), config.size, config.cache)[: config.validation_images].copy())
-
-
-def _append(path: Path, header: list[str], row: list[object]) -> None:
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(header)
-        writer.writerow(row)
+    def _append(self, name: str, **values: float) -> None:
+        """Add a row to a file of figures."""
+        path, row = self.folder / name, {"step": self.state.step, "seconds": round(self.state.elapsed, 1)} | values
+        new = not path.is_file()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
 
 
 def _drop_rows(path: Path, step: int) -> None:
     """Remove the rows of steps that a killed run had done after its last checkpoint."""
-    if not path.is_file():
-        return
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *(row for row in rows if row and int(row[0]) <= step)])
+    if path.is_file():
+        header, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if row and int(row.split(",")[0]) <= step]
+        path.write_text("".join(f"{row}\n" for row in (header, *kept)))

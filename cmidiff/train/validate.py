@@ -1,15 +1,19 @@
-"""How good a denoiser is: its error by noise level on images never trained on, and what it draws unconditionally."""
+"""How good a denoiser is: its error by noise level on images never trained on, and images that show it."""
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.utils import save_image
 
-from cmidiff.train.noise import kernel, time_of
+from cmidiff.train.loss import kernel, kernel_like, time_of
 
 RATIOS = (0.02, 0.04, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+SHOWN = 8  # images in a row of the examples
 
 
 class LevelLoss(NamedTuple):
@@ -32,35 +36,40 @@ class LevelLoss(NamedTuple):
 
 def clean(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
     """``x_hat = alpha_t x_t - sigma_t v``, shape (B, 3, H, W), of real ``t``, shape (B,)."""
-    alpha_t, sigma_t = (k.to(x_t.dtype)[:, None, None, None] for k in kernel(t))
+    alpha_t, sigma_t = kernel_like(t, x_t)
     device = next(network.parameters(), x_t).device
     return alpha_t * x_t - sigma_t * network(x_t.to(device), t.to(device, x_t.dtype)).to(x_t.device)
 
 
 @torch.no_grad()
 def denoising(network: nn.Module, x_0: Tensor, ratios: tuple[float, ...] = RATIOS, batch: int = 32) -> list[LevelLoss]:
-    """Denoising error on images ``x_0``, (B, 3, H, W) in [-1, 1], with noise that depends on the level alone."""
-    return [_at_level(network, x_0, ratio, i, batch) for i, ratio in enumerate(ratios)]
+    """Measure the denoising error on images ``x_0``, (B, 3, H, W) in [-1, 1], with noise that depends on the level
+    alone."""
+
+    def psnr(errors: Tensor) -> float:
+        return float((10 * torch.log10(4 / errors)).mean())
+
+    levels = []
+    for seed, ratio in enumerate(ratios):
+        t, x_t, noisy = _add_noise(x_0, ratio, seed)
+        x_hat = torch.cat([clean(network, x, s) for x, s in zip(x_t.split(batch), t.split(batch), strict=True)])
+        errors, trivial = ((x - x_0).square().flatten(1).mean(1).double() for x in (x_hat, noisy))
+        mse, sigma2 = float(errors.mean()), float(kernel(t[:1])[1]) ** 2
+        levels.append(LevelLoss(ratio, mse, psnr(errors), psnr(trivial), mse / sigma2))
+    return levels
 
 
-def _at_level(network: nn.Module, x_0: Tensor, ratio: float, seed: int, batch: int) -> LevelLoss:
+def _add_noise(x_0: Tensor, ratio: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``t``, ``x_t`` and ``x_t / alpha_t``."""
     t = time_of(torch.full((len(x_0),), ratio))
-    alpha_t, sigma_t = (k.float()[:, None, None, None] for k in kernel(t))
+    alpha_t, sigma_t = kernel_like(t, x_0)
     x_t = alpha_t * x_0 + sigma_t * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
-    x_hat = torch.cat([clean(network, x, s) for x, s in zip(x_t.split(batch), t.split(batch), strict=True)])
-    errors = (x_hat - x_0).square().flatten(1).mean(1).double()
-    noisy = (x_t / alpha_t - x_0).square().flatten(1).mean(1).double()
-    sigma2 = float(sigma_t[0].double().square())
-    return LevelLoss(ratio, float(errors.mean()), _psnr(errors), _psnr(noisy), float(errors.mean()) / sigma2)
-
-
-def _psnr(errors: Tensor) -> float:
-    return float((10 * torch.log10(4 / errors)).mean())
+    return t, x_t, x_t / alpha_t
 
 
 @torch.no_grad()
 def draw(network: nn.Module, count: int, size: int, steps: int = 100, seed: int = 0) -> Tensor:
-    """Unconditional samples by DDIM, (count, 3, size, size) in [-1, 1].
+    """Draw unconditional samples by DDIM, (count, 3, size, size) in [-1, 1].
 
     Song et al. 2021, Denoising diffusion implicit models, https://arxiv.org/abs/2010.02502.
     """
@@ -72,3 +81,31 @@ def draw(network: nn.Module, count: int, size: int, steps: int = 100, seed: int 
         alpha_s, sigma_s = (1.0, 0.0) if s is None else (float(k) for k in kernel(s[None]))
         x = alpha_s * x_hat + sigma_s * (x - alpha_t * x_hat) / sigma_t
     return x.clamp(-1, 1)
+
+
+def draw_curve(folder: Path) -> None:
+    """Draw ``loss.png`` from ``loss.csv`` of a run's folder."""
+    from matplotlib.figure import Figure
+
+    if not (path := folder / "loss.csv").is_file():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=0.8)
+    axes.set(xlabel="step", ylabel="training loss (v, mean square)", yscale="log", title="Training")
+    figure.savefig(folder / "loss.png", dpi=120)
+
+
+@torch.no_grad()
+def draw_examples(network: nn.Module, held_out: Tensor, folder: Path) -> None:
+    """Write ``denoised.png`` (truth, then noisy and denoised by level) and ``samples.png`` of the current average."""
+    rows = [held_out[:SHOWN]]
+    for ratio in (0.2, 1.0, 5.0):
+        t, x_t, noisy = _add_noise(rows[0], ratio, seed=1)
+        rows += [noisy, clean(network, x_t, t)]
+    samples = draw(network, 2 * SHOWN, held_out.shape[-1])
+    for name, images in (("denoised", torch.cat(rows)), ("samples", samples)):
+        columns = len(rows[0]) if name == "denoised" else SHOWN
+        save_image(images, folder / f"{name}.png", nrow=columns, padding=0, normalize=True, value_range=(-1, 1))

@@ -17,7 +17,6 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from cmidiff.images import read_source, sources
 from cmidiff.information import CMI
 from cmidiff.metrics import crps, lpips, psnr, ssim
 from cmidiff.physics import TASKS, Task, measure
@@ -25,6 +24,7 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import restore
 from cmidiff.result import Restoration
 from cmidiff.solvers import Solver
+from cmidiff.sources import list_sources, read_source
 from cmidiff.step import Sampler
 
 METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
@@ -74,7 +74,7 @@ def read_images(source: Path, *, count: int, offset: int = 0, size: int | None =
     """
     if count < 1 or offset < 0:
         raise ValueError(f"need count >= 1 and offset >= 0, received {count} and {offset}")
-    chosen = sources(source, offset=offset, limit=count)
+    chosen = list_sources(source, offset=offset, limit=count)
     tensors = [read_source(one, size) for one in chosen]
     for one, tensor in zip(chosen, tensors, strict=True):
         if tensor.shape != tensors[0].shape:

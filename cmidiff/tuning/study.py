@@ -207,7 +207,7 @@ def tune(
     problems = search.problems(held_out=False)
     while (before := len(_done(study))) < search.trials:
         _run_trial(study, search, prior, problems, before, progress)
-    return _outcome(study, search, prior, progress)
+    return _conclude(study, search, prior, progress)
 
 
 def _optuna() -> Any:
@@ -282,83 +282,63 @@ def _run_trial(
     from optuna.trial import TrialState
 
     sampler = TPESampler(seed=int(hashlib.sha256(f"{search.seed} {before}".encode()).hexdigest()[:8], 16))
-    first = search.space.first()
+    first, sign = search.space.first(), METRICS[search.metric][1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = PartialFixedSampler(first[before], sampler) if before < len(first) else sampler
     trial = study.ask()
     setting = search.space.propose(trial)
-    best = max((t.value for t in _done(study) if t.state == TrialState.COMPLETE and t.value is not None), default=None)
-    sign = METRICS[search.metric][1]
+    best = max((_value(t) for t in _done(study) if t.state == TrialState.COMPLETE), default=None)
     scores: list[float] = []
-    mean = 0.0
     for number, problem in enumerate(problems, 1):
         doing = f"{setting}, images {number}/{len(problems)}"
         progress(Report(before + 1, search.trials, doing, None if best is None else sign * best))
-        scores += _scores(problem, prior, setting, search)[search.metric]
-        mean = sign * sum(scores) / len(scores)
-        trial.report(mean, number)
+        scores += _score(problem, prior, setting, search)[search.metric]
+        trial.report(sign * sum(scores) / len(scores), number)
         if before >= len(first) and number < len(problems) and trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
             return
     trial.set_user_attr("scores", scores)
-    study.tell(trial, mean)
+    study.tell(trial, sign * sum(scores) / len(scores))
 
 
-def _scores(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
+def _score(problem: Problem, prior: Denoiser, setting: Setting, search: Search) -> dict[str, list[float]]:
     """PSNR, SSIM where the images are large enough for it, and the metric of the search, image by image."""
     samples = SAMPLES.get(search.metric, 1)
     restoration = restore_problem(problem, prior, setting.solver, setting.cmi, steps=search.steps, samples=samples)
-    large = min(problem.images.truth.shape[-2:]) >= 11
-    names = {search.metric, "psnr"} | ({"ssim"} if large else set())
+    names = {search.metric, "psnr"} | ({"ssim"} if min(problem.images.truth.shape[-2:]) >= 11 else set())
     return {name: score_images(restoration, problem.images.truth, name).tolist() for name in sorted(names)}
 
 
-def _outcome(study: optuna.Study, search: Search, prior: Denoiser, progress: Callable[[Report], None]) -> Outcome:
-    from optuna.trial import TrialState
+def _conclude(study: optuna.Study, search: Search, prior: Denoiser, progress: Callable[[Report], None]) -> Outcome:
+    """The solver alone and the best settings, on the hold-out images, each computed once."""
+    from optuna.trial import FixedTrial, TrialState
 
-    done = _done(study)
+    done, problems = _done(study), search.problems(held_out=True)
     complete = [t for t in done if t.state == TrialState.COMPLETE]
-    names = {"the solver alone": complete[0]}
+    compared = {"the solver alone": complete[0]}
     for name, cmi in (("best without CMI", False), ("best with CMI", True)):
-        candidates = [t for t in complete if t.params["cmi"] == cmi]
-        if candidates and (top := max(candidates, key=_value)) is not complete[0]:
-            names[name] = top
-    problems = search.problems(held_out=True)
-    rows = [_row(name, trial, study, search, prior, problems, progress) for name, trial in names.items()]
-    best = max(zip(names.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
+        top = max((t for t in complete if t.params["cmi"] == cmi), key=_value, default=complete[0])
+        if top is not complete[0]:
+            compared[name] = top
+    rows = []
+    for name, trial in compared.items():
+        setting, key = search.space.propose(FixedTrial(trial.params)), f"{FINISHED} {trial.number}"
+        if key not in study.user_attrs:
+            found: dict[str, list[float]] = {}
+            for number, problem in enumerate(problems, 1):
+                doing = f"hold-out: {name}, images {number}/{len(problems)}"
+                progress(Report(search.trials, search.trials, doing, None))
+                for metric, values in _score(problem, prior, setting, search).items():
+                    found.setdefault(metric, []).extend(values)
+            study.set_user_attr(key, found)
+        rows.append(Row(name, setting, trial.user_attrs["scores"], study.user_attrs[key]))
+    best = max(zip(compared.values(), rows, strict=True), key=lambda pair: _value(pair[0]))[1]
     sign, metric = METRICS[search.metric][1], search.metric
-    values, base = ([sign * value for value in row.held_out[metric]] for row in (best, rows[0]))
-    gain = estimate(values, base)
-    pruned = sum(t.state == TrialState.PRUNED for t in done)
-    return Outcome(rows, best, gain, metric, len(done), pruned)
+    gain = estimate(*([sign * value for value in row.held_out[metric]] for row in (best, rows[0])))
+    return Outcome(rows, best, gain, metric, len(done), sum(t.state == TrialState.PRUNED for t in done))
 
 
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value
-
-
-def _row(
-    name: str,
-    trial: FrozenTrial,
-    study: optuna.Study,
-    search: Search,
-    prior: Denoiser,
-    problems: list[Problem],
-    progress: Callable[[Report], None],
-) -> Row:
-    """The figures of a trial, with those on the hold-out images, which are computed once."""
-    from optuna.trial import FixedTrial
-
-    setting = search.space.propose(FixedTrial(trial.params))
-    key = f"{FINISHED} {trial.number}"
-    if key not in study.user_attrs:
-        found: dict[str, list[float]] = {}
-        for number, problem in enumerate(problems, 1):
-            doing = f"hold-out: {name}, images {number}/{len(problems)}"
-            progress(Report(search.trials, search.trials, doing, None))
-            for metric, values in _scores(problem, prior, setting, search).items():
-                found.setdefault(metric, []).extend(values)
-        study.set_user_attr(key, found)
-    return Row(name, setting, trial.user_attrs["scores"], study.user_attrs[key])

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from cmidiff.app.web.inputs import CASES, EXPERIMENT, EXPERIMENTS, WISHES, Limits
+from cmidiff.app.web.controls import CASES, EXPERIMENT, EXPERIMENTS, WISHES, Limits
 from cmidiff.app.web.shown import line
 from cmidiff.information import CMI
 from cmidiff.registry import SOLVERS

@@ -22,15 +22,14 @@ from typing import Any
 
 import gradio as gr
 
-from cmidiff.app.errors import BadInput
-from cmidiff.app.options import settings_of
-from cmidiff.app.run import Settings, adapt
+from cmidiff.app.settings import Settings, adapt, make_settings
 from cmidiff.app.speed import Speed
 from cmidiff.app.web import inputs
-from cmidiff.app.web.inputs import CASES, EXPERIMENT, Ask, Limits, choice, file_of, number
-from cmidiff.app.web.jobs import Job, View, Visit, Visits
+from cmidiff.app.web.controls import CASES, EXPERIMENT, LEAST, Ask, Limits, choice, file_of, number
+from cmidiff.app.web.jobs import Job, View
 from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
-from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, shown, status, summary
+from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, show_image, status, summary
+from cmidiff.app.web.visits import Visit, Visits
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
 
@@ -38,6 +37,7 @@ SAMPLE = Path(__file__).parents[2] / "assets" / "plane.png"
 PERIOD = 0.4  # seconds between two looks at a run
 SIDES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 PATIENCE = 60  # seconds that the size chosen at first may take
+CANVAS = 1024  # longer side of what is painted on, in pixels
 LAYERS = 4  # of one painting
 MEAN = 2  # samples whose mean is the result of a solver that draws samples
 UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
@@ -66,7 +66,7 @@ def clear(handler: Callable[..., Updates]) -> Callable[..., Updates]:
     def call(*values: Any) -> Updates:
         try:
             return handler(*values)
-        except BadInput as error:
+        except ValueError as error:
             raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
 
     return call
@@ -155,7 +155,7 @@ class Page(Layout):
             return self._clear(token)
         try:
             canvas = self._canvas(path)
-        except BadInput as error:
+        except ValueError as error:
             return self._clear(token) | {self.note: gr.HTML(refusal(str(error)), visible=True)}
         visit.photo = path
         seen = {self.photo: canvas["background"]} if path.suffix.lower() in UNSEEN else {}
@@ -176,8 +176,8 @@ class Page(Layout):
         return {self.note: hidden, self.results: hidden, self.live: hidden, self.status: NOTHING} | files
 
     def _canvas(self, path: Path) -> dict[str, Any]:
-        picture = inputs.shrink(inputs.read_upload(path, self.limits), inputs.CANVAS)
-        return {"background": shown(picture.values), "layers": [], "composite": None}
+        image = inputs.shrink(inputs.read_upload(path, self.limits), CANVAS)
+        return {"background": show_image(image.values), "layers": [], "composite": None}
 
     # the controls
 
@@ -198,18 +198,18 @@ class Page(Layout):
         path = file_of("photo", controls["photo"])
         if path is None or not path.is_file():
             return {self.size: ""}
-        size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": inputs.LEAST}, self.limits)
+        size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": LEAST}, self.limits)
         natural = min(self.limits.side, max(size) * (int(ask.strength) if ask.case == "small" else 1))
         found = dict[int, tuple[str, float]]()
         sides = [] if ask.case == "blocks" else [n for n in SIDES if n < natural]
         for side in [*sides, natural]:
-            with suppress(BadInput):  # too narrow at this size
+            with suppress(ValueError):  # too narrow at this size
                 found[side] = self._cost(ask, size, side)
             if len(found) > 1 and found.get(side, ("", 0.0))[1] > self.limits.seconds:
                 del found[side]
                 break
         if not found:
-            raise BadInput("This image is too narrow: crop it.")
+            raise ValueError("This image is too narrow: crop it.")
         best = max([side for side, (_, seconds) in found.items() if seconds <= PATIENCE], default=min(found))
         if ask.case == "small" and best <= max(size):  # a result that is smaller than the photograph is no enlargement
             best = next((side for side in found if side > max(size)), best)
@@ -222,8 +222,9 @@ class Page(Layout):
     def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
         """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        options = self.options(ask.solver, ask.steps, ask.seed)
-        return f"{width} x {height} pixels", self.speed.seconds(options, (3, height, width), holes=holes)
+        options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+        seconds = self.speed.seconds(options, (3, height, width), holes=holes, task=CASES[ask.case].task)
+        return f"{width} x {height} pixels", seconds
 
     @staticmethod
     def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float, longest: float) -> str:
@@ -242,7 +243,7 @@ class Page(Layout):
         """Return the options of a run; without ``samples``, of one that gives the best image."""
         if samples is None and solver != SOLVER:
             samples = 0 if SOLVERS.make(solver).point else MEAN
-        return settings_of(
+        return make_settings(
             solver=None if solver == SOLVER else solver,
             cmi=eta is not None,
             eta=eta,
@@ -271,7 +272,7 @@ class Page(Layout):
             paint = None
             if ask.case == "scratches":
                 paint = inputs.read_mask(mask, path, self.limits) if mask else inputs.read_paint(layers, self.limits)
-            work = inputs.work_of(ask, path, self.limits, paint, blur, visit.folder)
+            work = inputs.work_of(ask, path, self.limits, paint, blur)
             runs = {"result": adapt(options, work.problem)}
             return Job(work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
 
@@ -294,9 +295,9 @@ class Page(Layout):
         def make() -> Job:
             first = visit.jobs.get("result")
             if first is None:
-                raise BadInput("There is no result yet: restore a photograph first.")
+                raise ValueError("There is no result yet: restore a photograph first.")
             if first.work.problem.tables is not None:
-                raise BadInput("The repair of JPEG artefacts has no samples: choose Remove noise to draw some.")
+                raise ValueError("The repair of JPEG artefacts has no samples: choose Remove noise to draw some.")
             return Job(first.work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
 
         return self._submit(visit, "samples", make)
@@ -305,7 +306,7 @@ class Page(Layout):
         try:
             job = make()
             self.visits.submit(visit, name, job)
-        except BadInput as error:
+        except ValueError as error:
             return self._refuse(visit, str(error).replace(f"{visit.folder}/", ""))
         except Exception:
             traceback.print_exc(file=sys.stderr)
@@ -336,20 +337,20 @@ class Page(Layout):
                 job.seen = visit.used = time.monotonic()
                 if job.view is not seen:
                     seen = job.view
-                    yield await asyncio.to_thread(self._running, name, seen)
+                    yield await asyncio.to_thread(self._show_running, name, seen)
                 await asyncio.sleep(PERIOD)
             told.add(job)
             if visit.jobs.get(name) is job:
-                yield await asyncio.to_thread(self._ended, name, job)
+                yield await asyncio.to_thread(self._show_result, name, job)
         if not visit.jobs:  # also after a new photograph has ended a run
             yield {self.status: NOTHING, self.live: gr.update(visible=False)}
 
-    def _running(self, name: str, view: View) -> Updates:
+    def _show_running(self, name: str, view: View) -> Updates:
         if name != "result" or view.x_hat is None:
             return {self.status: status(view)}
-        return {self.status: status(view), self.live: gr.Image(shown(view.x_hat), visible=True)}
+        return {self.status: status(view), self.live: gr.Image(show_image(view.x_hat), visible=True)}
 
-    def _ended(self, name: str, job: Job) -> Updates:
+    def _show_result(self, name: str, job: Job) -> Updates:
         view = job.view
         updates: Updates = {self.status: status(view), self.live: gr.update(visible=False)}
         if all(result.best is None for result in view.results) or view.state == "failed":

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cmidiff.app.figures import enlarged, std_map
+from cmidiff.app.figures import enlarge, std_map
 from cmidiff.app.run import Row
-from cmidiff.app.web.jobs import Job, Result, View
+from cmidiff.app.web.jobs import Job, Result, View, describe_cmi
 from cmidiff.images import read_image, to_pil
 
 SMALLEST, LARGEST = 512, 1600  # longer side of a shown image, in pixels: enlarged by a whole factor, or shrunk
@@ -21,38 +21,36 @@ SMALLEST, LARGEST = 512, 1600  # longer side of a shown image, in pixels: enlarg
 
 def refusal(message: str) -> str:
     """Return a line that says what cannot be done."""
-    return f'<p class="refusal" role="alert">{html.escape(message)}</p>'
+    return f'<p class="refusal" role="alert">{html.escape(_capitalise(message))}</p>'
 
 
 def note(message: str, *, doubtful: bool) -> str:
     """Return what a person should know of a result; a doubt is announced."""
-    text = html.escape(message[:1].upper() + message[1:])
-    return f'<p class="refusal" role="alert">{text}</p>' if doubtful else f'<p role="note">{text}</p>'
+    return refusal(message) if doubtful else f'<p role="note">{html.escape(_capitalise(message))}</p>'
 
 
 def line(text: str, fraction: float | None = None) -> str:
     """Return the line that says how things stand, with a bar where there is something to wait for."""
     bar = "" if fraction is None else f'<progress max="1" value="{fraction:.3f}" aria-label="progress"></progress>'
-    return f'<div class="status" role="status"><p>{html.escape(text[:1].upper() + text[1:])}</p>{bar}</div>'
+    return f'<div class="status" role="status"><p>{html.escape(_capitalise(text))}</p>{bar}</div>'
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def status(view: View) -> str:
     """Return the progress of a run, in words and as a bar."""
     if view.state == "failed":
         return refusal(view.message)
-    if view.over:
-        finished = any(result.finished for result in view.results)
-        end = {"done": "finished", "cancelled": "cancelled", "out of time": view.message}[view.state]
-        words = (
-            [end]
-            if view.state == "done"
-            else [end, "what was finished is below" if finished else "nothing was finished"]
-        )
-        if view.state == "done" and doubt(view):
-            words = ["finished, but the result is doubtful: see the note below it"]
-        return line("; ".join(words))
-    left = "" if view.left is None else f"; about {duration(view.left)} left"
-    return line(f"{view.doing}{left}", view.fraction)
+    if not view.over:
+        left = "" if view.left is None else f"; about {duration(view.left)} left"
+        return line(f"{view.doing}{left}", view.fraction)
+    if view.state == "done":
+        return line("finished, but the result is doubtful: see the note below it" if doubt(view) else "finished")
+    finished = any(result.finished for result in view.results)
+    end = "cancelled" if view.state == "cancelled" else view.message
+    return line(f"{end}; {'what was finished is below' if finished else 'nothing was finished'}")
 
 
 def doubt(view: View) -> str:
@@ -75,15 +73,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def shown(values: Tensor) -> Image.Image:
+def show_image(values: Tensor) -> Image.Image:
     """Return an image (C, H, W) at a size that can be seen."""
-    return enlarge(to_pil(fit(values, (values.shape[1], values.shape[2]))).convert("RGB"))
-
-
-def enlarge(image: Image.Image) -> Image.Image:
-    """Return a small image enlarged by a whole factor."""
+    image = to_pil(fit(values, (values.shape[1], values.shape[2]))).convert("RGB")
     scale = max(1, SMALLEST // max(image.size))
-    return enlarged(image, image.width * scale, image.height * scale)
+    return enlarge(image, image.width * scale, image.height * scale)
 
 
 def fit(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -100,26 +94,25 @@ def comparison(job: Job) -> tuple[Image.Image, Image.Image]:
     """Return what was given and what came out, at one size."""
     after = read_image(job.image).values
     before = job.work.problem.view() if job.work.finish is None else read_image(job.work.photo).values
-    return shown(fit(before, (after.shape[1], after.shape[2]))), shown(after)
+    return show_image(fit(before, (after.shape[1], after.shape[2]))), show_image(after)
 
 
-def prefix(result: Result, results: Sequence[Result]) -> str:
-    """Return what tells a run from the other, before a colon; nothing if there is no other."""
-    return "" if len(results) == 1 else ("with CMI: " if result.settings.cmi else "without CMI: ")
+def _prefix(results: Sequence[Result], result: Result) -> str:
+    return "" if len(results) == 1 else f"{describe_cmi(result)}: "
 
 
 def gallery(job: Job) -> list[tuple[Image.Image, str]]:
     """Return the uncertainty of each run, its mean and its samples, with their captions."""
-    results, images = job.view.results, list[tuple[Image.Image, str]]()
-    for result in results:
-        name = prefix(result, results)
+    images = list[tuple[Image.Image, str]]()
+    for result in job.view.results:
+        name = _prefix(job.view.results, result)
         if result.mean is not None and len(result.good) > 1:
             deviation = torch.stack([sample.values for sample in result.good]).std(0)
             images += [(std_map(deviation), f"{name}where the samples disagree")]
-            images += [(shown(result.mean), f"{name}mean of {len(result.good)}")]
-        images += [(shown(sample.values), f"{name}sample {sample.index + 1}") for sample in result.good]
+            images += [(show_image(result.mean), f"{name}mean of {len(result.good)}")]
+        images += [(show_image(sample.values), f"{name}sample {sample.index + 1}") for sample in result.good]
     if job.work.truth is not None:
-        images.append((shown(job.work.truth), "truth"))
+        images.append((show_image(job.work.truth), "truth"))
     return images
 
 
@@ -129,20 +122,14 @@ def summary(results: Sequence[Result]) -> str:
     lines = ["| image | data misfit |" + (" PSNR (dB) | SSIM |" if with_truth else "")]
     lines.append("|---|---:|" + ("---:|---:|" if with_truth else ""))
     for result in results:
-        for row in result.rows:
-            cells = [f"{prefix(result, results)}{_spoken(row)}", _number(row.misfit, 2)]
-            cells += [_number(row.psnr, 2), _number(row.ssim, 3)] if with_truth else []
-            lines.append(f"| {' | '.join(cells)} |")
+        prefix = _prefix(results, result)
+        lines += [f"| {prefix}{_name(row)} | {' | '.join(row.figures(with_truth))} |" for row in result.rows]
     return "\n".join(lines)
 
 
-def _spoken(row: Row) -> str:
-    name, (word, _, index) = row.name, row.name.partition(" ")
-    name = f"{word} {int(index) + 1}" if index.isdecimal() else name
+def _name(row: Row) -> str:
+    word, _, index = row.name.partition(" ")
+    name = f"{word} {int(index) + 1}" if index.isdecimal() else row.name
     if row.status == "ok":
         return name
     return f"{name} ({'diverged' if row.misfit is None else 'doubtful'})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

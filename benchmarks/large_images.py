@@ -10,8 +10,8 @@ difference to the line before is compared with the same for the lines 8, 16 and 
 same phase of the network's own grid of 2, 4 and 8 pixels. ``seam`` is the mean ratio, less one, in per cent, and ``z``
 that over its standard error. The truth has such a ``z`` too: chance alone.
 
-    python benchmarks/large_pictures.py --data ../shared/data/bsds/test.tar --side 256 --tile 0,64,96,128
-    python benchmarks/large_pictures.py --data ../shared/data/bsds/test.tar --side 512 --tile 128 --overlap 32 --count 1
+    python benchmarks/large_images.py --data ../shared/data/bsds/test.tar --side 256 --tile 0,64,96,128
+    python benchmarks/large_images.py --data ../shared/data/bsds/test.tar --side 512 --tile 128 --overlap 32 --count 1
 """
 
 import math
@@ -30,11 +30,12 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff import CADPS, DPS, PiGDM, load_prior, measure, restore
-from cmidiff.images import read_source, sources, to_pil, write_image
+from cmidiff.images import to_pil, write_image
 from cmidiff.metrics import psnr, ssim
 from cmidiff.physics import inpaint_box, inpaint_random, super_resolution
 from cmidiff.prior.tiles import Tiled, starts
 from cmidiff.solvers import Solver
+from cmidiff.sources import list_sources, read_source
 
 NOISE_STD = 0.05
 SOLVERS: dict[str, Solver] = {"dps": DPS(), "pigdm": PiGDM(), "cadps": CADPS()}
@@ -70,7 +71,7 @@ class Result:
 
 def read_pictures(archive: Path, count: int, side: int) -> Tensor:
     """(count, 3, side, side) in [0, 1]."""
-    found = sources(archive)
+    found = list_sources(archive)
     return torch.stack([_square(read_source(one), side) for one in found[:: max(1, len(found) // count)][:count]])
 
 

@@ -1,0 +1,109 @@
+"""The visits to the page: what the server keeps of each browser window, and the pool in which its jobs run."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmidiff.app.web.controls import Limits
+from cmidiff.app.web.jobs import Job
+
+KEEP = 7200.0  # seconds after which the files of a person who has left are removed
+BUSY = "Too many runs are waiting already, so nothing was started: try again in a minute."
+
+
+@dataclass
+class Visit:
+    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``;
+    and whether its last wish was refused.
+
+    Its token is the only way to it; the window keeps the token over a reload.
+    """
+
+    folder: Path
+    token: str
+    photo: Path | None = None
+    refused: bool = False
+    jobs: dict[str, Job] = field(default_factory=dict)
+    used: float = field(default_factory=time.monotonic)
+
+    def new_folder(self) -> Path:
+        """Return a name that nothing has yet, in the folder of the visit."""
+        return self.folder / secrets.token_hex(8)
+
+    def drop(self, *names: str) -> None:
+        """Cancel jobs and remove their files."""
+        for job in [self.jobs.pop(name) for name in names if name in self.jobs]:
+            job.cancel()
+            threading.Thread(target=_remove, args=(job,), daemon=True).start()
+
+
+def _remove(job: Job) -> None:
+    job.wait()
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.archive.unlink(missing_ok=True)
+
+
+class Visits:
+    """All visits, and the pool in which their jobs run.
+
+    Args:
+        root: the folder in which each visit has one.
+        limits: of the jobs.
+    """
+
+    def __init__(self, root: Path, limits: Limits) -> None:
+        self._root, self._limits = root, limits
+        self._pool = ThreadPoolExecutor(limits.jobs, thread_name_prefix="restoration")
+        self._visits, self._lock, self._closed = dict[str, Visit](), threading.Lock(), threading.Event()
+        threading.Thread(target=self._sweep_often, daemon=True).start()
+
+    def open(self, token: object) -> Visit:
+        """Return the visit of a token, or a new one."""
+        with self._lock:
+            visit = self._visits.get(token) if isinstance(token, str) else None
+            if visit is None:
+                name = secrets.token_hex(16)  # nobody can guess it
+                visit = self._visits[name] = Visit(self._root / name, name)
+                visit.folder.mkdir(parents=True)
+            visit.used = time.monotonic()
+            return visit
+
+    def sweep(self) -> None:
+        """Remove the visits that nobody has used for long."""
+        with self._lock:
+            for old in [visit for visit in self._visits.values() if time.monotonic() - visit.used > KEEP]:
+                self._visits.pop(old.token)
+                old.drop(*old.jobs)
+                shutil.rmtree(old.folder, ignore_errors=True)
+
+    def _sweep_often(self) -> None:
+        while not self._closed.wait(60):
+            self.sweep()
+
+    def submit(self, visit: Visit, name: str, job: Job) -> None:
+        """Queue a job in the place of the one before, which is cancelled.
+
+        Raises:
+            ValueError: too many wait already.
+        """
+        with self._lock:
+            visit.drop(*visit.jobs if name == "result" else (name,))
+            unfinished = sum(not j.view.over for v in self._visits.values() for j in v.jobs.values())
+            if unfinished >= self._limits.jobs + self._limits.waiting:
+                raise ValueError(BUSY)
+            visit.jobs[name] = job
+            job.start(self._pool)
+
+    def close(self) -> None:
+        """Cancel all jobs and wait for their end."""
+        self._closed.set()
+        for visit in list(self._visits.values()):
+            for job in visit.jobs.values():
+                job.cancel()
+        self._pool.shutdown(cancel_futures=True)
