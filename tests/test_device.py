@@ -134,7 +134,7 @@ def test_the_device_refuses_what_it_must() -> None:
         assert isinstance(torch.zeros(2, device=x.device), OnDevice)
         with pytest.raises(RuntimeError, match="meets one of the device"):
             x + torch.ones(3)
-        with pytest.raises(TypeError, match="no torch.float64"):
+        with pytest.raises(TypeError, match=r"no torch\.float64"):
             x.double()
         y = x.detach().requires_grad_()
         assert torch.equal(torch.autograd.grad((y**2).sum(), y)[0].inner, torch.full((3,), 2.0))  # pyright: ignore

@@ -464,7 +464,7 @@ def nan_kernel() -> Tensor:
         (lambda: from_kernel(torch.ones(3), (3, 8, 8)), r"A kernel must be a tensor \(k, l\).*got \(3,\)"),
         (lambda: from_kernel(torch.ones(1, 2, 3, 3) / 9, (3, 8, 8)), "1 or 3 channels"),
         (lambda: Task.draw("inpaint-rando", (3, 8, 8)), "unknown task 'inpaint-rando': did you mean inpaint-random"),
-        (lambda: Task.draw("denoise", (3, 8, 8), {"noise-std": 1}), "unknown parameter of the task denoise 'noise-std': did you mean noise_std"),
+        (lambda: Task.draw("denoise", (3, 8, 8), {"noise-std": 1}), "'noise-std': did you mean noise_std"),
         (lambda: Task("mask", {}, {}), "needs the tensor 'mask'"),
         (lambda: Task.draw("inpaint-random", (3, 8, 8)).build((3, 8, 10)), r"must be \(1 or 3, 8, 10\)"),
         (lambda: Task.draw("compressed-sensing", (3, 8, 8)).build((3, 8, 10)), r"drawn for images of \(3, 8, 8\)"),

@@ -119,7 +119,7 @@ run("tune", "tune", "every-other", "--images", images, "--solver", "landweber", 
     "--count", "4", "--trials", "2", "--device", "cpu", "-o", "preset.toml")
 found["listed"] = "pixels" in run("priors", "priors")
 
-from cmidiff.app.web.inputs import EXPERIMENTS, Ask, Limits
+from cmidiff.app.web.controls import EXPERIMENTS, Ask, Limits
 from cmidiff.app.web.layout import samplers
 
 found["page"] = "every-other" in EXPERIMENTS and "landweber" in samplers() and "broken" not in samplers()
