@@ -210,7 +210,7 @@ class _Run:
             raise ValueError(
                 f"CMI does not act on {name}: {solver.refuses_cmi}. Leave cmi out, or choose another solver"
             )
-        problem = self.problem([(0, 0)])
+        problem = self.problem(self.groups([0])[0])
         solver.check(problem)
         times = solver.times(problem, solver.default_steps if steps is None else steps)
         for contraction, acting in _contractions(solver, cmi, problem, times):
