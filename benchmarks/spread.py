@@ -3,6 +3,8 @@
 If samples and truth come from the same posterior, ``std sqrt(1 + 1 / K)`` over K samples is the error of their mean.
 
     python benchmarks/spread.py IMAGES --solvers pigdm,cadps
+
+A point estimate, or one sample, has a PSNR alone.
 """
 
 import math
@@ -16,6 +18,7 @@ import typer
 from cmidiff import load_prior, measure, restore
 from cmidiff.metrics import coverage, crps, psnr
 from cmidiff.physics import TASKS
+from cmidiff.registry import SOLVERS
 from cmidiff.result import RestorationWarning
 from cmidiff.sources import list_sources, read_source
 
@@ -47,15 +50,16 @@ def run(
         physics = TASKS[task](truth.shape[1:], **options)
         y = measure(truth, physics, seed=0)
         for solver in solvers.split(","):
+            drawn = 1 if SOLVERS.make(solver).point else samples
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RestorationWarning)
-                found = restore(y, physics, network, solver=solver, samples=samples, steps=steps)
-            spread = float(found.std.square().mean().sqrt()) * math.sqrt(1 + 1 / samples)
+                found = restore(y, physics, network, solver=solver, samples=drawn, steps=steps)
+            spread = float(found.std.square().mean().sqrt()) * math.sqrt(1 + 1 / drawn)
             error = float((found.mean - truth).square().mean().sqrt())
             one = float(psnr(found.samples[:, 0].clamp(0, 1), truth).mean())
             mean = float(psnr(found.mean.clamp(0, 1), truth).mean())
-            inside = float(coverage(found.samples, truth).mean()) if samples >= 9 else float("nan")
-            score = 1000 * float(crps(found.samples, truth).mean())
+            inside = float(coverage(found.samples, truth).mean()) if drawn >= 9 else float("nan")
+            score = 1000 * float(crps(found.samples, truth).mean()) if drawn > 1 else float("nan")
             figures = f"{one:.2f} | {mean:.2f} | {spread / error:.2f} | {inside:.2f} | {score:.2f}"
             print(f"| {problem} | {solver} | {figures} |")
 

@@ -64,7 +64,7 @@ def sample(
     Raises:
         ValueError: CMI moves the denoised image and the solver does not use it.
     """
-    several = [problem] if isinstance(problem, Problem) else list(problem)
+    several = [_linearising(each, solver) for each in ([problem] if isinstance(problem, Problem) else problem)]
     steps = pairs(times, several[0].prior.schedule.end)
     parts = [_Part.first(each, solver, times[0]) for each in several]
     for index, (t, s) in enumerate(steps):
@@ -95,7 +95,7 @@ class _Part:
 
     @classmethod
     def first(cls, problem: Problem, solver: Solver, t: float) -> _Part:
-        x, carry = solver.start(problem, t)
+        x, carry = solver.start(_beginning(problem), t)
         zero = x.new_zeros(len(x))
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return cls(problem, x, carry, alive, x, zero + torch.nan, _limit(problem, x), t, zero, zero, zero)
@@ -157,6 +157,20 @@ def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) 
     x_t, t, x_hat = step.seen
     kept = Seen(*(torch.where(per_sample(alive, x), x, 0.0) if isinstance(x, Tensor) else x for x in (x_t, t, x_hat)))
     return (*past, kept)[-memory:]
+
+
+def _linearising(problem: Problem, solver: Solver) -> Problem:
+    """The problem, linearised at every step where the solver needs a linear measurement and the prior has a decoder."""
+    through = solver.needs_linear and not solver.decodes and problem.measurement.decoder is not None
+    return replace(problem, linearise=True) if through else problem
+
+
+def _beginning(problem: Problem) -> Problem:
+    """What a solver starts from: where the run linearises, the measurement linearised at the least-squares state."""
+    if not problem.linearise:
+        return problem
+    linear = problem.measurement.linearised(problem.least_squares())
+    return replace(problem, measurement=linear, linearise=False)
 
 
 def upward(step: Step) -> bool:

@@ -34,13 +34,13 @@ from cmidiff.covariance import Isotropic
 from cmidiff.moments import SecondMoments
 from cmidiff.physics import TASKS
 from cmidiff.result import MISFIT_BOUND, Progress, RestorationWarning
-from cmidiff.solvers import CADPSReleased, Solver
+from cmidiff.solvers import DDNM, MMPS, SITCOM, TMPD, CADPSReleased, DiffPIR, Solver
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmidiff.result.RestorationWarning")  # runs of few steps
 SHAPE = (3, 16, 16)
 SOLVERS: list[Solver] = [
     *(DPS(0.016), MCG(0.016), DSG(0.05), PiGDM(), CADPS(), CADPS("diagonal"), CADPS("isotropic"), CADPS("exact")),
-    CADPSReleased(0.0024),
+    *(CADPSReleased(0.0024), DiffPIR(), DDNM(), TMPD(), MMPS(), SITCOM(iterations=3), CADPS("free-hunch")),
 ]
 
 
@@ -187,9 +187,9 @@ def test_zero_strength_is_unconditional(solver: Solver, problem: tuple[Tensor, L
     if isinstance(solver, MCG):
         solver = MCG(0.0, project=lambda step, x: x)
     else:
-        field = "rate" if isinstance(solver, DSG) else "scale"
+        field = "rate" if isinstance(solver, DSG | SITCOM) else "scale"
         solver = dataclasses.replace(solver, **{field: 0.0})  # pyright: ignore[reportArgumentType]
-    free = restore(y, task, tiny_prior(), solver=Unconditional(), steps=6)
+    free = restore(y, task, tiny_prior(), solver=Unconditional(), sampler=solver.sampler, steps=6)
     assert torch.equal(restore(y, task, tiny_prior(), solver=solver, steps=6).samples, free.samples)
 
 

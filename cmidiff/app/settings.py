@@ -12,8 +12,8 @@ from deepinv.physics import LinearPhysics
 from cmidiff.app.problem import JPEG, Problem
 from cmidiff.config import unknown
 from cmidiff.information import CMI
+from cmidiff.prior.hub import HUB, hub_repository
 from cmidiff.prior.known import info_of
-from cmidiff.prior.pipeline import HUB, hub_repository
 from cmidiff.prior.weights import SUFFIXES
 from cmidiff.registry import PRIORS, SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
@@ -91,6 +91,8 @@ class Settings:
         sampler = None if self.sampler is None else {"name": type(self.sampler).__name__} | describe(self.sampler)
         solver = {"name": self.drawer[0]} | describe(self.drawer[1])
         record = {"estimate": estimate, "solver": solver, "cmi": cmi, "sampler": sampler}
+        if self.drawer[1].together:  # the samples depend on how many there are
+            record["particles"] = self.samples
         return record | {name: getattr(self, name) for name in names}
 
 
@@ -112,7 +114,7 @@ def make_settings(
 
     Args:
         solver: None for the best estimate, and samples beside it.
-        samples: None for those that a solver needs: one where it draws samples, none otherwise.
+        samples: None for those that a solver needs: one where it draws samples, or its particles; none otherwise.
         tile: 0 for none.
         preset: stands for the solver, the CMI and the steps that are None.
 
@@ -135,6 +137,7 @@ def make_settings(
     count = _count_samples(samples, made, solver)
     if correction is not None and count == 0:
         raise ValueError("CMI corrects samples of the posterior, and none are drawn: add --samples 4")
+    batch = max(batch, count) if made is not None and made.together else batch
     chosen: Any = tile or None
     return Settings(solver, made, correction, prior, steps, count, seed, batch, find_device(device), sampler, chosen)
 
@@ -142,7 +145,7 @@ def make_settings(
 def _count_samples(samples: int | None, solver: Solver | None, name: str | None) -> int:
     draws = solver is not None and not solver.point
     if samples is None:
-        return int(draws)
+        return solver.default_samples if solver is not None and draws else 0
     if draws and samples < 1:
         raise ValueError(
             f"--solver {name} draws samples, at least 1, received --samples {samples}: leave one of them out"

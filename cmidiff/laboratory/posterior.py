@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -212,13 +212,18 @@ def measure(settings: Settings) -> Findings:
 
 def run_job_once(job: Job) -> list[list[Cell]]:
     """`run_job`, or what an interrupted run of the section has left of it."""
-    if job.settings.scratch is None:
-        return run_job(job)
     name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
-    path = job.settings.scratch / f"{name}.json"
+    return compute_once(job.settings, name, lambda: run_job(job))
+
+
+def compute_once(settings: Settings, name: str, work: Callable[[], list[list[Cell]]]) -> list[list[Cell]]:
+    """The rows of a part of a section; those that an interrupted run has left are not computed again."""
+    if settings.scratch is None:
+        return work()
+    path = settings.scratch / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    rows = run_job(job)
+    rows = work()
     files.write(path, json.dumps(rows).encode())
     return rows
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cmidiff import files
-from cmidiff.laboratory import difference, gradient, posterior, symmetry, trajectory
+from cmidiff.laboratory import difference, gradient, particles, posterior, symmetry, trajectory
 from cmidiff.laboratory.findings import Findings
 from cmidiff.laboratory.settings import Settings
 
@@ -44,6 +44,7 @@ SECTIONS: dict[str, Section] = {
         "Symmetry of the third derivative", symmetry.measure, symmetry.draw, ("seed", "quick", "pictures")
     ),
     "posterior": Section("Known posteriors", posterior.measure, posterior.draw),
+    "particles": Section("Particles on known posteriors", particles.measure, particles.draw),
     "trajectory": Section("Information along the run", trajectory.measure, trajectory.draw),
 }
 

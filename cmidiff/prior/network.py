@@ -21,19 +21,32 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
+from cmidiff.prior.checkpointed import recompute
 from cmidiff.schedule import DDPM, Schedule, within
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
 TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
+
+
+class Facts(TypedDict, total=False):
+    """What a caller may state of a network; see `NetworkPrior`."""
+
+    channels: int | None
+    multiple: int
+    name: str
+    card: dict[str, Any] | None
+    dtype: torch.dtype | None
+    max_batch: int | None
+    size: int | None
+    smooth: bool
 
 
 class NetworkPrior(Prior):
@@ -206,8 +219,7 @@ class NetworkPrior(Prior):
         parts = zip(x_t.split(self.max_batch), t.split(self.max_batch), strict=True)
         if not (torch.is_grad_enabled() and x_t.requires_grad):
             return torch.cat([self._evaluate(*part) for part in parts])
-        again = (checkpoint(self._evaluate, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
-        return torch.cat([cast(Tensor, out) for out in again])
+        return torch.cat([recompute(self._evaluate, *part) for part in parts])
 
     def _evaluate(self, x_t: Tensor, t: Tensor) -> Tensor:
         inside = x_t if self.dtype is None else x_t.to(self.dtype)

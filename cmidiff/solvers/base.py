@@ -20,6 +20,8 @@ from cmidiff.samplers import Ancestral
 from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
+HIGHEST, LOWEST = 4.0, 0.02  # noise levels sigma / alpha, for images in [-1, 1]: steps beyond gain nothing
+
 
 class Solver(ABC):
     """How ``y`` is used.
@@ -29,6 +31,9 @@ class Solver(ABC):
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
         point: whether it returns one best estimate instead of a sample of the posterior.
+        decodes: whether it evaluates the decoder of a latent prior itself. Otherwise a solver that needs a linear
+            physics sees the measurement linearised at the step's ``x_hat``.
+        refuses_decoder: why it cannot work with a latent prior; empty if it can.
         together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
@@ -42,6 +47,8 @@ class Solver(ABC):
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
+    refuses_decoder: ClassVar[str] = ""
     together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
     uses_measurement: ClassVar[bool] = True
@@ -124,6 +131,14 @@ def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]
     """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
     ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
     return [problem.prior.schedule.time(ratio) for ratio in ratios]
+
+
+def even_levels(problem: Problem, steps: int, high: float = HIGHEST) -> Sequence[float]:
+    """`levels` from ``high`` to `LOWEST`, in proportion to the prior's standard deviation; the grid of the schedule
+    where that begins below ``high``."""
+    if high * problem.unit >= problem.noisiest:
+        return problem.prior.schedule.grid(steps)
+    return levels(problem, steps, high * problem.unit, LOWEST * problem.unit)
 
 
 def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:

@@ -40,10 +40,9 @@ from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_varia
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive, levels, shortened
+from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
-LAST = 0.02  # noise level of the last step, for images in [-1, 1]
 DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 
 
@@ -105,10 +104,7 @@ class CADPS(PosteriorMean):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
-        high = self._sigma.start * problem.unit
-        if self.scale == 0 or math.isinf(high) or high >= problem.noisiest:
-            return super().times(problem, steps)
-        return levels(problem, steps, high, LAST * problem.unit)
+        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps, self._sigma.start)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)

@@ -54,6 +54,7 @@ class DDNM(Solver):
     scale: float = 1.0
 
     needs_linear: ClassVar[bool] = True
+    default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
         checked_positive("DDNM", scale=self.scale)

@@ -18,14 +18,15 @@ https://arxiv.org/abs/2305.08995
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import PosteriorMean, checked_positive
-from cmidiff.step import Sampler, Step
+from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels
+from cmidiff.step import Problem, Sampler, Step
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class DiffPIR(PosteriorMean):
     Args:
         strength: ``lambda > 0``. The official codes state ``sigma_y`` in [0, 1] and noise levels in [-1, 1], so that
             their ``lambda`` is 4 times this one.
-        zeta: the fresh part of the noise, of the sampler that a run takes where it names none.
+        zeta: the fresh part of the noise, of the sampler that a run takes where it names none. Less than 1 keeps noise
+            that a jump of ``x_hat'`` has made: with few steps it costs several dB.
         scale: factor on the move of the denoised image; 1 is the formula, 0 the unconditional sampler.
 
     Raises:
@@ -43,7 +45,7 @@ class DiffPIR(PosteriorMean):
     """
 
     strength: float = 1.0
-    zeta: float = 0.3
+    zeta: float = 1.0
     scale: float = 1.0
 
     needs_linear: ClassVar[bool] = True
@@ -58,6 +60,10 @@ class DiffPIR(PosteriorMean):
     @property
     def sampler(self) -> Sampler:
         return Renoise(self.zeta)
+
+    def times(self, problem: Problem, steps: int) -> Sequence[float]:
+        """Noise levels even in the logarithm."""
+        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""

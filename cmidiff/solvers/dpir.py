@@ -79,11 +79,12 @@ class DPIR(Solver):
         return alpha_t * self._fit(problem, x, sigma_t / alpha_t), None
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
-        z = step.corrected(step.x_hat)
-        if step.last:
-            return z, carry
         alpha_s, sigma_s = step.level_s
-        return alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals), carry
+
+        def fitted(z: Tensor) -> Tensor:
+            return z if step.last else alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals)
+
+        return step.update(fitted, step.x_hat), carry
 
     def unguided(self, step: Step) -> Tensor:
         """The denoised image at the level of ``s``, without the first line."""
@@ -105,6 +106,6 @@ class DPIR(Solver):
 
 
 def _half_range(problem: Problem) -> float:
-    """Half the range of the images; the standard deviation of the prior where it has no range."""
-    low, high = problem.prior.value_range or (-1.0, 1.0)
-    return (high - low) / 2 if problem.prior.value_range else math.sqrt(problem.prior.variance)
+    """Half the range of the states; the standard deviation of the prior where they have none."""
+    found = problem.prior.value_range if problem.prior.decoder is None else None
+    return math.sqrt(problem.prior.variance) if found is None else (found[1] - found[0]) / 2

@@ -45,6 +45,9 @@ class FPS(Particles):
     renewal: float = 0.95
 
     needs_noise: ClassVar[bool] = True
+    refuses_decoder: ClassVar[str] = (
+        "it follows one linear operator through all levels, and that of a decoder changes with the state"
+    )
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
@@ -77,4 +80,5 @@ class FPS(Particles):
         solved = at.solve(residual, std**2, step.record.residuals)
         fit = (dot(residual, residual) - std**2 * dot(residual, at.A(solved))) / at.noise_std**2
         e = step.draws.normal("measured", step.index, at.y)
-        return at.draw(mean, std**2, step.z, e), carry._replace(gain=-0.5 * fit.clamp_min(0.0), path=path)
+        x_s = step.through(lambda x: at.draw(x, std**2, step.z, e), mean)
+        return x_s, carry._replace(gain=-0.5 * fit.clamp_min(0.0), path=path)

@@ -73,4 +73,4 @@ class MCG(Solver):
         x_s, carry = step.advance(carry)
         if self.needs_graph:
             x_s = x_s - descend(step, scale_at(self.scale, step), guard=self.guard, through_clip=self.through_clip)
-        return self.project(step, x_s), carry
+        return step.through(lambda x: self.project(step, x), x_s), carry

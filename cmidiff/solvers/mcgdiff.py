@@ -47,6 +47,9 @@ class MCGDiff(Particles):
     kappa: float = 1e-4
 
     needs_noise: ClassVar[bool] = True
+    refuses_decoder: ClassVar[str] = (
+        "its levels belong to one singular basis, and that of a decoder changes with the state"
+    )
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
@@ -85,9 +88,13 @@ class MCGDiff(Particles):
         gap = m.filter(x, root) - alpha * m.filter(m.At(m.y), target)
         return -0.5 * dot(gap, gap)
 
+    def left(self, step: Step) -> Tensor | float:
+        """What the state has been weighed by already: nothing at the start."""
+        return self.distance(step, step.x_t.detach(), step.level_t, 0.0) if step.index > 0 else 0.0
+
     def step(self, step: Step, carry: Cloud) -> tuple[Tensor, Cloud]:
         m, mean, std = step.measurement, step.mean(step.x_hat.detach()), kernel_std(step)
-        left = self.distance(step, step.x_t.detach(), step.level_t, 0.0) if step.index > 0 else 0.0
+        left = self.left(step)
         if step.last:
             x_0 = mean if m.noise_std > 0 else mean + m.solve(m.residual(mean), 1.0)
             return x_0, carry._replace(gain=log_likelihood(step, mean) - left, noise=torch.zeros_like(mean))
@@ -105,5 +112,6 @@ class MCGDiff(Particles):
             return torch.where(seen, (v * pull(w2)).sqrt(), std)
 
         gain = self.distance(step, mean, step.level_s, std**2) - left
-        moved = mean - m.filter(mean, pull) + alpha_s * m.filter(m.At(m.y), target)
+        pulled = alpha_s * m.filter(m.At(m.y), target)
+        moved = step.through(lambda x: x - m.filter(x, pull) + pulled, mean)
         return moved, carry._replace(gain=gain, noise=m.filter(step.z, spread))

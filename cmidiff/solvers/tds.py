@@ -16,7 +16,7 @@ Wu, Trippe, Naesseth, Blei, Cunningham, "Practical and Asymptotically Exact Cond
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -74,17 +74,16 @@ class TDS(Particles):
     def step(self, step: Step, carry: Cloud) -> tuple[Tensor, Cloud]:
         x_hat = step.x_hat.detach()
         if step.last:
-            x_0, none = step.mean(x_hat), torch.zeros_like(x_hat)
+            x_0 = step.mean(x_hat)
             gain = carry.gain + self.scale * log_likelihood(step, x_0)
-            return x_0, carry._replace(gain=gain, noise=none, shift=none.flatten(1)[:, :0], z=none.flatten(1)[:, :0])
+            return x_0, carry._replace(gain=gain, noise=torch.zeros_like(x_0), shift=x_0.new_zeros(len(x_0), 0))
         mean, twist, shift = step.mean(x_hat), torch.zeros_like(carry.gain), torch.zeros_like(x_hat)
-        std = step.std if isinstance(step.std, Tensor) else x_hat.new_full((1,) * x_hat.ndim, step.std)
+        std = step.std if isinstance(step.std, Tensor) else torch.full_like(carry.std, step.std)
         if self.scale > 0:
             move, twist = self.twisted(step, x_hat)
             guided = self.guided(step, x_hat + move)
             shift, mean = (guided - mean) / std, guided
-        cloud = carry._replace(gain=carry.gain + twist, noise=std * step.z, twist=twist)
-        return mean, cloud._replace(shift=shift.flatten(1), z=step.z.flatten(1))
+        return mean, carry._replace(gain=carry.gain + twist, std=std, noise=step.z, shift=shift, twist=twist)
 
     def guided(self, step: Step, x_hat: Tensor) -> Tensor:
         """The mean of the proposal."""
@@ -92,9 +91,10 @@ class TDS(Particles):
 
     def twisted(self, step: Step, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         """The move of ``x_hat`` and ``log psi_t``, shape (B,)."""
-        m, bound = step.measurement, self.sigma.at(step)
+        m = replace(step.measurement, noise_std=step.measurement.noise_std or NOISE_FLOOR)
+        bound = self.sigma.at(replace(step, problem=replace(step.problem, measurement=m)))
         residual = m.residual(x_hat)
         w = bound.solve(residual)
         spread = m.A(bound.product(w))  # A Sigma A^T S^-1 r = r - sigma_y^2 S^-1 r
-        fit = (dot(residual, residual) - dot(residual, spread)) / (m.noise_std or NOISE_FLOOR) ** 2
+        fit = (dot(residual, residual) - dot(residual, spread)) / m.noise_std**2
         return self.scale * bound.move(w), -0.5 * self.scale * fit.clamp_min(0.0)

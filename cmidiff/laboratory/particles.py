@@ -1,0 +1,168 @@
+"""Particle solvers against posteriors that are known: how near 256 particles come, and whether more come nearer.
+
+The problems and the noise levels are those of `cmidiff.laboratory.posterior`. The particles of a problem are one cloud,
+and are compared with as many exact samples; the floor is the distance of exact samples to exact samples. Nothing is
+tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from cmidiff.covariance import Exact
+from cmidiff.laboratory.chains import BlockDraws, draw_floor, judge, list_levels
+from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
+from cmidiff.laboratory.mixtures import Family, Problems, make_problems
+from cmidiff.laboratory.plots import COLOURS, panels
+from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES, compute_once
+from cmidiff.laboratory.settings import Settings, make_seed
+from cmidiff.loop import sample
+from cmidiff.solvers import CADPS, FPS, TDS, MCGDiff, Solver
+from cmidiff.statistics import estimate
+from cmidiff.step import Problem
+
+EXACT_SAMPLES = "exact samples"
+SOLVERS: dict[str, Callable[[int], Solver]] = {
+    "TDS exact": lambda m: TDS(covariance=Exact(m)),  # S has m eigenvalues: conjugate gradients end after m iterations
+    "TDS isotropic": lambda _: TDS(),
+    "MCGDiff": lambda _: MCGDiff(),
+    "FPS": lambda _: FPS(),
+}
+CROWDS = (16, 64, 256, 1024)  # numbers of particles of the second table
+ON: tuple[Family, int, int] = ("mixture-25", 8, 2)  # its problems
+PARTICLES, STEPS, FLOORS = 256, 100, 8
+COLUMNS = ("prior", "d", "m", "solver", "particles", "repetition", "problem", "distance", "mode error", "ess")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One solver on one kind of problem, with several numbers of particles."""
+
+    solver: str
+    family: Family
+    d: int
+    m: int
+    crowds: Sequence[int]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        parts = (self.solver, self.family, self.d, self.m, *self.crowds, self.settings.seed, self.settings.quick)
+        return "-".join(map(str, parts)).replace(" ", "_")
+
+    def problems(self) -> Problems:
+        size = SIZES[self.d]
+        g = self.settings.generator("test", self.family, self.d, self.m)
+        return make_problems(self.family, self.d, self.m, 3 if self.settings.quick else size.problems, g).to(size.dtype)
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """All of them, those of one solver after those of another."""
+    crowds = CROWDS[:2] if settings.quick else CROWDS
+    names = (*SOLVERS, EXACT_SAMPLES)
+    dimensions, few = ((8,), CROWDS[1]) if settings.quick else ((800, 80, 8), PARTICLES)
+    cells: list[tuple[Family, int, int]] = [("mixture-25", d, m) for d in dimensions for m in MEASURED]
+    cells += [(family, 8, 2) for family in CONDITIONALS]
+    own = [Job(name, *cell, (few,), settings) for name in names for cell in cells]
+    return [*own, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
+
+
+def run_job(job: Job) -> list[list[Cell]]:
+    """Rows of a job, as `COLUMNS`."""
+    torch.set_num_threads(1)
+    problems, rows = job.problems(), []
+    steps = 30 if job.settings.quick else STEPS
+    for crowd in job.crowds:
+        for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else 1):
+            seed = make_seed(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
+            if job.solver == EXACT_SAMPLES:
+                found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
+            else:
+                solver = CADPS(Exact(job.m)) if job.solver == "CADPS exact" else SOLVERS[job.solver](job.m)
+                images = tuple(p for p in range(len(problems)) for _ in range(crowd))
+                draws, measurement = BlockDraws(seed), problems.measurement(crowd)
+                problem = Problem(problems.prior, measurement, solver.sampler, draws, images)
+                with torch.no_grad():
+                    *_, trace = sample(problem, solver, list_levels(problems.prior.schedule, steps))
+                alive = problems.grouped(trace.alive).to(trace.x_s).mean(1)
+                found = judge(problems, problems.grouped(trace.x_s), alive, seed)
+                ess = problems.grouped(trace.own["ess"])[:, 0] if trace.own else torch.ones(len(problems))
+            head: list[Cell] = [job.family, job.d, job.m, job.solver, crowd, repetition]
+            values = zip(found.distance.tolist(), found.modes.tolist(), ess.tolist(), strict=True)
+            rows += [[*head, p, distance, modes, share] for p, (distance, modes, share) in enumerate(values)]
+    return rows
+
+
+def run_job_once(job: Job) -> list[list[Cell]]:
+    """`run_job`, or what an interrupted run has left of it."""
+    return compute_once(job.settings, job.name, lambda: run_job(job))
+
+
+def measure(settings: Settings) -> Findings:
+    """All jobs, several at once."""
+    work = jobs(settings)
+    if settings.workers > 1:
+        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+            rows = [row for part in pool.map(run_job_once, work) for row in part]
+    else:
+        rows = [row for job in work for row in run_job_once(job)]
+    every = Table("Every problem", COLUMNS, rows, shown=False)
+    keys = ["prior", "d", "m", "solver", "particles", "problem"]
+    means = every.frame.groupby(keys, sort=False)[["distance", "mode error", "ess"]].mean().reset_index()
+    few = CROWDS[1] if settings.quick else PARTICLES
+    return Findings({"overview": _overview(means, few), "consistency": _consistency(means), "problems": every})
+
+
+def _overview(means: Frame, few: int) -> Table:
+    found = means[means["particles"] == few]
+    column = "d " + found["d"].astype(str) + ", m " + found["m"].astype(str)
+    column = column.where(found["prior"] == "mixture-25", found["prior"] + ", " + column)
+    wide = found.assign(column=column).groupby(["solver", "column"], sort=False)["distance"].mean().unstack(sort=False)
+    names = (EXACT_SAMPLES, *SOLVERS)
+    return Table(
+        f"{few} particles: distance to the exact posterior, over the floor",
+        ("solver", *wide.columns),
+        [[name, *(f"{r:.2f}" for r in wide.loc[name] / wide.loc[EXACT_SAMPLES])] for name in names],
+        "Sliced Wasserstein distance of one cloud to as many exact samples, over that of exact samples; means over "
+        "problems and repetitions. Columns without a name: the mixture with 25 components.",
+    )
+
+
+def _consistency(means: Frame) -> Table:
+    family, d, m = ON
+    own = means[(means["prior"] == family) & (means["d"] == d) & (means["m"] == m)]
+    rows: list[list[Cell]] = []
+    for (name, crowd), found in own.groupby(["solver", "particles"], sort=False):
+        distance, modes = estimate(found["distance"]), estimate(found["mode error"])
+        rows.append([name, crowd, distance.mean, distance.half, modes.mean, modes.half])
+    return Table(
+        f"More particles: {family}, d = {d}, m = {m}",
+        ("solver", "particles", "distance", "+-", "mode error", "+- of it"),
+        sorted(rows, key=lambda row: (str(row[0]), row[1])),
+        "Distance to as many exact samples, and total variation of the components' weights. A consistent solver falls "
+        "with the exact samples; one that is not ends at its bias.",
+    )
+
+
+def draw(found: Findings) -> dict[str, Figure]:
+    """Distance and mode error against the number of particles."""
+    frame = found.tables["consistency"].frame
+    figure, axes = panels(["distance to as many exact samples", "error of the components' weights"])
+    for axis, column, half in zip(axes, ("distance", "mode error"), ("+-", "+- of it"), strict=True):
+        for colour, (name, rows) in zip(COLOURS, frame.groupby("solver", sort=False), strict=False):
+            line: dict[str, Any] = {"marker": "o", "markersize": 3, "color": colour, "label": name}
+            axis.errorbar(rows["particles"], rows[column], rows[half], **line)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("particles")
+    axes[0].legend(fontsize=6, frameon=False)
+    return {"consistency": figure}
