@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cmidiff.config import Checked
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.step import Step
 
@@ -72,7 +73,7 @@ def isotropic_variance(step: Step, data_variance: float | None = None) -> float:
     return sigma_t**2 * v / (sigma_t**2 + alpha_t**2 * v)
 
 
-class Covariance(ABC):
+class Covariance(Checked, ABC):
     """A choice of ``Sigma``, stated before the run."""
 
     @abstractmethod

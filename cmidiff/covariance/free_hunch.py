@@ -58,8 +58,8 @@ class FreeHunch(Covariance):
     tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
-        checked_iterations("FreeHunch", self.iterations)
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
+        checked_iterations("FreeHunch", self.iterations, self.tolerance)
+        if self.rank < 0:
             raise ValueError(f"FreeHunch: rank must be a whole number >= 0, received {self.rank!r}")
 
     @property

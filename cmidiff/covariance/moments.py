@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
+from cmidiff.covariance.exact import checked_iterations
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient
@@ -48,6 +49,9 @@ class SecondMoments(Covariance):
 
     iterations: int = 100
     tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        checked_iterations("SecondMoments", self.iterations, self.tolerance)
 
     def at(self, step: Step) -> BoundMoments:
         _, spectrum = known_moments(step.prior, step.measurement.shape, step.x_t)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from cmidiff.config import Checked
 from cmidiff.covariance import Covariance, make_covariance
 from cmidiff.information.contraction import Contraction, Estimator, default_contraction
 from cmidiff.information.gradient import Probe, gradient_at
@@ -20,7 +21,7 @@ Weight = Literal["snr", "reverse-sde", "constant"]
 
 
 @dataclass(frozen=True)
-class CMI:
+class CMI(Checked):
     """The CMI correction: each step moves by ``eta_t grad I(x_0; y | x_t)`` besides the guidance (Algorithm 1, line 8).
 
     It is applied to the denoised image, of which every sampler is a linear function: the state ``x_s = a x_t + b x_hat

@@ -14,6 +14,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from cmidiff.config import Checked
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
 from cmidiff.samplers import Ancestral
@@ -23,7 +24,7 @@ from cmidiff.step import Carry, Group, Problem, Sampler, Step
 HIGHEST, LOWEST = 4.0, 0.02  # noise levels sigma / alpha, for images in [-1, 1]: steps beyond gain nothing
 
 
-class Solver(ABC):
+class Solver(Checked, ABC):
     """How ``y`` is used.
 
     Attributes:
