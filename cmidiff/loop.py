@@ -204,8 +204,9 @@ def _moved(step: Step, solver: Solver) -> Tensor:
 def _needs_graph(step: Step, solver: Solver, cmi: CMI | None) -> bool:
     """Whether the denoiser is differentiated in this step: at ``t``, or at ``s``, where Heun's rule evaluates it."""
     alpha_s, sigma_s = step.level_s
-    at = solver.needs_graph_at(step.ratio) or solver.needs_graph_at(sigma_s / alpha_s)
-    return at or (cmi is not None and cmi.needs_graph_at(step.ratio))
+    ahead = sigma_s / alpha_s / step.problem.half_range
+    at = solver.needs_graph_at(step.relative_ratio) or solver.needs_graph_at(ahead)
+    return at or (cmi is not None and cmi.needs_graph_at(step.relative_ratio))
 
 
 def _limit(problem: Problem, x: Tensor) -> Tensor:

@@ -382,5 +382,5 @@ def _contractions(
     """The ways of this run to differentiate a Jacobian that not every network supports, and when it does."""
     asked: list[tuple[Contraction, list[float]]] = [(how, list(times)) for how in solver.contractions]
     if cmi is not None:
-        asked.append((cmi.how, [t for t in times if cmi.acts_at(problem.prior.schedule, t)]))
+        asked.append((cmi.how, [t for t in times if cmi.acts_at(problem, t)]))
     yield from ((how, at) for how, at in asked if at and how in ("double-backward", "reverse-over-forward"))

@@ -110,6 +110,13 @@ class Problem:
         return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
 
     @property
+    def half_range(self) -> float:
+        """Half the range of the states, to which noise levels are relative; their standard deviation where they have no
+        range, as latents."""
+        found = self.prior.value_range if self.prior.decoder is None else None
+        return math.sqrt(self.prior.variance) if found is None else (found[1] - found[0]) / 2
+
+    @property
     def noisiest(self) -> float:
         """The largest ``sigma / alpha`` of the prior's grid."""
         alpha, sigma = self.prior.schedule(self.prior.schedule.grid(1)[0])
@@ -304,6 +311,11 @@ class Step:
         """``sigma_t / alpha_t``, the noise level that all schedules share."""
         alpha_t, sigma_t = self.level_t
         return sigma_t / alpha_t
+
+    @property
+    def relative_ratio(self) -> float:
+        """``sigma_t / alpha_t`` relative to half the range of the images: 1 for images in [-1, 1]."""
+        return self.ratio / self.problem.half_range
 
     @property
     def covariance_gain(self) -> float:

@@ -623,7 +623,7 @@ def test_the_first_tensor_that_does_not_fit_is_named(tmp_path: Path, adm_file: P
     [
         (b"", ".pt", "it is empty"),
         (b"<!DOCTYPE html>", ".pt", "seems to be a web page"),
-        (b"\x89PNG\r\n", ".pt", "seems to be a PNG picture"),
+        (b"\x89PNG\r\n", ".pt", "seems to be a PNG image"),
         (b"version https://git-lfs.github.com/spec/v1", ".safetensors", "pointer of git-lfs"),
         (b"x", ".npz", "must be one of .safetensors, .pt"),
     ],

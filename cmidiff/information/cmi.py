@@ -14,8 +14,7 @@ from cmidiff.information.gradient import Probe, gradient_at
 from cmidiff.information.options import check_options
 from cmidiff.information.value import linearised
 from cmidiff.krylov import capped
-from cmidiff.schedule import Schedule
-from cmidiff.step import Step
+from cmidiff.step import Problem, Step
 
 Weight = Literal["snr", "reverse-sde", "constant"]
 
@@ -37,7 +36,7 @@ class CMI(Checked):
             sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
             ``x_t`` squared per nat), or a function of ``t``.
         window: the correction acts while ``sigma_t / alpha_t``, the noise level that all schedules share, is in this
-            interval.
+            interval, in units of half the range of the images; of the prior's standard deviation where it has no range.
         times: and while ``t`` is in this interval, in the prior's own times; None for all.
         cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image, so that
             no error of a network carries a sample away.
@@ -96,7 +95,7 @@ class CMI(Checked):
         return self.sigma.memory
 
     def needs_graph_at(self, ratio: float) -> bool:
-        """Whether ``x_hat`` must carry its graph at the noise level ``sigma_t / alpha_t = ratio``."""
+        """Whether ``x_hat`` must carry its graph at the noise level ``ratio`` (`Step.relative_ratio`)."""
         acting = self.eta != 0 and self.window[0] <= ratio <= self.window[1]
         return acting and (self.how == "double-backward" or self.sigma.needs_graph_inside(ratio))
 
@@ -112,15 +111,15 @@ class CMI(Checked):
             case "constant":
                 return self.eta
 
-    def acts_at(self, schedule: Schedule, t: float) -> bool:
+    def acts_at(self, problem: Problem, t: float) -> bool:
         """Whether it acts at time ``t``."""
-        (alpha, sigma), (low, high) = schedule(t), self.window
+        (alpha, sigma), (low, high) = problem.prior.schedule(t), self.window
         early, late = (t, t) if self.times is None else self.times
-        return self.eta != 0.0 and low <= sigma / alpha <= high and early <= t <= late
+        return self.eta != 0.0 and low <= sigma / alpha / problem.half_range <= high and early <= t <= late
 
     def active(self, step: Step) -> bool:
         """Whether this step is corrected."""
-        return self.acts_at(step.prior.schedule, step.t) and step.index % self.every == 0 and not step.last
+        return self.acts_at(step.problem, step.t) and step.index % self.every == 0 and not step.last
 
     def __call__(self, step: Step) -> Step:
         """The step with a correction of its denoised image."""

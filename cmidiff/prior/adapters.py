@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from cmidiff.prior.base import Prediction, Prior, digest
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.latent import LatentPrior
-from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of, try_prior
 from cmidiff.schedule import Schedule, checked_steps
 
 
@@ -33,6 +32,7 @@ def from_callable(
     label: int | None = None,
     smooth: bool = True,
     dtype: torch.dtype | None = None,
+    variance: float | None = None,
     decoder: Decoder | None = None,
 ) -> NetworkPrior | LatentPrior:
     """A prior from any function that predicts.
@@ -43,8 +43,8 @@ def from_callable(
         schedule: the perturbation kernel it was trained on, e.g. ``DDPM.linear()``, ``VE()``, ``RectifiedFlow()``.
         parametrisation: what the output is: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros of it, and its answer checked.
-        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype: see `NetworkPrior`. For
-            signals other than images, ``value_range=None, channels=None``.
+        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype, variance: see
+            `NetworkPrior`. For signals other than images, ``value_range=None, channels=None`` and their ``variance``.
         decoder: what makes images of what ``fn`` denoises. ``value_range`` is then that of the images; ``channels``,
             ``multiple`` and ``shape`` are those of the latents.
 
@@ -72,6 +72,7 @@ def from_callable(
         label=label,
         smooth=smooth,
         dtype=dtype,
+        variance=variance,
     )
     if shape is not None:
         try_prior(prior, shape)

@@ -17,8 +17,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from cmidiff.prior.network import Facts, NetworkPrior, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.network import Facts, NetworkPrior, tensors_of, try_prior
 from cmidiff.schedule import VE, Limited, Schedule
 
 SigmaFunction = Callable[[Tensor, Tensor], Tensor]
@@ -62,12 +61,12 @@ def from_denoiser(
             to evaluation mode.
         max_sigma, min_sigma: the noise that it removes, as standard deviations in units of ``x``.
         value_range: range of its images; the prior's own range is then (-1, 1). For signals other than images,
-            ``value_range=None, channels=None``: the prior has the units of ``fn``.
+            ``value_range=None, channels=None`` and their ``variance``: the prior has the units of ``fn``.
         sigma_per_row: ``fn`` takes ``sigma`` of shape (B,); by default of shape ().
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros and its output checked.
-        facts: ``channels``, ``multiple``, ``size``, ``smooth``, ``dtype``, ``max_batch``, ``name`` and ``card`` of
-            `NetworkPrior`. ``smooth`` is False by default, since most denoisers are piecewise linear (ReLU); ``dtype``
-            is by default that of the parameters of ``fn``, or of ``x_t`` without any.
+        facts: ``channels``, ``multiple``, ``size``, ``smooth``, ``dtype``, ``max_batch``, ``variance``, ``name`` and
+            ``card`` of `NetworkPrior`. ``smooth`` is False by default, since most denoisers are piecewise linear
+            (ReLU); ``dtype`` is by default that of the parameters of ``fn``, or of ``x_t`` without any.
 
     Returns:
         A prior on the levels ``sigma_t / alpha_t`` between ``min_ratio`` and ``max_ratio``, which are ``min_sigma`` and

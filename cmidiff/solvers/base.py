@@ -73,7 +73,7 @@ class Solver(Checked, ABC):
         return False
 
     def needs_graph_at(self, ratio: float) -> bool:
-        """Return whether it differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
+        """Return whether it differentiates the denoiser at the noise level ``ratio`` (`Step.relative_ratio`)."""
         return self.needs_graph
 
     def check(self, problem: Problem) -> None:

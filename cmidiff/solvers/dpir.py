@@ -64,7 +64,7 @@ class DPIR(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm, from the start down to the noise of the measurement; that level alone
         where the measurement is the image with white noise, whose best estimate is one evaluation of the denoiser."""
-        unit = _half_range(problem)
+        unit = problem.half_range
         high = unit * self.start_level
         if self._denoises(problem):
             return levels(problem, 1, problem.measurement.noise_std, problem.measurement.noise_std)
@@ -92,20 +92,14 @@ class DPIR(Solver):
 
     @staticmethod
     def _denoises(problem: Problem) -> bool:
-        least = max(2 * _half_range(problem) * LEAST_NOISE, problem.prior.min_ratio)
+        least = max(2 * problem.half_range * LEAST_NOISE, problem.prior.min_ratio)
         high = problem.prior.schedule.grid(1)[0]
         alpha, sigma = problem.prior.schedule(high)
         return problem.measurement.identity and least <= problem.measurement.noise_std <= sigma / alpha
 
     def _fit(self, problem: Problem, z: Tensor, ratio: float, residuals: list[Tensor] | None = None) -> Tensor:
         """The first line above."""
-        noise = max(problem.measurement.noise_std, 2 * _half_range(problem) * LEAST_NOISE)
+        noise = max(problem.measurement.noise_std, 2 * problem.half_range * LEAST_NOISE)
         tight = TIGHT if problem.measurement.tight else LOOSE
         strength = tight if self.strength is None else self.strength
         return replace(problem.measurement, noise_std=noise).prox(z, ratio**2 / strength, residuals)
-
-
-def _half_range(problem: Problem) -> float:
-    """Half the range of the states; the standard deviation of the prior where they have none."""
-    found = problem.prior.value_range if problem.prior.decoder is None else None
-    return math.sqrt(problem.prior.variance) if found is None else (found[1] - found[0]) / 2
