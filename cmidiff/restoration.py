@@ -18,7 +18,6 @@ from cmidiff.information import CMI, Contraction, contract
 from cmidiff.intake import Intake, take
 from cmidiff.loop import Trace, sample
 from cmidiff.measurement import nonlinear
-from cmidiff.physics import hidden_disc, known_entries
 from cmidiff.prior import check_memory, check_prior, load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
@@ -28,8 +27,6 @@ from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Problem, Sampler, Step
 
 SMALL = 4 * 3 * 128**2  # numbers in a batch of states below which memory is not asked after
-HOLE = 12.0  # diameter in pixels of a hidden disc that a point estimate is not started in without samples
-POLISHED, POLISH_STEPS = 4, 12  # samples whose mean a point estimate starts from, and its steps
 Callback = Callable[[Progress], None]
 
 
@@ -54,9 +51,9 @@ def restore(
 ) -> Restoration:
     """Restore ``x`` from ``y = A x + n``, ``n ~ N(0, noise_std^2 I)`` or that of photons.
 
-    Without a ``solver`` the result is the best estimate, by `DPIR`: about 20 evaluations of the prior. Where a large
-    hole must be filled, it starts from the mean of a few samples. ``samples=K`` adds K samples of the posterior by
-    `CADPS`, which show what is uncertain. With a ``solver``, its samples are drawn, and the estimate is their mean.
+    Without a ``solver`` the result is the best estimate, by `DPIR`: about 20 evaluations of the prior. ``samples=K``
+    adds K samples of the posterior by `CADPS`, which show what is uncertain. With a ``solver``, its samples are drawn,
+    and the estimate is their mean.
 
     Args:
         y: measurements, shape (B, ...), floating or complex; never changed.
@@ -207,7 +204,7 @@ class _Run:
                 f"{name} does not work with the latent prior {self.prior.name}: {solver.refuses_decoder}. Choose "
                 "another solver, such as dps, psld or resample"
             )
-        if solver.needs_noise and solver.needs_graph and self.sampler.silent:
+        if solver.needs_noise and (solver.needs_graph or solver.together) and self.sampler.silent:
             raise ValueError(
                 f"{name} uses the noise of the sampler, and {self.sampler!r} has none: use sampler=Ancestral() or "
                 "DDIM(eta=1.0), or DPS"
@@ -269,7 +266,7 @@ class _Run:
         size = min(size, self.batch_size or size)
         return [[(0, k) for k in samples[i : i + size]] for i in range(0, len(samples), size)]
 
-    def problem(self, rows: Sequence[tuple[int, int]], initial: Tensor | None = None) -> Problem:
+    def problem(self, rows: Sequence[tuple[int, int]]) -> Problem:
         """What rows that are computed at once are made of."""
         images, seeds = [b for b, _ in rows], self.intake.seeds
         return Problem(
@@ -279,8 +276,7 @@ class _Run:
             SeededDraws([(seeds[b], max(k, 0)) for b, k in rows]),
             tuple(images),
             self.prior.clip,
-            None if initial is None else initial[images],
-            SeededDraws([(seeds[b], 0) for b in images]),
+            common=SeededDraws([(seeds[b], 0) for b in images]),
         )
 
     def draw(self, solver: Solver, cmi: CMI | None, steps: int | None, samples: Sequence[int]) -> _Part:
@@ -291,16 +287,7 @@ class _Run:
 
     def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
-        initial = None
-        if isinstance(solver, DPIR) and self._has_hole():
-            drawn = self.draw(CADPS(), None, None, range(POLISHED)).inside
-            initial = drawn.reshape(self.batch, POLISHED, *drawn.shape[1:]).mean(1)
-            steps = POLISH_STEPS if steps is None else steps
-        return _Part.join([self.run(solver, cmi, steps, [group], initial) for group in self.groups([-1])])
-
-    def _has_hole(self) -> bool:
-        known = known_entries(self.intake.measurement.physics, self.intake.measurement.y)
-        return known is not None and known.ndim == 4 and hidden_disc(known) >= HOLE
+        return _Part.join([self.run(solver, cmi, steps, [group]) for group in self.groups([-1])])
 
     def run(
         self,
@@ -308,10 +295,9 @@ class _Run:
         cmi: CMI | None,
         steps: int | None,
         groups: Sequence[Sequence[tuple[int, int]]],
-        initial: Tensor | None = None,
     ) -> _Part:
         """Groups that take each step one after the other."""
-        problems = [self.problem(group, initial) for group in groups]
+        problems = [self.problem(group) for group in groups]
         times = solver.times(problems[0], solver.default_steps if steps is None else steps)
         rows = [row for group in groups for row in group]
         traces: list[dict[str, Tensor]] = []
