@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from cmidiff.solvers import DPS as DPS
     from cmidiff.solvers import DSG as DSG
     from cmidiff.solvers import MCG as MCG
+    from cmidiff.solvers import PSLD as PSLD
     from cmidiff.solvers import PiGDM as PiGDM
     from cmidiff.solvers import Ramp as Ramp
+    from cmidiff.solvers import ReSample as ReSample
     from cmidiff.solvers import Unconditional as Unconditional
 
 _HOME = {
-    **dict.fromkeys(("CADPS", "DPIR", "DPS", "DSG", "MCG", "PiGDM", "Ramp", "Unconditional"), "cmidiff.solvers"),
+    **dict.fromkeys(
+        ("CADPS", "DPIR", "DPS", "DSG", "MCG", "PSLD", "PiGDM", "Ramp", "ReSample", "Unconditional"), "cmidiff.solvers"
+    ),
     **dict.fromkeys(("GaussianMixture", "NetworkPrior", "load_prior"), "cmidiff.prior"),
     "Restoration": "cmidiff.result",
     "restore": "cmidiff.restoration",
@@ -48,12 +52,14 @@ __all__ = [
     "DPS",
     "DSG",
     "MCG",
+    "PSLD",
     "Ancestral",
     "GaussianMixture",
     "NetworkPrior",
     "PiGDM",
     "ProbabilityFlow",
     "Ramp",
+    "ReSample",
     "Restoration",
     "Unconditional",
     "__version__",

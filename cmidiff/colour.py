@@ -120,15 +120,11 @@ def _parameters(kind: int, tag: bytes) -> tuple[float, ...]:
     """(g, a, b, c, d, e, f) of ``(a v + b)^g + e`` where ``v >= d``, else ``c v + f``."""
     given = np.array(struct.unpack_from(f">{(1, 3, 4, 5, 7)[kind]}i", tag, 12)) / 65536
     g, a, b, c, d, e, f = (*given, *(0.0,) * (7 - len(given)))
-    match kind:
-        case 0:
-            return g, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        case 1:
-            return g, a, b, 0.0, -b / a, 0.0, 0.0
-        case 2:
-            return g, a, b, 0.0, -b / a, c, c
-        case _:
-            return g, a, b, c, d, e, f
+    if kind == 0:
+        return g, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    if kind in (1, 2):  # the straight part is constant, below the zero of the curve
+        return g, a, b, 0.0, -b / a, c, c
+    return g, a, b, c, d, e, f
 
 
 def _grid(channels: int) -> Array:

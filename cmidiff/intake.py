@@ -91,7 +91,9 @@ def take(
     y, std, weight = _white(y, physics, noise_std, value_range)
     inside, affine = _inside(y, physics, image, gain, offset)
     inside = inside if weight is None else weight * inside
-    return Intake(Measurement(inside, physics, std / gain, canvas, image, affine, weight), seeds, gain, offset, exact)
+    state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
+    measurement = Measurement(inside, physics, std / gain, state, image, affine, weight, prior.decoder)
+    return Intake(measurement, seeds, gain, offset, exact)
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[str]:
@@ -192,11 +194,14 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
 def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:
     if prior.channels is None:
         return image
-    if len(image) != 3 or image[0] not in (1, prior.channels):
+    decoder = prior.decoder
+    channels, factor = (prior.channels, 1) if decoder is None else (decoder.image_channels, decoder.factor)
+    if len(image) != 3 or image[0] not in (1, channels):
         raise ValueError(
-            f"the prior is for images of {prior.channels} channels (or 1), the physics is on signals of shape {image}"
+            f"the prior is for images of {channels} channels (or 1), the physics is on signals of shape {image}"
         )
-    return (prior.channels, *(-(-n // prior.multiple) * prior.multiple for n in image[1:]))
+    multiple = factor * prior.multiple
+    return (channels, *(-(-n // multiple) * multiple for n in image[1:]))
 
 
 def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def sample(
     Raises:
         ValueError: CMI moves the denoised image and the solver does not use it.
     """
-    several = [problem] if isinstance(problem, Problem) else list(problem)
+    several = [_linearising(each, solver) for each in ([problem] if isinstance(problem, Problem) else problem)]
     steps = pairs(times, several[0].prior.schedule.end)
     parts = [_Part.first(each, solver, times[0]) for each in several]
     for index, (t, s) in enumerate(steps):
@@ -95,7 +95,7 @@ class _Part:
 
     @classmethod
     def first(cls, problem: Problem, solver: Solver, t: float) -> _Part:
-        x, carry = solver.start(problem, t)
+        x, carry = solver.start(_beginning(problem), t)
         zero = x.new_zeros(len(x))
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return cls(problem, x, carry, alive, x, zero + torch.nan, _limit(problem, x), t, zero, zero, zero)
@@ -158,6 +158,20 @@ def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) 
     return (*past, kept)[-memory:]
 
 
+def _linearising(problem: Problem, solver: Solver) -> Problem:
+    """The problem, linearised at every step where the solver needs a linear measurement and the prior has a decoder."""
+    through = solver.needs_linear and not solver.decodes and problem.measurement.decoder is not None
+    return replace(problem, linearise=True) if through else problem
+
+
+def _beginning(problem: Problem) -> Problem:
+    """What a solver starts from: where the run linearises, the measurement linearised at the least-squares state."""
+    if not problem.linearise:
+        return problem
+    linear = problem.measurement.linearised(problem.least_squares())
+    return replace(problem, measurement=linear, linearise=False)
+
+
 def upward(step: Step) -> bool:
     """Whether ``s`` is noisier than ``t``: the step travels back in time."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = step.level_t, step.level_s
@@ -198,8 +212,9 @@ def _plain(step: Step) -> Tensor:
 def _needs_graph(step: Step, solver: Solver, cmi: CMI | None) -> bool:
     """Whether the denoiser is differentiated in this step: at ``t``, or at ``s``, where Heun's rule evaluates it."""
     alpha_s, sigma_s = step.level_s
-    at = solver.needs_graph_at(step.ratio) or solver.needs_graph_at(sigma_s / alpha_s)
-    return at or (cmi is not None and cmi.needs_graph_at(step.ratio))
+    ahead = sigma_s / alpha_s / step.problem.half_range
+    at = solver.needs_graph_at(step.relative_ratio) or solver.needs_graph_at(ahead)
+    return at or (cmi is not None and cmi.needs_graph_at(step.relative_ratio))
 
 
 def _limit(problem: Problem, x: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ linear.
 Noise whose variance differs from entry to entry (photons) is whitened: ``y`` and ``A`` are both multiplied by
 ``weight``, after which ``sigma_y`` is one number again.
 
+A latent prior has states ``z`` and a decoder ``D``: its measurement is ``A(D(z))``, which is not linear. What needs a
+linear operator takes the linearisation at a state (`Measurement.linearised`), by products with the decoder's Jacobian.
+
 Two products carry every covariance-aware solver while ``Sigma_post ~ r^2 I``, with ``S = sigma_y^2 I + r^2 A A^T``:
 
     solve(e, r2)   = A^T S^-1 e        (PiGDM, CA-DPS isotropic)
@@ -25,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -38,9 +41,11 @@ from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
+from cmidiff.prior.decoder import Decoder
 from cmidiff.whitening import inverse_root
 
 PROBES, WINDOW = 4, 5  # of the estimate of the diagonal of A^T A: random signs, and side of the window in frequencies
+THROUGH_DECODER = 20  # products with a decoder in one linear solve: each is a forward and a backward pass of it
 DENSE = 512  # numbers of a signal up to which the eigenvectors of A^T A are computed
 LANCZOS = 24  # iterations for a function of A^T A without a declared SVD
 SIGMA_FLOOR = 1e-8  # relative to the largest singular value: what is below was not measured (float32: 1e-6)
@@ -58,6 +63,8 @@ class Measurement:
         image: (c, h, w) of the image; ``h <= H`` and ``w <= W``, and ``c`` is ``C`` or 1.
         affine: ``(gain, offset)`` from the canvas to the image, for a non-linear physics alone.
         weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
+        decoder: of a latent prior; then ``shape`` is that of the latents, (c, h, w).
+        iterations: at most this many products in `solve` and `whiten`; None: to convergence.
     """
 
     y: Tensor
@@ -67,10 +74,19 @@ class Measurement:
     image: tuple[int, ...]
     affine: tuple[float, float] = (1.0, 0.0)
     weight: Tensor | None = None
+    decoder: Decoder | None = None
+    iterations: int | None = None
 
     @property
     def linear(self) -> bool:
-        return isinstance(self.physics, LinearPhysics)
+        return isinstance(self.physics, LinearPhysics) and self.decoder is None
+
+    @property
+    def of_image(self) -> Measurement:
+        """The same measurement as one of the decoded image; itself without a decoder."""
+        if self.decoder is None:
+            return self
+        return replace(self, shape=self.decoder.image_shape(self.shape), decoder=None)
 
     @property
     def gain(self) -> float:
@@ -78,11 +94,12 @@ class Measurement:
         return self.image[0] / self.shape[0]
 
     def crop(self, x: Tensor) -> Tensor:
-        """``P x``: canvas (B, C, H, W) to image (B, c, h, w)."""
-        if self.shape == self.image:
+        """``P x``: canvas (B, C, H, W) to image (B, c, h, w); of latents, ``P D(z)``."""
+        x = x if self.decoder is None else self.decoder.decode(x)
+        if tuple(x.shape[1:]) == self.image:
             return x
         x = x[(..., *(slice(0, n) for n in self.image[1:]))]
-        return x if self.image[0] == self.shape[0] else x.mean(1, keepdim=True)
+        return x if self.image[0] == x.shape[1] else x.mean(1, keepdim=True)
 
     def canvas(self, x: Tensor) -> Tensor:
         """``P^T x``: image to canvas."""
@@ -102,6 +119,8 @@ class Measurement:
         """``A^T e``."""
         if not isinstance(self.physics, LinearPhysics):
             raise TypeError(nonlinear("the adjoint", self.physics))
+        if self.decoder is not None:
+            raise TypeError("the adjoint of a measurement of decoded latents is that of its linearisation: take pull")
         return self.canvas(self.physics.A_adjoint(e if self.weight is None else self.weight * e))
 
     def pull(self, x_hat: Tensor, e: Tensor) -> Tensor:
@@ -128,6 +147,8 @@ class Measurement:
         """
         if self.linear:
             return self
+        if self.decoder is not None:
+            return self._through(self.decoder, x_hat.detach())
         with torch.enable_grad():
             x = x_hat.detach().requires_grad_()
             value = self.A(x)
@@ -143,6 +164,25 @@ class Measurement:
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=x.device)
         y = self.y - value.detach() + forward(x.detach())
         return Measurement(y, physics, self.noise_std, self.shape, self.shape)
+
+    def _through(self, decoder: Decoder, z: Tensor) -> Measurement:
+        """`linearised` with a decoder: that of the image at ``D(z)``, times the Jacobian ``dD/dz``: forward products
+        are forward-mode derivatives, which keep no graph; adjoint products are backward passes of one graph."""
+        with torch.enable_grad():
+            z = z.requires_grad_()
+            image = decoder.decode(z)
+        inner = self.of_image.linearised(image.detach())
+
+        def forward(v: Tensor) -> Tensor:
+            with torch.no_grad():
+                return inner.A(torch.func.jvp(decoder.decode, (z.detach(),), (v,))[1])
+
+        def adjoint(u: Tensor) -> Tensor:
+            return torch.autograd.grad(image, z, inner.At(u), retain_graph=True)[0]
+
+        physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
+        y = inner.residual(image.detach()) + forward(z.detach())
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER)
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
@@ -161,7 +201,10 @@ class Measurement:
             return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
         tolerance = 1e-10 if e.real.dtype == torch.float64 else 1e-5
         found = conjugate_gradient(
-            lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=200, tolerance=tolerance
+            lambda v: s2 * v + r2 * self.At(self.A(v)),
+            self.At(e),
+            iterations=self.iterations or 200,
+            tolerance=tolerance,
         )
         if residuals is not None:
             residuals.append(found.residual)
@@ -180,8 +223,10 @@ class Measurement:
         return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * inside) if s2 > 0 else None
 
     def prox(self, v: Tensor, r2: float, residuals: list[Tensor] | None = None) -> Tensor:
-        """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``."""
-        return v + r2 * self.solve(self.residual(v), r2, residuals)
+        """``argmin_x |y - A x|^2 / sigma_y^2 + |x - v|^2 / r2``: the posterior mean of ``x ~ N(v, r2 I)``; where ``A``
+        is not linear, one Gauss-Newton step from ``v``."""
+        linear = self.linearised(v)
+        return v + r2 * linear.solve(linear.residual(v), r2, residuals)
 
     def draw(self, v: Tensor, r2: float, n: Tensor, e: Tensor, residuals: list[Tensor] | None = None) -> Tensor:
         """A draw of ``p(x | y)`` for ``x ~ N(v, r2 I)``: `prox` of a perturbed ``v`` with a perturbed ``y``.
@@ -194,8 +239,8 @@ class Measurement:
 
         Source: Papandreou, Yuille, "Gaussian Sampling by Local Perturbations", 2010.
         """
-        v = v + math.sqrt(r2) * n
-        return v + r2 * self.solve(self.residual(v) + self.noise_std * e, r2, residuals)
+        linear, v = self.linearised(v), v + math.sqrt(r2) * n
+        return v + r2 * linear.solve(linear.residual(v) + self.noise_std * e, r2, residuals)
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -208,7 +253,7 @@ class Measurement:
     @property
     def identity(self) -> bool:
         """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
-        return isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
+        return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
     @property
     def tight(self) -> bool:
@@ -224,13 +269,18 @@ class Measurement:
         if self._decomposed:
             return self._spectral(z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
 
+        if self.iterations is not None:
+            root = lanczos_apply(
+                lambda v: s2 * v + r2 * self.A(self.At(v)), z, lambda w: w.clamp_min(s2).rsqrt(), self.iterations
+            )
+            return self.At(root)
         # S^-1/2 on the side of the signal: A^T z is in the range of A^T A, where noise-free measurements are regular
         return inverse_root(lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(z), s2)
 
     @property
     def _decomposed(self) -> bool:
         """Whether the singular values of ``A`` are declared: weights change them."""
-        return isinstance(self.physics, DecomposablePhysics) and self.weight is None
+        return self.linear and isinstance(self.physics, DecomposablePhysics) and self.weight is None
 
     def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""

@@ -1,7 +1,7 @@
 r"""How good a restoration is: against the truth (PSNR, SSIM, LPIPS), against the measurement, and as an uncertainty.
 
 Images are in [0, 1] and every function returns one number per image, ``(B,)``, float64 where it is computed here. What
-lies outside of [0, 1] is clipped first in PSNR, SSIM and LPIPS, as it would be when the picture is saved.
+lies outside of [0, 1] is clipped first in PSNR, SSIM and LPIPS, as it would be when the image is saved.
 
 Uncertainty. If the ``K`` samples and the truth are drawn from the same posterior, all ``K + 1`` values of a pixel are
 exchangeable, so the truth lies between the ``j``-th smallest and the ``j``-th largest sample with probability exactly

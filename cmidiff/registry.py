@@ -223,6 +223,8 @@ SOLVERS = Registry(
         "dps": "cmidiff.solvers:DPS",
         "mcg": "cmidiff.solvers:MCG",
         "dsg": "cmidiff.solvers:DSG",
+        "psld": "cmidiff.solvers:PSLD",
+        "resample": "cmidiff.solvers:ReSample",
         "daps": "cmidiff.solvers:DAPS",
         "pnp-dm": "cmidiff.solvers:PnPDM",
         "ddrm": "cmidiff.solvers:DDRM",

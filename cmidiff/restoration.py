@@ -97,7 +97,8 @@ def restore(
         raise TypeError(f"solver must be a Solver or its name, one of {', '.join(SOLVERS)}, received {solver!r}")
     point: Solver | None = chosen if chosen is not None and chosen.point else None
     if chosen is None:
-        chosen, point = (CADPS(), DPIR()) if isinstance(physics, LinearPhysics) else (DPS(), None)
+        plain = isinstance(physics, LinearPhysics) and prior.decoder is None
+        chosen, point = (CADPS(), DPIR()) if plain else (DPS(), None)
     if isinstance(first_sample, bool) or not isinstance(first_sample, int) or first_sample < 0:
         raise ValueError(f"first_sample must be a whole number >= 0, received {first_sample!r}")
     count = _count(samples, solver is not None or point is None, point, solver, chosen.default_samples)
@@ -181,6 +182,11 @@ class _Run:
         name = type(solver).__name__
         if solver.needs_linear and not isinstance(physics, LinearPhysics):
             raise TypeError(nonlinear(name, physics))
+        if solver.refuses_decoder and self.prior.decoder is not None:
+            raise ValueError(
+                f"{name} does not work with the latent prior {self.prior.name}: {solver.refuses_decoder}. Choose "
+                "another solver, such as dps, psld or resample"
+            )
         if solver.needs_noise and solver.needs_graph and self.sampler.silent:
             raise ValueError(
                 f"{name} uses the noise of the sampler, and {self.sampler!r} has none: use sampler=Ancestral() or "
@@ -198,8 +204,11 @@ class _Run:
         rows = max(len(images) * len(ks) for images, ks in self.groups(range(1)))
         if rows * math.prod(self.intake.measurement.shape) >= SMALL:
             acting = None if cmi is None or cmi.eta == 0 else cmi
-            graph = solver.needs_graph or (
-                acting is not None and acting.how in ("finite-difference", "double-backward")
+            through = solver.needs_linear and self.prior.decoder is not None
+            graph = (
+                solver.needs_graph
+                or through
+                or (acting is not None and acting.how in ("finite-difference", "double-backward"))
             )
             twice = acting is not None and acting.how == "double-backward"
             check_memory(self.prior, self.intake.measurement.shape, rows, graph=graph, twice=twice)

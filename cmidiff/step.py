@@ -69,6 +69,8 @@ class Problem:
         draws: random numbers.
         images: index of the image that each row of the batch belongs to.
         clip: range to which the denoised image is clipped inside the sampler, or None.
+        linearise: whether a step sees the measurement linearised at its denoised state, as solvers that need a linear
+            operator do with a latent prior.
         initial: an image (B, ...) that a solver may start from, or None.
         common: random numbers that all rows of an image share; None: those of its first row.
     """
@@ -81,6 +83,22 @@ class Problem:
     clip: tuple[float, float] | None = None
     initial: Tensor | None = None
     common: Draws | None = None
+    linearise: bool = False
+
+    def least_squares(self) -> Tensor:
+        """A state that explains ``y``, of zero mean and the variance of the prior where nothing was measured.
+
+        With a decoder it is the encoded image, which is grey where nothing was measured; zero without an encoder, or
+        for a physics that is not linear.
+        """
+        measurement, decoder, z = self.measurement.of_image, self.prior.decoder, self.like()
+        if not measurement.linear or (decoder is not None and decoder.encode is None):
+            return z
+        if decoder is None or self.prior.value_range is None:
+            return self.prior.encode(measurement.prox(z.new_zeros(len(z), *measurement.shape), self.prior.variance))
+        low, high = self.prior.value_range
+        grey = z.new_full((len(z), *measurement.shape), 0.5 * (low + high))
+        return self.prior.encode(measurement.prox(grey, IMAGE_VARIANCE * (0.5 * (high - low)) ** 2))
 
     def like(self) -> Tensor:
         """Zeros of the shape (B, ...), dtype and device of a state."""
@@ -90,6 +108,13 @@ class Problem:
     def unit(self) -> float:
         """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
         return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
+
+    @property
+    def half_range(self) -> float:
+        """Half the range of the states, to which noise levels are relative; their standard deviation where they have no
+        range, as latents."""
+        found = self.prior.value_range if self.prior.decoder is None else None
+        return math.sqrt(self.prior.variance) if found is None else (found[1] - found[0]) / 2
 
     @property
     def noisiest(self) -> float:
@@ -172,12 +197,19 @@ class Denoised:
     def __init__(self, prior: Denoiser, x_t: Tensor, t: float) -> None:
         self.prior, self.x_t, self.t = prior, x_t, t
         self.done = False
+        self._linear: tuple[Measurement, Measurement] | None = None
 
     @cached_property
     def prediction(self) -> Prediction:
         self.done = True
         with torch.set_grad_enabled(self.x_t.requires_grad):
             return self.prior(self.x_t, self.t)
+
+    def linearised(self, measurement: Measurement) -> Measurement:
+        """The measurement linearised at ``x_hat``, once for all uses."""
+        if self._linear is None or self._linear[0] is not measurement:
+            self._linear = measurement, measurement.linearised(self.prediction.mean.detach())
+        return self._linear[1]
 
 
 @dataclass(frozen=True)
@@ -237,7 +269,9 @@ class Step:
 
     @property
     def measurement(self) -> Measurement:
-        return self.problem.measurement
+        """``y`` and its physics; linear at the step's ``x_hat`` where the run linearises."""
+        measurement = self.problem.measurement
+        return self.denoised.linearised(measurement) if self.problem.linearise else measurement
 
     @property
     def sampler(self) -> Sampler:
@@ -277,6 +311,11 @@ class Step:
         """``sigma_t / alpha_t``, the noise level that all schedules share."""
         alpha_t, sigma_t = self.level_t
         return sigma_t / alpha_t
+
+    @property
+    def relative_ratio(self) -> float:
+        """``sigma_t / alpha_t`` relative to half the range of the images: 1 for images in [-1, 1]."""
+        return self.ratio / self.problem.half_range
 
     @property
     def covariance_gain(self) -> float:

@@ -38,7 +38,12 @@ from tests.cases import problem_of
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Errors = dict[str, tuple[float, float]]
-PARTS = ("tests.conformance_mean", "tests.conformance_draws", "tests.conformance_particles")  # with `replayer`
+PARTS = (
+    "tests.conformance_latent",
+    "tests.conformance_mean",
+    "tests.conformance_draws",
+    "tests.conformance_particles",
+)  # with `replayer`
 TOLERANCE = 1e-7
 TOLERANCE_FLOAT32 = 1e-3
 F64 = torch.float64

@@ -346,7 +346,7 @@ def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
     with Results(tmp_path / "run") as results:
         for row in results.units():
             samples = (
-                torch.stack([scores.read_levels(tmp_path / "run" / row.pictures[f"sample-{k}"]) for k in range(3)])
+                torch.stack([scores.read_levels(tmp_path / "run" / row.images[f"sample-{k}"]) for k in range(3)])
                 / 255
             )
             several = truth.expand(3, -1, -1, -1)
@@ -356,7 +356,7 @@ def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
             )
             inside = (samples.min(0).values <= truth) & (truth <= samples.max(0).values)
             assert row.scores["coverage"] == pytest.approx(float(inside.double().mean()), abs=0.02)
-            std = torch.from_numpy(np.array(Image.open(tmp_path / "run" / row.pictures["std"])).astype(float)) / 65535
+            std = torch.from_numpy(np.array(Image.open(tmp_path / "run" / row.images["std"])).astype(float)) / 65535
             assert row.scores["diversity"] == pytest.approx(float(std.mean()), abs=1e-4)
 
 
@@ -366,7 +366,7 @@ def test_a_diverged_unit_is_a_result(images: Path, tmp_path: Path) -> None:
     with Results(tmp_path / "run") as results:
         for row in results.units():
             assert "diverged" in str(row.error)
-            assert (row.diverged, row.scores, row.pictures) == (3, {}, {})
+            assert (row.diverged, row.scores, row.images) == (3, {}, {})
 
 
 def test_costs_are_counted_as_they_happen(images: Path, tmp_path: Path) -> None:

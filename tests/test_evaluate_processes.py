@@ -298,7 +298,7 @@ def test_fid_of_a_small_network_is_its_formula(images: Path, tiny: Path, tmp_pat
     assert len(found) == 4
     for score in found:
         assert (score.metric, score.images, score.network) == ("fid", 4, "Small")
-        restored = [row.pictures["sample-0"] for row in rows if row.unit.cell == score.cell]
+        restored = [row.images["sample-0"] for row in rows if row.unit.cell == score.cell]
         truth = [f"truth/im{k}.png" for k in range(4)]
         a, b = (_features([tmp_path / "run" / name for name in names]) for names in (restored, truth))
         assert score.value == pytest.approx(_frechet(a, b), rel=1e-3, abs=1e-6)

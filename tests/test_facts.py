@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import cmidiff
 from cmidiff.evaluate.work import Counted
+from cmidiff.laboratory.increments import Laplace
 from cmidiff.laboratory.learned import LearnedMixture
+from cmidiff.laboratory.levy_prior import LevyPrior
 from cmidiff.laboratory.mixtures import DiagonalMixture
 from cmidiff.prior import (
     Composite,
@@ -82,6 +84,7 @@ PRIORS: dict[str, Denoiser] = {
     "composite": Composite(from_denoiser(lambda x, sigma: x, 0.5), network(), at=0.5),
     "mixture": mixture(),
     "diagonal": DiagonalMixture(torch.ones(1), torch.zeros(1, 4), torch.ones(1, 4), DDPM.linear()),
+    "levy": LevyPrior(Laplace(), d=8),
     "learned": LearnedMixture(4, 1.0, DDPM.linear()),
 }
 WRAPPERS: dict[type, Any] = {Tiled: lambda prior: Tiled(prior, 16, 4), Counted: Counted}

@@ -166,7 +166,7 @@ def test_degrade_never_writes_over_a_mask() -> None:
 
 def test_restore_and_demo_leave_files_of_another_origin(desk: Path) -> None:
     """The check comes before anything is computed, so no prior is needed here."""
-    from cmidiff.app.run import open_folder
+    from cmidiff.app.folder import open_folder
 
     (desk / "out").mkdir()
     mine = photograph("out/mean.png")

@@ -99,7 +99,7 @@ def outcome(run: Path, unit: Unit, index: int, scores: dict[str, float]) -> Outc
         gradients=100 + 50 * unit.cmi,
         seconds=2.0,
         samples=(Status(True, None, ""),) * 2,
-        pictures=pictures,
+        images=pictures,
         scores=scores,
     )
 
@@ -469,7 +469,7 @@ def test_cases_are_the_median_and_the_worst_by_the_base(run: Path) -> None:
     titles = [tile.title for tile in found[0].tiles]
     assert titles == ["truth", "measurement", "base", "dps + CMI", "std of base", "std of dps + CMI"]
     base, cmi = (Unit(name(5), GAINS, "dps", flag, eta, 100, 0) for flag, eta in ((False, 0.0), (True, 1.0)))
-    shown = [tile.picture.getpixel((0, 0)) for tile in found[0].tiles if tile.picture]
+    shown = [tile.image.getpixel((0, 0)) for tile in found[0].tiles if tile.image]
     assert shown[:4] == [(s,) * 3 for s in (5, 200, shade[base], shade[cmi])]
 
 
@@ -481,7 +481,7 @@ def test_a_case_whose_cmi_diverged_stays(tmp_path: Path) -> None:
         found = list_cases(results, compare(results))
     assert len(found) == 8
     tile = found[0].tiles[3]
-    assert (tile.title, tile.note, tile.picture) == ("dps + CMI", "diverged", None)
+    assert (tile.title, tile.note, tile.image) == ("dps + CMI", "diverged", None)
 
 
 def test_curves_hold_every_step_and_strength(tmp_path: Path) -> None:

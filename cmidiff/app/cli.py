@@ -152,9 +152,11 @@ def restore(
     Exit codes: 0 done, 2 wrong input, 3 a result diverged, 130 interrupted; what is finished is always written.
     """
     from cmidiff import load_prior
-    from cmidiff.app import run as r
+    from cmidiff.app import folder as f
+    from cmidiff.app import summary as s
     from cmidiff.app.masks import describe_mask
     from cmidiff.app.photograph import read_problem, read_truth
+    from cmidiff.app.run import compute
     from cmidiff.app.settings import adapt, make_settings
     from cmidiff.app.speed import say_prediction
     from cmidiff.tuning.preset import load_preset
@@ -177,34 +179,36 @@ def restore(
     if problem.seen is not None:
         say(describe_mask(problem.seen))
     if dry_run:
-        print(json.dumps(r.describe_run(problem, settings, measurement, output), indent=2))
+        print(json.dumps(f.describe_run(problem, settings, measurement, output), indent=2))
         return
     network = load_prior(settings.prior, device=settings.device)
-    record = r.describe_run(problem, settings, measurement, output, network)
+    record = f.describe_run(problem, settings, measurement, output, network)
     inputs = (measurement, *files.values(), truth, preset, Path(settings.prior))
-    r.open_folder(output, record, overwrite=overwrite, inputs=inputs)
-    r.write_overlay(output, problem)
+    f.open_folder(output, record, overwrite=overwrite, inputs=inputs)
+    f.write_overlay(output, problem)
     say_prediction(problem, settings, network)
-    if done := r.load_samples(output, settings):
-        say(f"note: {r.count_done(done, settings)} in {output} finished already")
+    if done := f.load_samples(output, settings):
+        say(f"note: {s.count_done(done, settings)} in {output} finished already")
     stopped = False
     try:
         with progress(1.0) as move:
-            for one in r.compute(
-                problem, settings, network, output, lambda f, t, m, _: move(f, f"{t}, misfit {m:.2f}")
-            ):
+
+            def show(fraction: float, doing: str, misfit: float, _: Any) -> None:
+                move(fraction, f"{doing}, misfit {misfit:.2f}")
+
+            for one in compute(problem, settings, network, output, show):
                 done.append(one)
     except KeyboardInterrupt:
         stopped = True
     done.sort(key=lambda one: one.index)
-    rows = r.finish(output, problem, done, reference)
-    r.write_record(output, record, rows, finished=not stopped)
+    rows = s.finish(output, problem, done, reference)
+    f.write_record(output, record, rows, finished=not stopped)
     if rows:
         out.print(table(rows, settings.title))
     if stopped:
-        say(f"stopped: {r.count_done(done, settings)} in {output}; the same command goes on from there")
+        say(f"stopped: {s.count_done(done, settings)} in {output}; the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
-    if advice := r.advise(done, problem, settings):
+    if advice := s.advise(done, problem, settings):
         say(advice)
     if diverged := [one.name for one in done if not one.ok]:
         say(f"cmidiff: diverged: {', '.join(diverged)}; what else there is, is in {output}")

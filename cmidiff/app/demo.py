@@ -14,11 +14,13 @@ import cmidiff
 from cmidiff import files
 from cmidiff.app.errors import say
 from cmidiff.app.figures import Tile, side_by_side, std_tile
+from cmidiff.app.folder import Row
 from cmidiff.app.photograph import Degradation
 from cmidiff.app.problem import degrade, shape_of
-from cmidiff.app.run import Row, find_status_of_mean, make_row, restore_part
+from cmidiff.app.run import restore_part
 from cmidiff.app.settings import ESTIMATE, make_settings
 from cmidiff.app.show import progress
+from cmidiff.app.summary import find_status_of_mean, make_row
 from cmidiff.images import encode, read_image, to_pil
 from cmidiff.information import CMI
 from cmidiff.result import Status

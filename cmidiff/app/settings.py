@@ -12,8 +12,8 @@ from deepinv.physics import LinearPhysics
 from cmidiff.app.problem import JPEG, Problem
 from cmidiff.config import unknown
 from cmidiff.information import CMI
+from cmidiff.prior.hub import HUB, hub_repository
 from cmidiff.prior.known import PRIORS
-from cmidiff.prior.pipeline import HUB, hub_repository
 from cmidiff.prior.weights import SUFFIXES
 from cmidiff.registry import SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver

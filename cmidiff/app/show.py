@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cmidiff.app.run import Row
+    from cmidiff.app.folder import Row
 
 out, err = Console(), Console(stderr=True)
 

@@ -218,7 +218,9 @@ def validate(
     output: o.Output = Path("validation"),
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="gradient, difference, symmetry, posterior or trajectory; may be repeated."),
+        typer.Option(
+            "--only", help="gradient, difference, symmetry, posterior, particles, levy or trajectory; may be repeated."
+        ),
     ] = None,
     seed: o.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few of everything, to see that it works.")] = False,

@@ -91,7 +91,7 @@ class Covariance(ABC):
         return 0
 
     def needs_graph(self, ratio: float) -> bool:
-        """Whether `Bound.move` differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
+        """Whether `Bound.move` differentiates the denoiser at the noise level ``ratio`` (`Step.relative_ratio`)."""
         return True
 
     def needs_graph_inside(self, ratio: float) -> bool:

@@ -30,7 +30,7 @@ from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
 
 START = 4.0  # sigma_t / alpha_t: above it the noise hides what images have beyond their second moments
-SAMPLES, STEPS, SIDE = 32, 20, 64  # of the prior itself, where no second moments come with it
+SAMPLES, AT_ONCE, STEPS, SIDE = 32, 8, 20, 64  # of the prior itself, where no second moments come with it
 _measured: weakref.WeakKeyDictionary[Denoiser, dict[tuple[int, ...], moments.SecondMoments]] = (
     weakref.WeakKeyDictionary()
 )
@@ -236,25 +236,25 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
     """
     if prior.second_moments is not None:
         return prior.second_moments
+    image = prior.value_range is not None and len(shape) == 3
     prior, drawn = drawable(prior, shape)
     known = _measured.setdefault(prior, {})
     if drawn not in known:
         logging.getLogger("cmidiff").info(
             "the prior %s has no second moments: measuring them on %d of its samples", prior.name, SAMPLES
         )
-        known[drawn] = moments.SecondMoments.measure(
-            draw(prior, drawn), per_channel=prior.value_range is not None and len(shape) == 3
-        )
+        known[drawn] = moments.SecondMoments.measure(draw(prior, drawn), per_channel=image)
     return known[drawn]
 
 
 def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[int, ...]]:
     """The prior inside its wrappers, which change nothing, and the shape in which to draw from it: images are drawn in
     one size, whatever size is restored."""
+    image = prior.value_range is not None and len(shape) == 3
+    side = SIDE if prior.decoder is None else prior.size or min((SIDE, *shape[1:]))  # of latents
     while isinstance(prior, WrappedPrior):
         prior = prior.inner
-    image = prior.value_range is not None and len(shape) == 3
-    return prior, (shape[0], SIDE, SIDE) if image else tuple(shape)
+    return prior, (shape[0], side, side) if image else tuple(shape)
 
 
 @torch.no_grad()
@@ -268,7 +268,7 @@ def draw(prior: Denoiser, shape: tuple[int, ...], count: int = SAMPLES) -> Tenso
     before, h_before = x, math.inf
     for t, s in pairs(times, prior.schedule.end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = prior.schedule(t), prior.schedule(s)
-        x_hat = prior(x, t).mean
+        x_hat = torch.cat([prior(part, t).mean for part in x.split(AT_ONCE)])
         x_hat = x_hat if prior.value_range is None else x_hat.clamp(*prior.value_range)
         h = math.log(alpha_s * sigma_t / (alpha_t * sigma_s)) if sigma_s > 0 else 0.0
         extrapolated = x_hat + h / h_before / 2 * (x_hat - before)

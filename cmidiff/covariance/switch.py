@@ -9,14 +9,15 @@ from cmidiff.covariance.exact import Exact
 from cmidiff.covariance.moments import SecondMoments
 from cmidiff.step import Step
 
-SWITCH = 0.6  # sigma_t / alpha_t below which the Jacobian of the network is better than the second moments
+SWITCH = 0.6  # relative noise level below which the Jacobian of the network is better than the second moments
 
 
 @dataclass(frozen=True)
 class Hybrid(Covariance):
-    """``high`` while ``sigma_t / alpha_t`` is above ``at``, ``low`` below.
+    """``high`` while ``sigma_t / alpha_t`` is above ``switch``, ``low`` below.
 
-    The default takes the second moments of the data above 0.6 and the Jacobian below: the first needs no derivative,
+    The level is relative to half the range of the images, or to the standard deviation of the prior without one. The
+    default takes the second moments of the data above 0.6 and the Jacobian below: the first needs no derivative,
     and the second is accurate there.
     """
 
@@ -33,7 +34,7 @@ class Hybrid(Covariance):
         return self.high if ratio > self.switch else self.low
 
     def at(self, step: Step) -> Bound:
-        return self.choose(step.ratio).at(step)
+        return self.choose(step.relative_ratio).at(step)
 
     @property
     def start(self) -> float:

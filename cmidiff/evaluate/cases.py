@@ -26,11 +26,11 @@ CHOICE = "psnr"
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a case, what it is, and a figure below it; ``picture`` is None where there is none."""
+    """One image of a case, what it is, and a figure below it; ``image`` is None where there is none."""
 
     title: str
     note: str
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def list_cases(results: Results, comparison: Comparison) -> list[Case]:
                 other = rows.get(row.unit._replace(cmi=True, eta=corrected.eta)) if corrected else None
                 measured = results.measurement(row.unit.image, task, row.unit.seed)
                 tiles = (
-                    Tile("truth", "", _picture(results.folder, images[row.unit.image])),
-                    Tile("measurement", "", _picture(results.folder, measured)),
+                    Tile("truth", "", _image(results.folder, images[row.unit.image])),
+                    Tile("measurement", "", _image(results.folder, measured)),
                     *_list_restored(results.folder, row, other, comparison.label(cmi, task) if cmi else ""),
                 )
                 found.append(Case(task, comparison.label(base, task), rank, row.unit.image, row.unit.seed, tiles))
@@ -77,9 +77,9 @@ def _choose(rows: Sequence[UnitRow]) -> list[tuple[str, UnitRow]]:
 
 def _list_restored(folder: Path, base: UnitRow, cmi: UnitRow | None, label: str) -> list[Tile]:
     sides = [("base", base)] + ([(label, cmi)] if cmi else [])
-    maps = [_read(folder, row.pictures.get("std")) for _, row in sides]
+    maps = [_read(folder, row.images.get("std")) for _, row in sides]
     top = max((float(values.max()) for values in maps if values is not None), default=0.0)
-    tiles = [Tile(title, _ending(row), _picture(folder, _first_sample(row))) for title, row in sides]
+    tiles = [Tile(title, _ending(row), _image(folder, _first_sample(row))) for title, row in sides]
     for (title, _), values in zip(sides, maps, strict=True):
         if values is not None:
             tiles.append(Tile(f"std of {title}", f"dark 0, bright {top:.3f}", _colour(values, top)))
@@ -94,15 +94,15 @@ def _ending(row: UnitRow) -> str:
 
 
 def _first_sample(row: UnitRow) -> str | None:
-    kinds = sorted((kind for kind in row.pictures if kind.startswith("sample-")), key=lambda kind: int(kind[7:]))
-    return row.pictures[kinds[0]] if kinds else None
+    kinds = sorted((kind for kind in row.images if kind.startswith("sample-")), key=lambda kind: int(kind[7:]))
+    return row.images[kinds[0]] if kinds else None
 
 
 def _read(folder: Path, path: str | None) -> Tensor | None:
     return None if path is None or not (folder / path).is_file() else read_image(folder / path).values
 
 
-def _picture(folder: Path, path: str | None) -> Image.Image | None:
+def _image(folder: Path, path: str | None) -> Image.Image | None:
     values = _read(folder, path)
     return None if values is None else to_pil(values).convert("RGB")
 

@@ -25,7 +25,7 @@ Tables:
                 its samples; ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
 ``sample``      unit, k, ok, step (at which it diverged), message.
 ``picture``     unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
-                standard deviation, averaged over the channels, of pictures in [0, 1].
+                standard deviation, averaged over the channels, of images in [0, 1].
 ``metric``      name, units, better (``higher``, ``lower`` or ``none``), description, absent (why it has no values).
 ``score``       unit, metric, value: the mean over the unit's finished samples, where not said otherwise.
 ``cell_score``  cell, metric, value, images (how many it was computed from), network (its features): FID.
@@ -144,17 +144,15 @@ class Results:
 
     def units(self) -> list[UnitRow]:
         """All units, in the order of the grid, with scores and images."""
-        scores, pictures = defaultdict[int, dict](dict), defaultdict[int, dict](dict)
+        scores, images = defaultdict[int, dict](dict), defaultdict[int, dict](dict)
         for unit, metric, value in self._connection.execute("SELECT unit, metric, value FROM score"):
             scores[unit][metric] = _number(value)
         for unit, kind, path in self._connection.execute("SELECT unit, kind, path FROM picture"):
-            pictures[unit][kind] = path
+            images[unit][kind] = path
         columns = f"id, {UNIT}, status, error, attempts, diverged, evaluations, gradients, seconds"
         return [
-            UnitRow(
-                _unit(row[1:8]), *row[8:12], *map(_number, row[12:]), scores=scores[row[0]], pictures=pictures[row[0]]
-            )
-            for row in self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
+            UnitRow(_unit(row[:7]), *row[7:11], *map(_number, row[11:]), scores=scores[unit], images=images[unit])
+            for unit, *row in self._connection.execute(f"SELECT {columns} FROM unit ORDER BY id")
         ]
 
     def images(self) -> list[ImageRow]:
@@ -279,7 +277,7 @@ def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
     columns = ", ".join(f"{name} = :{name}" for name in values)
     c.execute(f"UPDATE unit SET attempts = attempts + 1, {columns} WHERE id = :id", values | {"id": unit})
     _insert(c, "sample", [(unit, k, s.ok, s.step, s.message) for k, s in enumerate(outcome.samples)])
-    _insert(c, "picture", [(unit, kind, *file) for kind, file in outcome.pictures.items()])
+    _insert(c, "picture", [(unit, kind, *file) for kind, file in outcome.images.items()])
     _insert(c, "score", [(unit, name, _finite(value)) for name, value in outcome.scores.items()])
 
 

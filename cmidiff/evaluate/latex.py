@@ -7,8 +7,6 @@ every worse one red; here only those whose difference is significant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from cmidiff.evaluate.comparison import DASH, MINUS, Comparison, Line, Quality
 from cmidiff.statistics import ALPHA, LEVEL
 
@@ -38,45 +36,45 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in printable)
 
 
+TABLE = r"""% Needs \usepackage{{booktabs,graphicx,xcolor}}
+\providecommand{{\cmibetter}}[1]{{\textcolor{{green!45!black}}{{#1}}}}
+\providecommand{{\cmiworse}}[1]{{\textcolor{{red!75!black}}{{#1}}}}
+\begin{{table*}}[t]
+\centering
+\caption{{{caption}}}
+\medskip
+{body}
+\end{{table*}}
+"""
+BODY = r"""\resizebox{{\textwidth}}{{!}}{{%
+\begin{{tabular}}{{l{columns}}}
+\toprule
+{head}
+{rows}
+\bottomrule
+\end{{tabular}}}}"""
+
+
 def render(comparison: Comparison) -> str:
     r"""A ``table*`` to be ``\input`` into a paper."""
-    return "\n".join(_lines(comparison)) + "\n"
-
-
-def _lines(comparison: Comparison) -> Iterator[str]:
     present = {quality.name: quality for quality in comparison.present}
-    columns = [present[name] for name in PAPER if name in present]
-    count = len(columns)
-    yield r"% Needs \usepackage{booktabs,graphicx,xcolor}"
-    yield r"\providecommand{\cmibetter}[1]{\textcolor{green!45!black}{#1}}"
-    yield r"\providecommand{\cmiworse}[1]{\textcolor{red!75!black}{#1}}"
-    yield r"\begin{table*}[t]"
-    yield r"\centering"
-    yield rf"\caption{{{_caption(comparison)}}}"
-    yield r"\medskip"
+    columns, tasks = [present[name] for name in PAPER if name in present], comparison.tasks
     if not columns:
-        yield r"No unit has finished."
-    else:
-        yield r"\resizebox{\textwidth}{!}{%"
-        yield rf"\begin{{tabular}}{{l{'c' * count * len(comparison.tasks)}}}"
-        yield r"\toprule"
-        yield " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{escape(t)}}}" for t in comparison.tasks)]) + r" \\"
-        yield "".join(rf"\cmidrule(lr){{{2 + count * i}-{1 + count * (i + 1)}}}" for i in range(len(comparison.tasks)))
-        yield " & ".join(["", *[escape(f"{q.title} {q.arrow}") for q in columns] * len(comparison.tasks)]) + r" \\"
-        yield from _rows(comparison, columns)
-        yield r"\bottomrule"
-        yield r"\end{tabular}}"
-    yield r"\end{table*}"
-
-
-def _rows(comparison: Comparison, columns: list[Quality]) -> Iterator[str]:
-    above = None
+        return TABLE.format(caption=_caption(comparison), body="No unit has finished.")
+    count = len(columns)
+    titles = [rf"\multicolumn{{{count}}}{{c}}{{{escape(task)}}}" for task in tasks]
+    rules = (rf"\cmidrule(lr){{{2 + count * i}-{1 + count * (i + 1)}}}" for i in range(len(tasks)))
+    names = [escape(f"{q.title} {q.arrow}") for q in columns] * len(tasks)
+    head = [" & ".join(["", *titles]) + r" \\", "".join(rules), " & ".join(["", *names]) + r" \\"]
+    rows, above = [], None
     for line in comparison.lines:
         if (line.solver, line.steps) != above:
-            yield r"\midrule"
+            rows.append(r"\midrule")
             above = (line.solver, line.steps)
-        figures = [_figure(comparison, line, task, quality) for task in comparison.tasks for quality in columns]
-        yield " & ".join([escape(comparison.label(line)), *figures]) + r" \\"
+        figures = [_figure(comparison, line, task, quality) for task in tasks for quality in columns]
+        rows.append(" & ".join([escape(comparison.label(line)), *figures]) + r" \\")
+    body = BODY.format(columns="c" * count * len(tasks), head="\n".join(head), rows="\n".join(rows))
+    return TABLE.format(caption=_caption(comparison), body=body)
 
 
 def _figure(comparison: Comparison, line: Line, task: str, quality: Quality) -> str:

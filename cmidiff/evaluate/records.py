@@ -71,7 +71,7 @@ class Outcome:
     finished: str = ""
     worker: str = ""
     samples: tuple[SampleStatus, ...] = ()
-    pictures: Mapping[str, ImageFile] = field(default_factory=dict)
+    images: Mapping[str, ImageFile] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ class UnitRow:
 
     Attributes:
         scores: metric -> value, NaN where it is not finite; absent where it was not computed.
-        pictures: kind -> path, relative to the run's folder.
+        images: kind -> path, relative to the run's folder.
         seconds: of all its samples; NaN before it was computed.
         evaluations, gradients: forward and backward passes of the network for each sample.
     """
@@ -95,7 +95,7 @@ class UnitRow:
     gradients: float
     seconds: float
     scores: dict[str, float]
-    pictures: dict[str, str]
+    images: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def render_page(comparison: Comparison, name: str, plots: Sequence[Plot], cases:
         plot_size=[round(72 * inches) for inches in SIZE],
         lossless=LOSSLESS,
         configuration=json.dumps(comparison.about["config"], indent=2),
-        picture=lambda image: embed(*encode(image)),
+        embed_image=lambda image: embed(*encode(image)),
         svg=embed,
     )
 

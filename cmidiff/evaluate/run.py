@@ -281,7 +281,7 @@ def _fill_lpips(writer: Writer, net: str) -> None:
     paths = {image.name: image.path for image in writer.images()}
     for row in writer.units():
         if row.status == "ok" and "lpips" not in row.scores:
-            samples = [writer.folder / path for kind, path in row.pictures.items() if kind.startswith("sample-")]
+            samples = [writer.folder / path for kind, path in row.images.items() if kind.startswith("sample-")]
             truth = writer.folder / str(paths[row.unit.image])
             writer.add_score(row.unit, "lpips", scores.compute_lpips_of_files(samples, truth, net))
 
@@ -293,7 +293,7 @@ def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
     truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
     cells, references = defaultdict[Cell, list[UnitRow]](list), {}
     for row in writer.units():
-        if "sample-0" in row.pictures:
+        if "sample-0" in row.images:
             cells[row.unit.cell].append(row)
     for cell, rows in cells.items():
         names = tuple(dict.fromkeys(row.unit.image for row in rows))
@@ -302,5 +302,5 @@ def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
                 references[names] = scores.make_fid_reference(
                     [truth[n] for n in names], options.features, options.device
                 )
-            restored = [options.out / row.pictures["sample-0"] for row in rows]
+            restored = [options.out / row.images["sample-0"] for row in rows]
             yield CellScore(cell, "fid", scores.compute_fid(restored, references[names]), len(rows), network)

@@ -168,7 +168,7 @@ def _restore(job: Job, prior: Denoiser, device: str) -> Done:
             seconds=seconds / len(units),
             **_stamp(),
             samples=tuple(status),
-            pictures={kind: ImageFile(path, hashlib.sha256(data).hexdigest()) for kind, (path, data) in images.items()},
+            images={kind: ImageFile(path, hashlib.sha256(data).hexdigest()) for kind, (path, data) in images.items()},
             scores=found,
         )
         path = f"measured/{unit.task}/{quote(unit.image)}-seed{unit.seed}.png"

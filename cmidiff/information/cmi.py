@@ -35,7 +35,7 @@ class CMI:
             sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
             ``x_t`` squared per nat), or a function of ``t``.
         window: the correction acts while ``sigma_t / alpha_t``, the noise level that all schedules share, is in this
-            interval.
+            interval, in units of half the range of the images; of the prior's standard deviation where it has no range.
         times: and while ``t`` is in this interval, in the prior's own times; None for all.
         cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image, so that
             no error of a network carries a sample away.
@@ -94,7 +94,7 @@ class CMI:
         return self.sigma.memory
 
     def needs_graph_at(self, ratio: float) -> bool:
-        """Whether ``x_hat`` must carry its graph at the noise level ``sigma_t / alpha_t = ratio``."""
+        """Whether ``x_hat`` must carry its graph at the noise level ``ratio`` (`Step.relative_ratio`)."""
         acting = self.eta != 0 and self.window[0] <= ratio <= self.window[1]
         return acting and (self.how == "double-backward" or self.sigma.needs_graph_inside(ratio))
 
@@ -115,7 +115,7 @@ class CMI:
         low, high = self.window
         early, late = (step.t, step.t) if self.times is None else self.times
         due = self.eta != 0.0 and step.index % self.every == 0 and not step.last
-        return due and low <= step.ratio <= high and early <= step.t <= late
+        return due and low <= step.relative_ratio <= high and early <= step.t <= late
 
     def __call__(self, step: Step) -> Step:
         """The step with a correction of its denoised image."""

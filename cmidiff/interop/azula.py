@@ -96,7 +96,7 @@ class PosteriorDenoiser(Denoiser):
             raise ValueError(f"{len(measurement.y)} measurements need one state each, received {len(x_t)} states")
         problem = Problem(self.prior, measurement, DDIM(), SeededDraws(rows), images, self.prior.clip)
         index, end = round(float(1 - t) * 10**6), self.prior.schedule.end  # a number of its own for each time
-        ratio = Step.at(problem, x_t, self.times.time(t), end, graph=False).ratio
+        ratio = Step.at(problem, x_t, self.times.time(t), end, graph=False).relative_ratio
         graph = self.solver.needs_graph_at(ratio) or (self.cmi is not None and self.cmi.needs_graph_at(ratio))
         step = Step.at(problem, x_t, self.times.time(t), end, graph=graph, index=index)
         step = step if self.cmi is None else self.cmi(step)

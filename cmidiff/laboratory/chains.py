@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from cmidiff.laboratory.settings import make_seed
 from cmidiff.loop import Trace, sample
 from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
-from cmidiff.solvers import CADPS, DPS, DSG, MCG, PiGDM, Solver, Unconditional
+from cmidiff.solvers import CADPS, DAPS, DDRM, DPS, DSG, MCG, PiGDM, PnPDM, REDDiff, RePaint, Solver, Unconditional
 from cmidiff.statistics import estimate
 from cmidiff.step import Problem, Sampler
 
@@ -34,12 +35,14 @@ class Method:
         guided: whether CMI is tried on it.
         finer: how many times the steps of the others; above 1 the sampler is churned, so that a state forgets what was
             decided while ``p(x_0 | x_t)`` was far from Gaussian.
+        own: whether it takes the times and the sampler of the solver, in the place of those of the table.
     """
 
     build: Callable[[Problems, float], Solver]
     scales: Sequence[float] = (1.0,)
     guided: bool = True
     finer: int = 1
+    own: bool = False
 
     def sampler(self, steps: int) -> Sampler:
         """The sampler for so many steps."""
@@ -58,6 +61,12 @@ METHODS: dict[str, Method] = {
     "CADPS exact": Method(lambda *_: CADPS(EXACT)),
     "CADPS complete": Method(lambda *_: CADPS(EXACT, complete=True)),
     "CADPS complete, churned": Method(lambda *_: CADPS(EXACT, complete=True), guided=False, finer=3),
+    "DAPS": Method(lambda *_: DAPS(), guided=False, own=True),
+    "DAPS gaussian": Method(lambda *_: DAPS("gaussian"), guided=False, own=True),
+    "PnP-DM": Method(lambda *_: PnPDM(inner_steps=10), guided=False, own=True),
+    "DDRM": Method(lambda *_: DDRM(), guided=False),
+    "RePaint": Method(lambda *_: RePaint(10, 3), guided=False, own=True),
+    "RED-diff": Method(lambda _, scale: REDDiff(data_weight=scale), (0.1, 1.0, 10.0, 100.0), guided=False),
 }
 """The one table of solvers on known posteriors: a line more is a row more."""
 
@@ -117,11 +126,14 @@ def run_chains(
     steps: int,
     seed: int,
     sampler: Sampler,
+    own: bool = False,
 ) -> Iterator[Trace]:
-    """All chains of all problems in one batch, rows ``p C + c``."""
+    """All chains of all problems in one batch, rows ``p C + c``; ``own`` as in `Method`."""
     images = tuple(p for p in range(len(problems)) for _ in range(chains))
+    sampler = solver.sampler if own else sampler
     problem = Problem(problems.prior, problems.measurement(chains), sampler, BlockDraws(seed), images)
-    return sample(problem, solver, list_levels(problems.prior.schedule, steps), cmi)
+    times = solver.times(problem, steps) if own else list_levels(problems.prior.schedule, steps)
+    return sample(problem, solver, times, cmi)
 
 
 def run_solver(
@@ -130,7 +142,8 @@ def run_solver(
     """A run, compared with as many exact samples."""
     steps *= method.finer
     solver, sampler = method.build(problems, scale), method.sampler(steps)
-    *_, trace = run_chains(problems, solver, make_cmi(eta), chains=chains, steps=steps, seed=seed, sampler=sampler)
+    options: dict[str, Any] = {"chains": chains, "steps": steps, "seed": seed, "sampler": sampler, "own": method.own}
+    *_, trace = run_chains(problems, solver, make_cmi(eta), **options)
     x = problems.grouped(trace.x_s)
     return judge(problems, x, problems.grouped(trace.alive).to(x).mean(1), seed)
 

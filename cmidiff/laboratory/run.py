@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cmidiff import files
-from cmidiff.laboratory import difference, gradient, particles, posterior, symmetry, trajectory
+from cmidiff.laboratory import difference, gradient, levy, particles, posterior, symmetry, trajectory
 from cmidiff.laboratory.findings import Findings
 from cmidiff.laboratory.settings import Settings
 
@@ -45,6 +45,7 @@ SECTIONS: dict[str, Section] = {
     ),
     "posterior": Section("Known posteriors", posterior.measure, posterior.draw),
     "particles": Section("Particles on known posteriors", particles.measure, particles.draw),
+    "levy": Section("Lévy processes", levy.measure, levy.draw),
     "trajectory": Section("Information along the run", trajectory.measure, trajectory.draw),
 }
 

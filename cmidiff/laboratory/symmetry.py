@@ -2,7 +2,7 @@
 
 Of a density it is a symmetric tensor, so that ``grad_x <u, J u>`` is the second derivative of the denoiser along ``u``,
 which needs no backward pass (``second-difference``). A network was only trained to denoise; the gap is its own. It is
-measured against ``double-backward`` with the same probe ``u = A^T S^-1/2 z``, one for each picture, by noise level
+measured against ``double-backward`` with the same probe ``u = A^T S^-1/2 z``, one for each image, by noise level
 ``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry. Which of them is nearer to a
 true gradient only a prior can say whose gradient is known (`cmidiff.laboratory.learned`).
 """
@@ -32,8 +32,8 @@ from cmidiff.samplers import Ancestral
 from cmidiff.step import Problem, Step
 
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 10.0)
-NOISE_STD = 0.1  # of pictures in [-1, 1]
-DATA_VARIANCE = 0.3  # of pictures in [-1, 1]
+NOISE_STD = 0.1  # of images in [-1, 1]
+DATA_VARIANCE = 0.3  # of images in [-1, 1]
 TASKS = ("inpainting, 80% hidden", "inpainting, 90% hidden", "super-resolution x4")
 COMPARED: tuple[Contraction, ...] = ("second-difference", "finite-difference")
 
@@ -59,7 +59,7 @@ def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:
 def probe_embedded(
     x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Step, Tensor]:
-    """A step of the embedded prior at noise level ``ratio`` around the pictures ``x_0``, and a probe ``u`` for each;
+    """A step of the embedded prior at noise level ``ratio`` around the images ``x_0``, and a probe ``u`` for each;
     the same numbers in every dtype."""
     prior, physics = load_embedded(dtype), task(name, dtype)
     t = prior.schedule.time(ratio)
@@ -86,7 +86,7 @@ def measure(settings: Settings) -> Findings:
         for how, number, values in _compared(x_0, name, ratio, settings)
     ]
     every = Table(
-        "Contraction against double-backward, each picture",
+        "Contraction against double-backward, each image",
         ("task", "sigma/alpha", "contraction", "picture", "cosine", "relative error"),
         rows,
         shown=False,

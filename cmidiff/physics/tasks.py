@@ -20,7 +20,7 @@ from numbers import Integral
 from typing import Any, TypedDict, Unpack
 
 import torch
-from deepinv.physics import Denoising, LinearPhysics, Physics, PoissonNoise
+from deepinv.physics import Denoising, GaussianNoise, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
 from cmidiff.physics.check import Device, Shape, check_gain, check_shape
@@ -41,11 +41,16 @@ class Build(TypedDict, total=False):
     device: Device
 
 
-def denoise(
-    shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
-) -> LinearPhysics:
+def _read_build(
+    *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> tuple[GaussianNoise, torch.dtype, Device]:
+    return gaussian_noise(noise_std, dtype), dtype, device
+
+
+def denoise(shape: Shape, **build: Unpack[Build]) -> LinearPhysics:
     """Noise only: ``A`` is the identity."""
-    return Denoising(gaussian_noise(noise_std, dtype), img_size=check_shape(shape)).to(device=device, dtype=dtype)
+    noise, dtype, device = _read_build(**build)
+    return Denoising(noise, img_size=check_shape(shape)).to(device=device, dtype=dtype)
 
 
 def inpaint_box(
@@ -93,14 +98,7 @@ def deblur_motion(
     return from_kernel(kernel, shape, padding=padding, **build)
 
 
-def super_resolution(
-    shape: Shape,
-    *,
-    factor: int = 4,
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> LinearPhysics:
+def super_resolution(shape: Shape, *, factor: int = 4, **build: Unpack[Build]) -> LinearPhysics:
     """Bicubic reduction by a whole ``factor`` with antialiasing; ``shape`` is that of the large image.
 
     Equal to the resizer of the DPS code (https://github.com/assafshocher/ResizeRight) and MATLAB's ``imresize``.
@@ -118,12 +116,11 @@ def super_resolution(
             f"{factor} and {image[1]}x{image[2]}. Crop or pad the image to {fitting[0]}x{fitting[1]}, or choose "
             "another factor."
         )
-    return BicubicResize(image, int(factor), gaussian_noise(noise_std, dtype), dtype).to(device)
+    noise, dtype, device = _read_build(**build)
+    return BicubicResize(image, int(factor), noise, dtype).to(device)
 
 
-def colorize(
-    shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
-) -> LinearPhysics:
+def colorize(shape: Shape, **build: Unpack[Build]) -> LinearPhysics:
     """Only the grey image is measured (weights 0.299, 0.587, 0.114); ``y`` is ``(B, 1, H, W)``.
 
     Raises:
@@ -132,7 +129,8 @@ def colorize(
     image = check_shape(shape)
     if image[0] != 3:
         raise ValueError(f"colorize needs images of 3 channels; got {image[0]}. Pass a colour image.")
-    return Luminance(image, gaussian_noise(noise_std, dtype), dtype).to(device)
+    noise, dtype, device = _read_build(**build)
+    return Luminance(image, noise, dtype).to(device)
 
 
 def compressed_sensing(shape: Shape, *, ratio: float = 0.25, seed: int = 0, **build: Unpack[Build]) -> LinearPhysics:
@@ -140,28 +138,16 @@ def compressed_sensing(shape: Shape, *, ratio: float = 0.25, seed: int = 0, **bu
     return from_signs(random_signs(shape, seed=seed), ratio=ratio, **build)
 
 
-def phase_retrieval(
-    shape: Shape,
-    *,
-    oversampling: float = 2.0,
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> Physics:
+def phase_retrieval(shape: Shape, *, oversampling: float = 2.0, **build: Unpack[Build]) -> Physics:
     """The magnitudes of the Fourier transform are measured, not the phases; see ``FourierMagnitude``. Not linear."""
-    return FourierMagnitude(shape, oversampling, gaussian_noise(noise_std, dtype)).to(device)
+    noise, _, device = _read_build(**build)
+    return FourierMagnitude(shape, oversampling, noise).to(device)
 
 
-def hdr(
-    shape: Shape,
-    *,
-    factor: float = 2.0,
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
-) -> Physics:
+def hdr(shape: Shape, *, factor: float = 2.0, **build: Unpack[Build]) -> Physics:
     """Contrast times ``factor``, clipped to what a sensor holds; see ``Exposure``. Not linear."""
-    return Exposure(shape, factor, gaussian_noise(noise_std, dtype)).to(device)
+    noise, _, device = _read_build(**build)
+    return Exposure(shape, factor, noise).to(device)
 
 
 def nonlinear_blur(

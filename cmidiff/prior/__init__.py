@@ -7,10 +7,12 @@ from cmidiff.prior.base import Prediction as Prediction
 from cmidiff.prior.base import Prior as Prior
 from cmidiff.prior.base import check_prior as check_prior
 from cmidiff.prior.composite import Composite as Composite
+from cmidiff.prior.decoder import Decoder as Decoder
 from cmidiff.prior.denoiser import from_deepinv as from_deepinv
 from cmidiff.prior.denoiser import from_denoiser as from_denoiser
 from cmidiff.prior.known import PRIORS as PRIORS
 from cmidiff.prior.known import PriorInfo as PriorInfo
+from cmidiff.prior.latent import LatentPrior as LatentPrior
 from cmidiff.prior.load import load_network as load_network
 from cmidiff.prior.load import load_prior as load_prior
 from cmidiff.prior.memory import check_memory as check_memory

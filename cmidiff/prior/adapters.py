@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cmidiff.prior.base import Prediction, Prior, digest
-from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.decoder import Decoder
+from cmidiff.prior.latent import LatentPrior
+from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of, try_prior
 from cmidiff.schedule import Schedule, checked_steps
 
 
@@ -31,7 +32,9 @@ def from_callable(
     label: int | None = None,
     smooth: bool = True,
     dtype: torch.dtype | None = None,
-) -> NetworkPrior:
+    variance: float | None = None,
+    decoder: Decoder | None = None,
+) -> NetworkPrior | LatentPrior:
     """A prior from any function that predicts.
 
     Args:
@@ -40,8 +43,13 @@ def from_callable(
         schedule: the perturbation kernel it was trained on, e.g. ``DDPM.linear()``, ``VE()``, ``RectifiedFlow()``.
         parametrisation: what the output is: ``"eps"``, ``"x0"``, ``"v"`` or ``"flow"``.
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros of it, and its answer checked.
-        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype: see `NetworkPrior`. For
-            signals other than images, ``value_range=None, channels=None``.
+        learned_variance, value_range, channels, multiple, name, classes, label, smooth, dtype, variance: see
+            `NetworkPrior`. For signals other than images, ``value_range=None, channels=None`` and their ``variance``.
+        decoder: what makes images of what ``fn`` denoises. ``value_range`` is then that of the images; ``channels``,
+            ``multiple`` and ``shape`` are those of the latents.
+
+    Returns:
+        With a decoder, a `LatentPrior`.
 
     Raises:
         TypeError: ``fn`` cannot be called, or ``schedule`` is none.
@@ -56,18 +64,19 @@ def from_callable(
         parametrisation,
         schedule,
         learned_variance=learned_variance,
-        value_range=value_range,
-        channels=channels,
+        value_range=value_range if decoder is None else None,
+        channels=channels if decoder is None or channels is None else decoder.channels,
         multiple=multiple,
         name=name,
         classes=classes,
         label=label,
         smooth=smooth,
         dtype=dtype,
+        variance=variance,
     )
     if shape is not None:
         try_prior(prior, shape)
-    return prior
+    return prior if decoder is None else LatentPrior(prior, decoder, value_range)
 
 
 class AzulaDenoiser(Protocol):
@@ -143,7 +152,8 @@ def from_azula(
     multiple: int = 1,
     smooth: bool = True,
     name: str = "azula",
-) -> AzulaPrior:
+    decoder: Decoder | None = None,
+) -> AzulaPrior | LatentPrior:
     """A denoiser of azula (https://github.com/probabilists/azula) as a prior.
 
     Args:
@@ -153,6 +163,7 @@ def from_azula(
         multiple: sides must be divisible by this.
         smooth: whether its second derivatives mean something; False for piecewise linear networks.
         name: for messages and records.
+        decoder: as in `from_callable`, for denoisers of latents.
 
     Raises:
         TypeError: it is no such denoiser.
@@ -161,5 +172,9 @@ def from_azula(
     if not (callable(denoiser) and callable(schedule)):
         raise TypeError(f"denoiser must have azula's schedule and be called as denoiser(x_t, t), received {denoiser!r}")
     prior = AzulaPrior(denoiser, name)
-    prior.value_range, prior.channels, prior.multiple, prior.smooth = value_range, channels, multiple, smooth
-    return prior
+    prior.channels, prior.multiple, prior.smooth = channels, multiple, smooth
+    if decoder is None:
+        prior.value_range = value_range
+        return prior
+    prior.channels = None if channels is None else decoder.channels
+    return LatentPrior(prior, decoder, value_range)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.moments import SecondMoments
+from cmidiff.prior.decoder import Decoder
 from cmidiff.schedule import Schedule
 
 Range = tuple[float, float]
@@ -60,7 +61,9 @@ class Denoiser(Protocol):
     Attributes:
         schedule: its perturbation kernel. Its grid begins at the noisiest level that the prior denoises.
         value_range: the range of its images, (-1, 1) for image priors, to which input images are mapped; None for a
-            prior over any other signal.
+            prior over any other signal. Of a latent prior, that of the decoded images.
+        decoder: what makes images of the states of a latent prior; None where the state is the image. All facts but
+            ``value_range`` are about states.
         clip: the range to which samplers clip ``x_hat``, or None: ``value_range`` unless the checkpoint says otherwise.
         channels: channels of its images, or None if any shape is allowed.
         multiple: sides must be divisible by this.
@@ -82,6 +85,8 @@ class Denoiser(Protocol):
     def schedule(self) -> Schedule: ...
     @property
     def value_range(self) -> Range | None: ...
+    @property
+    def decoder(self) -> Decoder | None: ...
     @property
     def clip(self) -> Range | None: ...
     @property
@@ -115,6 +120,14 @@ class Denoiser(Protocol):
         """Whether it is smooth at the noise level ``sigma_t / alpha_t = ratio``."""
         ...
 
+    def decode(self, x: Tensor) -> Tensor:
+        """The images of states: the states themselves without a decoder."""
+        ...
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The states of images: the images themselves without a decoder."""
+        ...
+
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         """The networks that a call with ``x_t`` of shape (batch, \\*shape) may evaluate; empty without any."""
         ...
@@ -144,6 +157,10 @@ class Prior(ABC):
     @property
     def clip(self) -> Range | None:
         return self.value_range
+
+    @property
+    def decoder(self) -> Decoder | None:
+        return None
 
     @property
     def second_moments(self) -> SecondMoments | None:
@@ -181,6 +198,12 @@ class Prior(ABC):
     def smooth_at(self, ratio: float) -> bool:
         return self.smooth
 
+    def decode(self, x: Tensor) -> Tensor:
+        return x if self.decoder is None else self.decoder.decode(x)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image if self.decoder is None else self.decoder.encoded(image)
+
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         return []
 
@@ -192,7 +215,7 @@ class Prior(ABC):
 
 
 FACTS = (
-    *("schedule", "value_range", "clip", "channels", "multiple", "size", "dtype", "device", "name", "card"),
+    *("schedule", "value_range", "decoder", "clip", "channels", "multiple", "size", "dtype", "device", "name", "card"),
     *("fingerprint", "smooth", "second_moments", "variance", "min_ratio", "max_ratio"),
 )
 
@@ -204,7 +227,7 @@ def check_prior(prior: object) -> None:
         TypeError: it cannot be called, or lacks facts.
     """
     nothing = object()  # facts are looked up without being computed: a fingerprint reads all weights
-    names = (*FACTS, "smooth_at", "evaluations", "to")
+    names = (*FACTS, "smooth_at", "decode", "encode", "evaluations", "to")
     missing = [name for name in names if inspect.getattr_static(prior, name, nothing) is nothing]
     if missing or not callable(prior):
         lacks = f" without {', '.join(missing)}" if 0 < len(missing) <= 8 else ""

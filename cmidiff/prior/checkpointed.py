@@ -6,7 +6,7 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, http
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,13 @@ class Checkpointed(nn.Module):
     def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """``part(*inputs)``; with ``checkpointing``, only the inputs are kept for its gradient."""
         if self.checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False))
+            return recompute(part, *inputs)
         return part(*inputs)
+
+
+def recompute(part: Callable[..., Any], *inputs: Any) -> Any:
+    """``part(*inputs)``, computed again for a gradient: only the inputs are kept."""
+    return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def checkpointed(network: nn.Module) -> list[Checkpointed]:

@@ -53,6 +53,11 @@ class Composite(Prior):
         name: str | None = None,
         card: dict[str, Any] | None = None,
     ) -> None:
+        if latent := [prior.name for prior in (low, high) if prior.decoder is not None]:
+            raise ValueError(
+                f"a composite joins priors of images, received the latent prior {latent[0]}: join the priors of its "
+                "latents, and pass the composite to cmidiff.prior.LatentPrior"
+            )
         self.gain, self.offset = _map(high, low)
         if not (
             high.min_ratio <= at * (1 + TOLERANCE) and at * self.gain <= low.max_ratio * (1 + TOLERANCE) and at > 0

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
-from cmidiff.prior.network import NetworkPrior, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.network import Facts, NetworkPrior, tensors_of, try_prior
 from cmidiff.schedule import VE, Limited, Schedule
 
 SigmaFunction = Callable[[Tensor, Tensor], Tensor]
@@ -54,14 +52,7 @@ def from_denoiser(
     value_range: tuple[float, float] | None = (0.0, 1.0),
     sigma_per_row: bool = False,
     shape: tuple[int, ...] | None = None,
-    channels: int | None = 3,
-    multiple: int = 1,
-    size: int | None = None,
-    smooth: bool = False,
-    dtype: torch.dtype | None = None,
-    max_batch: int | None = None,
-    name: str = "denoiser",
-    card: dict[str, Any] | None = None,
+    **facts: Unpack[Facts],
 ) -> NetworkPrior:
     """A prior from a denoiser ``D(x, sigma)``.
 
@@ -70,12 +61,12 @@ def from_denoiser(
             to evaluation mode.
         max_sigma, min_sigma: the noise that it removes, as standard deviations in units of ``x``.
         value_range: range of its images; the prior's own range is then (-1, 1). For signals other than images,
-            ``value_range=None, channels=None``: the prior has the units of ``fn``.
+            ``value_range=None, channels=None`` and their ``variance``: the prior has the units of ``fn``.
         sigma_per_row: ``fn`` takes ``sigma`` of shape (B,); by default of shape ().
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros and its output checked.
-        channels, multiple, size, max_batch, name, card: see `NetworkPrior`.
-        smooth: see `NetworkPrior`. False by default, since most denoisers are piecewise linear (ReLU).
-        dtype: precision of the input of ``fn``; by default that of its parameters, or of ``x_t`` without any.
+        facts: ``channels``, ``multiple``, ``size``, ``smooth``, ``dtype``, ``max_batch``, ``variance``, ``name`` and
+            ``card`` of `NetworkPrior`. ``smooth`` is False by default, since most denoisers are piecewise linear
+            (ReLU); ``dtype`` is by default that of the parameters of ``fn``, or of ``x_t`` without any.
 
     Returns:
         A prior on the levels ``sigma_t / alpha_t`` between ``min_ratio`` and ``max_ratio``, which are ``min_sigma`` and
@@ -90,47 +81,30 @@ def from_denoiser(
     if isinstance(fn, nn.Module):
         fn.eval()
         own = next((value.dtype for value in tensors_of(fn) if value.is_floating_point()), None)
-        dtype = own if dtype is None else dtype
+        facts = {"dtype": own, **facts}
     gain, offset = affine(value_range)
     prior = NetworkPrior(
         SigmaNetwork(fn, gain, offset, per_row=sigma_per_row),
         "x0",
         levels_between(min_sigma, max_sigma, value_range),
         value_range=None if value_range is None else (-1.0, 1.0),
-        channels=channels,
-        multiple=multiple,
-        name=name,
-        card=card,
-        dtype=dtype,
-        max_batch=max_batch,
-        size=size,
-        smooth=smooth,
         min_ratio=gain * min_sigma,
         max_ratio=gain * max_sigma,
+        **{"smooth": False, "name": "denoiser", **facts},
     )
     if shape is not None:
         try_prior(prior, shape)
     return prior
 
 
-def from_deepinv(
-    model: nn.Module,
-    max_sigma: float,
-    *,
-    min_sigma: float = 0.0,
-    channels: int | None = 3,
-    smooth: bool = False,
-    max_batch: int | None = None,
-    name: str | None = None,
-) -> NetworkPrior:
+def from_deepinv(model: nn.Module, max_sigma: float, *, min_sigma: float = 0.0, **facts: Unpack[Facts]) -> NetworkPrior:
     """A prior from a denoiser of deepinv, called as ``model(x, sigma)`` with images in [0, 1].
 
     Args:
         model: e.g. ``deepinv.models.DRUNet()`` or ``deepinv.models.DnCNN()``; it is set to evaluation mode.
         max_sigma, min_sigma: the noise that it was trained on, in units of images in [0, 1]. deepinv states it in its
             list of weights: 50/255 for DRUNet, 2/255 for DnCNN.
-        channels, smooth, max_batch: see `from_denoiser`.
-        name: for messages and records; by default that of its class.
+        facts: see `from_denoiser`; ``name`` is by default that of its class.
 
     Raises:
         TypeError: it is no module.
@@ -138,16 +112,8 @@ def from_deepinv(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a denoiser of deepinv.models, received {type(model).__name__}")
-    return from_denoiser(
-        model,
-        max_sigma,
-        min_sigma=min_sigma,
-        sigma_per_row=True,
-        channels=channels,
-        smooth=smooth,
-        max_batch=max_batch,
-        name=type(model).__name__ if name is None else name,
-    )
+    facts = {"name": type(model).__name__, **facts}
+    return from_denoiser(model, max_sigma, min_sigma=min_sigma, sigma_per_row=True, **facts)
 
 
 def affine(value_range: tuple[float, float] | None) -> tuple[float, float]:

@@ -154,6 +154,13 @@ def _validator(part: Path) -> Path:
     return part.with_name(f"{part.name}.etag")
 
 
+def announce(what: str) -> None:
+    """Say on standard error what is fetched, before it is."""
+    from rich.console import Console
+
+    Console(stderr=True).print(f"fetching {what}", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(name: str, what: str = "") -> Iterator[Progress]:
     """A progress bar on standard error for `fetch`, after a line that says ``what`` is fetched."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields, schedule_of, value_range_of
-from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
+from cmidiff.prior.network import PARAMETRISATIONS, Loaded
 from cmidiff.prior.weights import fill, shapes_of
 from cmidiff.schedule import DDPM, Schedule
 
@@ -165,7 +165,7 @@ def _check_channels(config: ADMConfig, card: Fields, path: Path) -> None:
     if not fits or (config.in_channels == config.out_channels == 6 and "channels" not in card):
         raise ValueError(
             f"{path} takes {config.in_channels} channels and gives {config.out_channels}: as many or twice as many are "
-            "needed (a network conditioned on a second picture is no prior)"
+            "needed (a network conditioned on a second image is no prior)"
         )
 
 

@@ -14,13 +14,16 @@ from torch import Tensor
 from cmidiff.moments import SecondMoments
 from cmidiff.prior import guided_diffusion, pipeline
 from cmidiff.prior.card import Fields, card_beside, value_range_of
+from cmidiff.prior.checkpointed import checkpointed
 from cmidiff.prior.composite import Composite
 from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
 from cmidiff.prior.ffdnet import load_ffdnet
+from cmidiff.prior.hub import HUB, fetch_from_hub
 from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
-from cmidiff.prior.loaded import Loaded
-from cmidiff.prior.network import NetworkPrior
+from cmidiff.prior.latent import LatentPrior
+from cmidiff.prior.latent_pipeline import Prompt, is_latent, load_latent
+from cmidiff.prior.network import Loaded, NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
@@ -49,7 +52,11 @@ def load_prior(
     checkpointing: bool = False,
     channels_last: bool = False,
     max_batch: int | None = None,
-) -> NetworkPrior | Composite:
+    prompt: str = "",
+    negative_prompt: str = "",
+    guidance_scale: float = 1.0,
+    offload: bool = False,
+) -> NetworkPrior | Composite | LatentPrior:
     """A prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
 
     Loading executes no code from the files: JSON configurations, safetensors, and pickles of which only tensors are
@@ -66,10 +73,15 @@ def load_prior(
         checkpointing: activations are computed again for a gradient instead of being kept.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
         max_batch: at most this many rows are in a network at once.
+        prompt: of a latent prior that is conditioned on text: what the image shows; "" for no text.
+        negative_prompt: the negative text of classifier-free guidance.
+        guidance_scale: its scale; 1 for none. A network that was distilled with guidance takes it as an input.
+        offload: whether the weights of a latent prior's autoencoder are on the CPU while they are not in use. Text
+            encoders never stay.
 
     Returns:
-        One network, or a `Composite` of two: ``photo`` and ``drunet`` are denoisers up to some noise level with another
-        prior above it. The options apply to both.
+        One network; a `Composite` of two: ``photo`` and ``drunet`` are denoisers up to some noise level with another
+        prior above it; or a `LatentPrior`, a network and an autoencoder. The options apply to all parts.
 
     Raises:
         FileNotFoundError: an unknown name, or files that are not there and cannot be fetched.
@@ -77,6 +89,7 @@ def load_prior(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, received {dtype}")
+    told = Prompt(prompt, negative_prompt, guidance_scale)
     options = _Options(torch.device(device), dtype, checkpointing, channels_last, max_batch)
     source, stated = str(name_or_path), _stated(card)
     if source in PRIORS and stated is not None:
@@ -85,7 +98,50 @@ def load_prior(
         if label is not None:
             raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
         return _load_composite(PRIORS[source], options)
-    return _load_network(source, stated, label, options)
+    folder = fetch_from_hub(source) if source.startswith(HUB) else Path(source)
+    if source not in PRIORS and _is_latent(folder, source):
+        name = source if source.startswith(HUB) else folder.name
+        return _load_latent(folder, name, stated, told, options, offload)
+    if told.stated or offload:
+        raise ValueError(
+            f"prompt, guidance_scale and offload are for latent priors, which {source} is not: leave them out"
+        )
+    return _load_network(source, folder, stated, label, options)
+
+
+def _is_latent(folder: Path, source: str) -> bool:
+    try:
+        return is_latent(folder)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: OSError) -> ValueError:
+    return ValueError(f"{source} cannot be read: {error.strerror or error}")
+
+
+def _load_latent(
+    folder: Path, name: str, card: Fields | None, prompt: Prompt, options: _Options, offload: bool
+) -> LatentPrior:
+    """A latent pipeline: text encoders come and go first, then the networks are loaded."""
+    loaded, autoencoder = load_latent(folder, prompt, options.device, options.dtype)
+    own = read_card(folder) if card is None else dict(card.values)
+    known = own | {"prompt": vars(prompt)} if prompt.stated else own
+    moments = folder / MOMENTS
+    if moments.is_file():
+        loaded = replace(loaded, second_moments=SecondMoments.load(moments))
+    network = _as_prior(loaded, name, known, None, options)
+    for module in checkpointed(loaded.network):
+        module.checkpointing = options.checkpointing
+    decoder = autoencoder.on(
+        options.device,
+        options.dtype,
+        max_batch=options.max_batch,
+        checkpointing=options.checkpointing,
+        offload=offload,
+        name=name,
+    )
+    return LatentPrior(network, decoder, name=name)
 
 
 def load_network(
@@ -94,15 +150,15 @@ def load_network(
     """`load_prior` of a prior that is one network, with the same options.
 
     Raises:
-        ValueError: it is a composite of two.
+        ValueError: it is made of several.
     """
     prior = load_prior(name_or_path, device, dtype, **options)
     if not isinstance(prior, NetworkPrior):
-        raise ValueError(f"the prior {name_or_path} is made of two networks, one is needed: use one of its parts")
+        raise ValueError(f"the prior {name_or_path} is made of several networks, one is needed: use one of its parts")
     return prior
 
 
-def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Composite:
+def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Composite | LatentPrior:
     """A denoiser and the prior above its noise range; that prior alone where the denoiser's package is missing."""
     card = info.card
     if info.fallback is not None and info.where() is None:
@@ -116,13 +172,13 @@ def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Compos
     return Composite(low, high, low.max_ratio, name=info.name, card=card | {"card above": high.card})
 
 
-def _load_network(source: str, card: Fields | None, label: int | None, options: _Options) -> NetworkPrior:
+def _load_network(source: str, path: Path, card: Fields | None, label: int | None, options: _Options) -> NetworkPrior:
     try:
-        name, known, loaded = _load(source, card, options.checkpointing)
+        name, known, loaded = _load(source, path, card, options.checkpointing)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(source, error) from error
     return _as_prior(loaded, name, known, label, options)
 
 
@@ -138,35 +194,23 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
     network = loaded.network.to(device=options.device, dtype=options.dtype)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    facts = {name: value for name, value in vars(loaded).items() if name not in ("network", "assumed")}
     return NetworkPrior(
         network.eval().requires_grad_(False),
-        loaded.parametrisation,
-        loaded.schedule,
-        learned_variance=loaded.learned_variance,
-        value_range=loaded.value_range,
-        channels=loaded.channels,
-        multiple=loaded.multiple,
         name=name,
         card={**card, **assumed},
         dtype=options.dtype,
         max_batch=options.max_batch,
-        classes=loaded.classes,
         label=card.get("label") if label is None else label,
-        clip=loaded.clip,
-        size=loaded.size,
-        smooth=loaded.smooth,
-        min_ratio=loaded.min_ratio,
-        max_ratio=loaded.max_ratio,
-        second_moments=loaded.second_moments,
+        **facts,
     )
 
 
-def _load(source: str, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
+def _load(source: str, path: Path, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
     """The name of a prior, its card, and what was loaded."""
     if source in PRIORS:
         return source, PRIORS[source].card, _load_known(PRIORS[source], checkpointing)
-    path = pipeline.fetch_from_hub(source) if source.startswith(pipeline.HUB) else Path(source)
-    name = source if source.startswith(pipeline.HUB) else path.stem if path.is_file() else path.name
+    name = source if source.startswith(HUB) else path.stem if path.is_file() else path.name
     if path.is_file():
         card = card or card_beside(path) or Fields({}, f"the card of {path.name}")
         return name, dict(card.values), _load_file(path, card, checkpointing)

@@ -21,19 +21,63 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, cast, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cmidiff.moments import SecondMoments
-from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
+from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Prior, Range, digest, levels
+from cmidiff.prior.checkpointed import recompute
 from cmidiff.schedule import DDPM, Schedule, within
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
+PARAMETRISATIONS: dict[str, Parametrisation] = {"eps": "eps", "x0": "x0", "v": "v", "flow": "flow"}
 TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, on the CPU, in the precision of the file, and what its output means.
+
+    Attributes:
+        network: ``(x_t, t)`` or, with ``classes``, ``(x_t, t, label)`` to output.
+        parametrisation, schedule, learned_variance, channels, multiple, classes, value_range, clip, size, smooth,
+            min_ratio, max_ratio, second_moments: see `NetworkPrior`.
+        assumed: what neither the file nor a card states, as ``name = value``.
+    """
+
+    network: nn.Module
+    parametrisation: Parametrisation
+    schedule: Schedule
+    learned_variance: bool
+    channels: int
+    multiple: int
+    classes: int | None = None
+    value_range: tuple[float, float] | None = (-1.0, 1.0)
+    clip: bool = True
+    size: int | None = None
+    smooth: bool = True
+    min_ratio: float = 0.0
+    max_ratio: float = math.inf
+    second_moments: SecondMoments | None = None
+    assumed: tuple[str, ...] = ()
+
+
+class Facts(TypedDict, total=False):
+    """What a caller may state of a network; see `NetworkPrior`."""
+
+    channels: int | None
+    multiple: int
+    name: str
+    card: dict[str, Any] | None
+    dtype: torch.dtype | None
+    max_batch: int | None
+    size: int | None
+    smooth: bool
+    variance: float | None
 
 
 class NetworkPrior(Prior):
@@ -62,6 +106,8 @@ class NetworkPrior(Prior):
         min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
             kept between them.
         second_moments: of its images, in the DCT domain.
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative; None: that of
+            the second moments, of natural images in ``value_range``, or 1 for signals without a range.
 
     Raises:
         ValueError: an unknown parametrisation, ``max_batch`` below 1, or a label that the network does not have; in a
@@ -90,6 +136,7 @@ class NetworkPrior(Prior):
         min_ratio: float = 0.0,
         max_ratio: float = math.inf,
         second_moments: SecondMoments | None = None,
+        variance: float | None = None,
     ) -> None:
         if parametrisation not in get_args(Parametrisation):
             raise ValueError(
@@ -97,6 +144,8 @@ class NetworkPrior(Prior):
             )
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
+        if variance is not None and not 0 < variance < math.inf:
+            raise ValueError(f"variance must be a number > 0, or None, received {variance!r}")
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
         self.schedule: Schedule = within(DDPM.linear() if schedule is None else schedule, min_ratio, max_ratio)
@@ -111,7 +160,7 @@ class NetworkPrior(Prior):
         self.smooth = smooth
         self.min_ratio = min_ratio
         self.max_ratio = max_ratio
-        self._moments = second_moments
+        self._moments, self._variance = second_moments, variance
         self._clips, self._dtype, self._name, self._card = clip, dtype, name, {} if card is None else card
 
     @property
@@ -125,6 +174,10 @@ class NetworkPrior(Prior):
     @property
     def second_moments(self) -> SecondMoments | None:
         return self._moments
+
+    @property
+    def variance(self) -> float:
+        return super().variance if self._variance is None else self._variance
 
     @property
     def device(self) -> torch.device | None:
@@ -206,8 +259,7 @@ class NetworkPrior(Prior):
         parts = zip(x_t.split(self.max_batch), t.split(self.max_batch), strict=True)
         if not (torch.is_grad_enabled() and x_t.requires_grad):
             return torch.cat([self._evaluate(*part) for part in parts])
-        again = (checkpoint(self._evaluate, *part, use_reentrant=False, preserve_rng_state=False) for part in parts)
-        return torch.cat([cast(Tensor, out) for out in again])
+        return torch.cat([recompute(self._evaluate, *part) for part in parts])
 
     def _evaluate(self, x_t: Tensor, t: Tensor) -> Tensor:
         inside = x_t if self.dtype is None else x_t.to(self.dtype)
@@ -256,3 +308,26 @@ def _checked_label(label: int | None, classes: int | None, name: str) -> int | N
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
         raise ValueError(f"label must be a class of {name}, from 0 to {classes - 1}, received {label!r}")
     return label
+
+
+def try_prior(prior: Denoiser, shape: tuple[int, ...]) -> None:
+    """Evaluate a prior at the cleanest time of its grid on two signals of zeros, in its precision or in float32.
+
+    Raises:
+        ValueError: the prior is for images and the signals are none, or the output has another shape or is not finite.
+    """
+    if prior.channels is not None and (len(shape) < 2 or shape[0] != prior.channels):
+        raise ValueError(
+            f"shape {shape} is no image of {prior.channels} channels: pass channels=, or value_range=None, "
+            "channels=None for other signals"
+        )
+    x_t = torch.zeros(2, *shape, dtype=prior.dtype or torch.float32, device=prior.device)
+    with torch.no_grad():
+        x_hat = prior(x_t, prior.schedule.grid(2)[-1]).mean
+    if x_hat.shape != x_t.shape:
+        raise ValueError(
+            f"{prior.name} answers {tuple(x_t.shape)} with {tuple(x_hat.shape)}: the output must have x_t's shape, or "
+            "twice its channels with learned_variance=True"
+        )
+    if not bool(torch.isfinite(x_hat).all()):
+        raise ValueError(f"{prior.name} answers zeros with values that are not finite at its cleanest time")

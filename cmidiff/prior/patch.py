@@ -1,8 +1,8 @@
 """The embedded network's shape: diffusers' ``UNet2DModel`` behind a pixel-unshuffle.
 
-Blocks of ``patch x patch`` pixels become channels, so that the finest level costs a ``patch^2``-th for the same
-picture, the idea of FFDNet (Zhang, Zuo,
-Zhang, 2018, https://arxiv.org/abs/1710.04026). With ``patch = 1`` it is the bare network.
+Blocks of ``patch x patch`` pixels become channels, so that the finest level costs a ``patch^2``-th for the same image,
+the idea of FFDNet (Zhang, Zuo, Zhang, 2018, https://arxiv.org/abs/1710.04026). With ``patch = 1`` it is the bare
+network.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class PatchUNet(Checkpointed):
         super().__init__()
         self.unet = unet
         self.patch_size = patch_size
+        self.time_scale = 1.0  # of the network's own time over that of its schedule
 
     @property
     def checkpointing(self) -> bool:
@@ -47,4 +48,6 @@ class PatchUNet(Checkpointed):
         """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W), times ``t`` and, of a
         class-conditional network, labels of shape (B,)."""
         patches = pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
-        return pixel_shuffle(self.unet(patches, t, class_labels=label, return_dict=False)[0], self.patch_size)
+        return pixel_shuffle(
+            self.unet(patches, t * self.time_scale, class_labels=label, return_dict=False)[0], self.patch_size
+        )

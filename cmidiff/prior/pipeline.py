@@ -1,4 +1,4 @@
-"""Unconditional and class-conditional pipelines of diffusers: a folder, a hub name, or a bare ``UNet2DModel``.
+"""Unconditional and class-conditional pipelines of diffusers: a folder, or a bare ``UNet2DModel``.
 
 A folder holds ``unet/`` and ``scheduler/``, or the same files at its top, as the older pipelines of the hub do. JSON
 and safetensors are read, and the tensors of a pickle where there are no safetensors.
@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from cmidiff.prior.card import Fields, assumed_of, schedule_of, value_range_of
-from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
-from cmidiff.prior.network import Parametrisation
+from cmidiff.prior.network import PARAMETRISATIONS, Loaded, Parametrisation
 from cmidiff.prior.patch import PatchUNet
-from cmidiff.prior.scheduler import read_scheduler
+from cmidiff.prior.scheduler import Noise, read_scheduler
 from cmidiff.prior.weights import fill, read_tensors
 from cmidiff.schedule import Schedule
 
-HUB = "hf:"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED_FILE = "diffusion_pytorch_model.bin"  # what older pipelines have instead; only its tensors are read
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
@@ -33,7 +31,7 @@ FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn"
 
 def is_folder(folder: Path) -> bool:
     """Whether a folder has the configuration of a network."""
-    return _part(folder, "unet", CONFIG_FILE) is not None
+    return part_of(folder, "unet", CONFIG_FILE) is not None
 
 
 def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
@@ -43,13 +41,11 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
         FileNotFoundError: a file is missing.
         ValueError: a configuration or weights that do not fit each other.
     """
-    config = _part(folder, "unet", CONFIG_FILE)
+    config = part_of(folder, "unet", CONFIG_FILE)
     if config is None:
         raise FileNotFoundError(f"{folder} has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no pipeline")
     if any((folder / latent).exists() for latent in ("vae", "vqvae")):
-        raise ValueError(
-            f"{folder} is a latent pipeline: its network denoises codes, not pictures, which is no prior here"
-        )
+        raise FileNotFoundError(f"{folder} has an autoencoder and no model_index.json, which states its kind")
     weights = weights_beside(config)
     if weights is None:
         raise FileNotFoundError(
@@ -61,15 +57,20 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
         network = build(fields, read_tensors(weights), weights, patch, checkpointing=checkpointing)
     except ValueError as error:
         raise ValueError(f"{config} and its weights make no network: {error}") from error
-    scheduler = _part(folder, "scheduler", SCHEDULER_FILE)
+    scheduler = part_of(folder, "scheduler", SCHEDULER_FILE)
     if scheduler is None:
         raise FileNotFoundError(
             f"{folder / 'scheduler' / SCHEDULER_FILE} is missing: it states the noise schedule and what the network "
             "predicts"
         )
     noise = read_scheduler(Fields.read(scheduler))
-    loaded = _loaded(network, fields, patch, noise.parametrisation, noise.schedule)
-    return replace(loaded, clip=noise.clip, assumed=noise.assumed)
+    return replace(network_of(network, fields, patch, noise), clip=noise.clip, assumed=noise.assumed)
+
+
+def network_of(network: PatchUNet, config: Fields, patch: int, noise: Noise) -> Loaded:
+    """A ``UNet2DModel`` with what its scheduler states."""
+    network.time_scale = noise.time_scale
+    return _loaded(network, config, patch, noise.parametrisation, noise.schedule)
 
 
 def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
@@ -107,7 +108,7 @@ def build(
     except Exception as error:  # a configuration from anywhere meets code that trusts it
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{config.where} makes no UNet2DModel: {type(error).__name__}: {reason}") from error
-    fill(unet, _renamed(tensors), path)
+    fill(unet, renamed(tensors), path)
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # fused attention has no second derivative
@@ -116,7 +117,7 @@ def build(
     return network
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names that diffusers gives them since version 0.17."""
     old = re.compile(rf"(.*\.)?attentions\.\d+\.({'|'.join(FORMER_ATTENTION)})\.(weight|bias)")
     found = {name: match for name in tensors if (match := old.fullmatch(name))}
@@ -128,7 +129,9 @@ def _check_config(config: Fields) -> None:
     """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
     kind = config.values.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise config.wrong("_class_name", "UNet2DModel: pipelines guided by text or on latent codes are no priors here")
+        raise config.wrong(
+            "_class_name", "UNet2DModel: other networks are read as parts of a pipeline (docs/latent.md)"
+        )
     widths = config.numbers("block_out_channels")
     if not 1 <= len(widths) <= 16 or not all(w.is_integer() and 1 <= w <= 2**16 for w in widths):
         raise config.wrong("block_out_channels", "1 to 16 whole numbers from 1 to 65536")
@@ -167,7 +170,7 @@ def _side(config: Fields) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**16 else None
 
 
-def _part(folder: Path, name: str, file: str) -> Path | None:
+def part_of(folder: Path, name: str, file: str) -> Path | None:
     """A file of a part of the pipeline, in its own folder or at the top."""
     return next((path for path in (folder / name / file, folder / file) if path.is_file()), None)
 
@@ -176,46 +179,3 @@ def weights_beside(config: Path) -> Path | None:
     """The file of weights beside a network's configuration."""
     files = (config.with_name(name) for name in (WEIGHTS_FILE, PICKLED_FILE))
     return next((path for path in files if path.is_file()), None)
-
-
-def hub_repository(name: str) -> tuple[str, str | None]:
-    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``.
-
-    Raises:
-        ValueError: not a name of the hub.
-    """
-    repository, _, revision = name.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
-        raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
-    return repository, revision or None
-
-
-def fetch_from_hub(name: str) -> Path:
-    """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, fetched if it is not here.
-
-    Raises:
-        FileNotFoundError: there is no such pipeline, or it is not here and the hub cannot be reached.
-        ValueError: not a name of the hub.
-    """
-    import huggingface_hub
-
-    repository, revision = hub_repository(name)
-    wanted = [f"{part}{file}" for part in ("", "unet/") for file in (CONFIG_FILE, WEIGHTS_FILE)]
-    wanted += ["model_index.json", SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json"]
-    pickled = [f"{part}{PICKLED_FILE}" for part in ("", "unet/")]
-    try:
-        folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
-        config = _part(folder, "unet", CONFIG_FILE)
-        if config is not None and weights_beside(config) is None:
-            wanted += pickled
-            folder = Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except ValueError as error:
-        raise ValueError(f"{name!r} is not a name of the hub: {error}") from error
-    except Exception as error:  # offline, unknown, gated: as many classes as the hub has versions
-        raise FileNotFoundError(
-            f"the prior {name} is not on this machine and cannot be fetched from https://huggingface.co/{repository} "
-            f"({type(error).__name__}): put its folder anywhere and pass the path"
-        ) from error
-    if not is_folder(folder):
-        raise FileNotFoundError(f"{name} has no UNet2DModel: only unconditional and class-conditional pipelines do")
-    return folder

@@ -8,6 +8,7 @@ Options that belong to the sampler alone (spacing of the steps, variance, order)
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from cmidiff.prior.card import Fields, grid_of_betas
 from cmidiff.prior.network import Parametrisation
-from cmidiff.schedule import DDPM
+from cmidiff.schedule import DDPM, Schedule, ShiftedFlow
 
 KNOWN = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
@@ -24,6 +25,7 @@ KNOWN = (
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "RePaintScheduler"),
 )
+FLOW = "FlowMatchEulerDiscreteScheduler"  # x_t = (1 - t) x_0 + t z; its configuration states no betas
 ASSUMED = "DDPMScheduler"  # where the configuration does not name its class
 PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 LAST = 0.25  # of the level before: abar of the last level of a schedule that ends without any image
@@ -34,29 +36,37 @@ class Noise:
     """What a scheduler's configuration says of a network.
 
     Attributes:
-        schedule: its grid of levels.
+        schedule: its levels.
         parametrisation: what it predicts.
         clip: whether samplers clip ``x_hat`` to the range of the images.
         assumed: what the configuration does not state.
+        time_scale: the network's own time is this times that of the schedule.
     """
 
-    schedule: DDPM
+    schedule: Schedule
     parametrisation: Parametrisation
     clip: bool
     assumed: tuple[str, ...] = ()
+    time_scale: float = 1.0
 
 
-def read_scheduler(config: Fields) -> Noise:
+def read_scheduler(config: Fields, tokens: int | None = None) -> Noise:
     """The levels and the parametrisation in a scheduler's configuration.
+
+    Args:
+        config: of the scheduler.
+        tokens: of a training image in the network, on which the shift of a flow may depend.
 
     Raises:
         ValueError: a scheduler or an option that is not known here.
     """
     name = str(config.values.get("_class_name", ASSUMED))
+    if name == FLOW:
+        return _flow(config, tokens)
     if name not in KNOWN:
         raise config.wrong(
             "_class_name",
-            "a known scheduler with betas (DDPMScheduler, DDIMScheduler, PNDMScheduler, ...: see docs/priors.md; for "
+            f"{FLOW} or a known scheduler with betas (DDPMScheduler, DDIMScheduler, ...: see docs/priors.md; for "
             "other networks use cmidiff.prior.from_callable)",
         )
     fields = Fields(_defaults(name) | {k: v for k, v in config.values.items() if v is not None}, config.where)
@@ -76,6 +86,32 @@ def read_scheduler(config: Fields) -> Noise:
         schedule = grid_of_betas(betas, config.where)
     assumed = () if "_class_name" in config else (f"scheduler = {ASSUMED}",)
     return Noise(schedule, parametrisation, clip, assumed)
+
+
+def _flow(config: Fields, tokens: int | None) -> Noise:
+    """A flow. Options of the sampler alone (Karras' spacing and others) have no meaning here."""
+    fields = Fields(_defaults(FLOW) | {k: v for k, v in config.values.items() if v is not None}, config.where)
+    if fields.flag("invert_sigmas", False):
+        raise fields.wrong("invert_sigmas", "false: a flow from noise at 0 is not known here")
+    if "shift_terminal" in fields:
+        raise fields.wrong("shift_terminal", "absent: it is not known here")
+    levels = fields.integer("num_train_timesteps", 1000, low=1, high=100_000)
+    if not fields.flag("use_dynamic_shifting", False):
+        shift = fields.number("shift", 1.0)
+        if not shift > 0:
+            raise fields.wrong("shift", "a number > 0")
+        least = shift / levels / (1 + (shift - 1) / levels)  # diffusers shifts the last level of a grid twice
+        return Noise(ShiftedFlow(shift=shift, least=least), "flow", False, time_scale=float(levels))
+    low, high = (fields.integer(f"{end}_image_seq_len", low=1) for end in ("base", "max"))
+    first, last = fields.number("base_shift"), fields.number("max_shift")
+    if tokens is None or not low < high:
+        raise fields.wrong("use_dynamic_shifting", "false where the size of the training images is not stated")
+    mu = first + (tokens - low) / (high - low) * (last - first)
+    kinds = {"exponential": math.exp, "linear": float}
+    shift = fields.choice("time_shift_type", kinds, "exponential")(mu)
+    if not shift > 0:
+        raise fields.wrong("base_shift", f"such that the shift is positive, which is {shift:.3g}")
+    return Noise(ShiftedFlow(shift=shift), "flow", False, time_scale=float(levels))
 
 
 def _defaults(name: str) -> dict[str, Any]:

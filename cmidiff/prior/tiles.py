@@ -1,15 +1,15 @@
-"""A prior on pictures larger than it was trained for: overlapping tiles, blended at every evaluation.
+"""A prior on images larger than it was trained for: overlapping tiles, blended at every evaluation.
 
 With ``R_i`` the crop of tile ``i`` and windows ``W_i`` that sum to one at every pixel (a smooth partition of unity),
 
     x_hat(x_t) = sum_i R_i^T W_i D(R_i x_t, t)            J^T v = sum_i R_i^T J_i^T W_i R_i v
 
-so the sampler, the guidance and CMI see one denoiser of the whole picture, and the physics is never cut. Blending what
+so the sampler, the guidance and CMI see one denoiser of the whole image, and the physics is never cut. Blending what
 diffusion models predict on overlapping windows is the idea of MultiDiffusion (Bar-Tal, Yariv, Lipman, Dekel, 2023,
 https://arxiv.org/abs/2302.08113); the windows here are smooth, and the blend is differentiable.
 
 Tiles are evaluated a chunk at a time. The backward pass evaluates each chunk again with a graph of its own, so that the
-activations of one chunk are all that is ever kept: memory does not grow with the picture (Chen et al., "Training Deep
+activations of one chunk are all that is ever kept: memory does not grow with the image (Chen et al., "Training Deep
 Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174). There is no second derivative: CMI's
 ``finite-difference`` needs none.
 """
@@ -27,43 +27,21 @@ import torch
 from torch import Tensor
 
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction
+from cmidiff.prior.decoder import Decoder
+from cmidiff.prior.windows import starts, windows
 from cmidiff.prior.wrapped import WrappedPrior
 
 FAR, AUTO = 4, 2  # times the training size: up to there as a whole, beyond in tiles of that; docs/large-images.md
 Place = tuple[slice, ...]
 
 
-def starts(side: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
-    """Where the tiles along one axis begin: evenly, from 0 to ``side - tile``, in multiples of ``multiple``, neighbours
-    sharing at least ``overlap`` entries."""
-    if side <= tile:
-        return [0]
-    stride = max(multiple, (tile - overlap) // multiple * multiple)
-    count = math.ceil((side - tile) / stride) + 1
-    return [round(i * (side - tile) / (count - 1) / multiple) * multiple for i in range(count)]
-
-
-def windows(side: int, tile: int, overlap: int, multiple: int = 1) -> Tensor:
-    """The weight of each tile along one axis, shape (tiles, min(side, tile)), float64: squared sines over ``overlap``
-    entries at its ends, divided by their sum over the tiles at each entry. Nothing fades at the border of the picture,
-    where there is one tile alone."""
-    places, tile = starts(side, tile, overlap, multiple), min(side, tile)
-    edge = torch.arange(tile, dtype=torch.float64) + 0.5
-    ramp = torch.minimum(edge, tile - edge).div(max(overlap, 1)).clamp_max(1.0)
-    window = torch.sin(0.5 * math.pi * ramp) ** 2
-    total = torch.zeros(side, dtype=torch.float64)
-    for start in places:
-        total[start : start + tile] += window
-    return torch.stack([window / total[start : start + tile] for start in places])
-
-
 def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] | None = "auto") -> Denoiser:
-    """The prior for a signal of ``shape`` (C, ...): itself, or `Tiled`.
+    """The prior for states of ``shape`` (C, ...): itself, or `Tiled`.
 
     Args:
-        tile: side of the tiles, which overlap by a quarter; None: the signal as a whole; ``auto``: tiles of `AUTO`
-            times the training size where a side is more than `FAR` times that. A prior whose training size is not
-            known is left as it is.
+        tile: side of the tiles in pixels of the image, which overlap by a quarter; None: the signal as a whole;
+            ``auto``: tiles of `AUTO` times the training size where a side is more than `FAR` times that. A prior whose
+            training size is not known is left as it is.
 
     Raises:
         ValueError: for a tile that cannot be.
@@ -73,6 +51,10 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
     if tile != "auto":
         if isinstance(tile, bool) or not isinstance(tile, int):
             raise ValueError(f"tile must be a number of pixels, 'auto' or None, received {tile!r}")
+        factor = 1 if prior.decoder is None else prior.decoder.factor
+        if tile % factor:
+            raise ValueError(f"tile must be a multiple of {factor}, the pixels of one latent, received {tile}")
+        tile //= factor
         return Tiled(prior, tile, max(0, min(tile // 4, tile - prior.multiple)))
     size = prior.size
     if size is None or all(side <= FAR * size for side in shape[1:]):
@@ -85,7 +67,7 @@ class Tiled(WrappedPrior):
     """A denoiser of signals of any size, made of one for tiles: see the module.
 
     Args:
-        inner: the denoiser of a tile.
+        inner: the denoiser of a tile. That of a latent prior decodes and encodes in tiles, too.
         tile: side of the tiles in every dimension after the channels, a multiple of ``inner.multiple``.
         overlap: what neighbours share at least, less than ``tile``.
         chunk: tiles evaluated at once; memory is proportional to it.
@@ -119,6 +101,11 @@ class Tiled(WrappedPrior):
         tile = (shape[0], *(min(side, self.tile) for side in shape[1:]))
         count = math.prod(len(self._starts(side)) for side in shape[1:])
         return self.inner.evaluations(tile, batch * min(self.chunk, count))
+
+    @property
+    def decoder(self) -> Decoder | None:
+        whole = self.inner.decoder
+        return None if whole is None else whole.tiled(self.tile, self.overlap)
 
     def _covers(self, shape: tuple[int, ...]) -> bool:
         """Whether one tile covers a signal of shape (C, ...)."""

@@ -108,8 +108,8 @@ def _looks_like(path: Path) -> str:
     signs = {
         b"PK": "a checkpoint of torch" + ("" if _is_zip(path) else " that was cut short or damaged"),
         PICKLE_SIGN: "a pickle",
-        b"\x89PNG": "a PNG picture",
-        b"\xff\xd8\xff": "a JPEG picture",
+        b"\x89PNG": "a PNG image",
+        b"\xff\xd8\xff": "a JPEG image",
         b"<": "a web page",
         b"version https://git-lfs": "the pointer of git-lfs in place of the file",
     }

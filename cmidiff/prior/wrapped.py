@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Range
+from cmidiff.prior.decoder import Decoder
 from cmidiff.schedule import Schedule
 
 
@@ -34,6 +35,10 @@ class WrappedPrior:
     @property
     def value_range(self) -> Range | None:
         return self.inner.value_range
+
+    @property
+    def decoder(self) -> Decoder | None:
+        return self.inner.decoder
 
     @property
     def clip(self) -> Range | None:
@@ -93,6 +98,12 @@ class WrappedPrior:
 
     def smooth_at(self, ratio: float) -> bool:
         return self.inner.smooth_at(ratio)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x if self.decoder is None else self.decoder.decode(x)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image if self.decoder is None else self.decoder.encoded(image)
 
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         return self.inner.evaluations(shape, batch)

@@ -18,8 +18,10 @@ from cmidiff.solvers.mcgdiff import MCGDiff as MCGDiff
 from cmidiff.solvers.mmps import MMPS as MMPS
 from cmidiff.solvers.pigdm import PiGDM as PiGDM
 from cmidiff.solvers.pnpdm import PnPDM as PnPDM
+from cmidiff.solvers.psld import PSLD as PSLD
 from cmidiff.solvers.reddiff import REDDiff as REDDiff
 from cmidiff.solvers.repaint import RePaint as RePaint
+from cmidiff.solvers.resample import ReSample as ReSample
 from cmidiff.solvers.scale import Ramp as Ramp
 from cmidiff.solvers.sitcom import SITCOM as SITCOM
 from cmidiff.solvers.tds import TDS as TDS

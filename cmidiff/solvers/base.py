@@ -31,6 +31,9 @@ class Solver(ABC):
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
         point: whether it returns one best estimate instead of a sample of the posterior.
+        decodes: whether it evaluates the decoder of a latent prior itself. Otherwise a solver that needs a linear
+            physics sees the measurement linearised at the step's ``x_hat``.
+        refuses_decoder: why it cannot work with a latent prior; empty if it can.
         together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
@@ -43,6 +46,8 @@ class Solver(ABC):
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
+    refuses_decoder: ClassVar[str] = ""
     together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
     default_steps: ClassVar[int] = 25
@@ -65,7 +70,7 @@ class Solver(ABC):
         return False
 
     def needs_graph_at(self, ratio: float) -> bool:
-        """Return whether it differentiates the denoiser at the noise level ``sigma_t / alpha_t = ratio``."""
+        """Return whether it differentiates the denoiser at the noise level ``ratio`` (`Step.relative_ratio`)."""
         return self.needs_graph
 
     def check(self, problem: Problem) -> None:

@@ -46,6 +46,9 @@ class DDRM(Solver):
     eta_b: float = 1.0
 
     needs_linear: ClassVar[bool] = True
+    refuses_decoder: ClassVar[str] = (
+        "its updates belong to one singular basis, and that of a decoder changes with the state"
+    )
     default_steps: ClassVar[int] = 20
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class DPIR(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm, from the start down to the noise of the measurement; that level alone
         where the measurement is the image with white noise, whose best estimate is one evaluation of the denoiser."""
-        unit = _half_range(problem)
+        unit = problem.half_range
         high = unit * self.start_level
         if self._denoises(problem):
             return levels(problem, 1, problem.measurement.noise_std, problem.measurement.noise_std)
@@ -88,20 +88,14 @@ class DPIR(Solver):
 
     @staticmethod
     def _denoises(problem: Problem) -> bool:
-        least = max(2 * _half_range(problem) * LEAST_NOISE, problem.prior.min_ratio)
+        least = max(2 * problem.half_range * LEAST_NOISE, problem.prior.min_ratio)
         high = problem.prior.schedule.grid(1)[0]
         alpha, sigma = problem.prior.schedule(high)
         return problem.measurement.identity and least <= problem.measurement.noise_std <= sigma / alpha
 
     def _fit(self, problem: Problem, z: Tensor, ratio: float, residuals: list[Tensor] | None = None) -> Tensor:
         """The first line above."""
-        noise = max(problem.measurement.noise_std, 2 * _half_range(problem) * LEAST_NOISE)
+        noise = max(problem.measurement.noise_std, 2 * problem.half_range * LEAST_NOISE)
         tight = TIGHT if problem.measurement.tight else LOOSE
         strength = tight if self.strength is None else self.strength
         return replace(problem.measurement, noise_std=noise).prox(z, ratio**2 / strength, residuals)
-
-
-def _half_range(problem: Problem) -> float:
-    """Half the range of the images; the standard deviation of the prior where it has no range."""
-    low, high = problem.prior.value_range or (-1.0, 1.0)
-    return (high - low) / 2 if problem.prior.value_range else math.sqrt(problem.prior.variance)

@@ -45,6 +45,9 @@ class FPS(Particles):
     renewal: float = 0.95
 
     needs_noise: ClassVar[bool] = True
+    refuses_decoder: ClassVar[str] = (
+        "it follows one linear operator through all levels, and that of a decoder changes with the state"
+    )
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:

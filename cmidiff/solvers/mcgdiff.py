@@ -47,6 +47,9 @@ class MCGDiff(Particles):
     kappa: float = 1e-4
 
     needs_noise: ClassVar[bool] = True
+    refuses_decoder: ClassVar[str] = (
+        "its levels belong to one singular basis, and that of a decoder changes with the state"
+    )
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:

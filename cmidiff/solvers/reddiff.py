@@ -78,9 +78,7 @@ class REDDiff(Solver):
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         """``mu`` is ``A^+ y``, regularised by the noise of the measurement; zero for a physics that is not linear."""
-        mu, m = problem.initial, problem.measurement
-        if mu is None:
-            mu = m.prox(problem.like(), problem.prior.variance) if m.linear else problem.like()
+        mu = problem.least_squares() if problem.initial is None else problem.initial
         zero = torch.zeros_like(mu)
         return self.renewed(problem, Iterate(mu, zero, zero, mu, zero), t, 0)
 

@@ -5,7 +5,7 @@ measurement and the command that repeats it:
 
     measurement.safetensors, measurement.png, truth.png    truth where the degradation was simulated
     photo.jpg                                              the photograph, where it was compressed
-    result/ or samples/, samples-cmi/                      the folders of the runs, as `cmidiff.app.run` describes them
+    result/ or samples/, samples-cmi/                      the folders of the runs, as in `cmidiff.app.folder`
     result.png                                             the restored photograph
     command.txt
 """
@@ -27,10 +27,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cmidiff.app.folder import Row, Sample, describe_run, open_folder, write_record
 from cmidiff.app.problem import JPEG, save_problem
-from cmidiff.app.run import Row, Sample, compute, describe_run, finish, open_folder, write_record
+from cmidiff.app.run import compute
 from cmidiff.app.settings import ESTIMATE, Settings
 from cmidiff.app.speed import Speed
+from cmidiff.app.summary import finish
 from cmidiff.app.web.controls import Limits
 from cmidiff.app.web.inputs import Work
 from cmidiff.images import Image, fit_alpha, write_image

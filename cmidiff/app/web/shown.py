@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cmidiff.app.figures import enlarge, std_map
-from cmidiff.app.run import Row
+from cmidiff.app.folder import Row
 from cmidiff.app.web.jobs import Job, Result, View, describe_cmi
 from cmidiff.images import read_image, to_pil
 

@@ -1,0 +1,210 @@
+"""The autoencoders of latent pipelines of diffusers, ``AutoencoderKL`` and ``VQModel``, as a `Decoder`.
+
+The prior's latents are the autoencoder's in the units that the network was trained on, ``z = scale (latent - shift)``,
+or, with statistics of each channel, ``z = scale (latent - mean) / std``.
+
+A KL encoder gives the mean of its Gaussian, so that encoding draws no random number. A VQ decoder rounds a latent to
+the nearest code, as in its pipeline; its derivative is that of the identity there (straight-through).
+
+Attention is the plain one: fused kernels have no second derivative and no forward-mode derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from cmidiff.prior.card import Fields
+from cmidiff.prior.checkpointed import Checkpointed, recompute
+from cmidiff.prior.decoder import Decoder
+from cmidiff.prior.network import NetworkPrior
+
+Kind = Literal["AutoencoderKL", "VQModel"]
+KINDS: dict[str, Kind] = {"AutoencoderKL": "AutoencoderKL", "VQModel": "VQModel"}
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Both halves of an autoencoder, on the CPU, in the precision of the file.
+
+    Attributes:
+        decoder, encoder: ``(x, t) -> output``; ``t`` is not used.
+        channels, image_channels, factor: see `Decoder`.
+        float16: whether half precision is enough for it; False where its configuration forces single precision.
+    """
+
+    decoder: nn.Module
+    encoder: nn.Module
+    channels: int
+    image_channels: int
+    factor: int
+    float16: bool
+
+    def on(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        max_batch: int | None = None,
+        checkpointing: bool = False,
+        offload: bool = False,
+        name: str = "autoencoder",
+    ) -> Decoder:
+        """The decoder of a prior.
+
+        Args:
+            device: where it computes.
+            dtype: precision of its networks; images and latents keep their own.
+            max_batch, checkpointing: as in `load_prior`.
+            offload: weights are on the CPU while they are not in use.
+            name: for messages.
+        """
+        dtype = torch.float32 if dtype is torch.float16 and not self.float16 else dtype
+
+        def prior(network: nn.Module, part: str) -> NetworkPrior:
+            network = network.to(device="cpu" if offload else device, dtype=dtype).eval().requires_grad_(False)
+            cast(Checkpointed, network).checkpointing = checkpointing
+            if offload:
+                for module in network.modules():
+                    offload_weights(module)
+            return NetworkPrior(
+                network,
+                "x0",
+                value_range=None,
+                channels=None,
+                name=f"{part} of {name}",
+                dtype=dtype,
+                max_batch=max_batch,
+            )
+
+        decoder, encoder = prior(self.decoder, "the decoder"), prior(self.encoder, "the encoder")
+        return Decoder(
+            lambda z: decoder(z, 0.0).mean,
+            lambda x: encoder(x, 0.0).mean,
+            self.channels,
+            self.factor,
+            self.image_channels,
+            None if offload else decoder,
+            None if offload else encoder,
+        )
+
+
+def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoencoder:
+    """The autoencoder of a pipeline.
+
+    Args:
+        config: its configuration.
+        make: gives the network of a class of diffusers, with its weights.
+
+    Raises:
+        ValueError: another class, or a configuration that is not known here.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    kind: Kind = config.choice("_class_name", KINDS)
+    widths = config.numbers("block_out_channels")
+    model: Any = make(AutoencoderKL if kind == "AutoencoderKL" else VQModel)
+    for module in model.modules():
+        if hasattr(module, "set_processor"):
+            from diffusers.models.attention_processor import AttnProcessor
+
+            module.set_processor(AttnProcessor())
+    config_of = model.config
+    channels = int((kind == "VQModel" and config_of.vq_embed_dim) or config_of.latent_channels)
+    affine = _affine(model.config, channels)
+    return Autoencoder(
+        _Decode(model, kind, *affine),
+        _Encode(model, kind, *affine),
+        channels,
+        int(model.config.out_channels),
+        2 ** (len(widths) - 1),
+        not model.config.force_upcast,
+    )
+
+
+def _affine(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
+    """``(gain, offset)`` with latent = gain z + offset, each of shape (1, c, 1, 1)."""
+    scale, mean = config["scaling_factor"], config.get("latents_mean")
+    if mean is not None:
+        std = torch.tensor(config["latents_std"], dtype=torch.float32)
+        return (std / scale).reshape(1, -1, 1, 1), torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
+    one = torch.ones(1, channels, 1, 1)
+    return one / scale, one * (config.get("shift_factor") or 0.0)
+
+
+class _Half(Checkpointed):
+    """One half of an autoencoder; its blocks are computed again for a gradient while ``checkpointing`` is set."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, kind: Kind, gain: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.kind: Kind = kind
+        self.register_buffer("gain", gain)
+        self.register_buffer("offset", offset)
+
+    @property
+    def checkpointing(self) -> bool:
+        return self._again
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self._again = on
+        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        for block in blocks:
+            block.gradient_checkpointing, block._gradient_checkpointing_func = on, recompute
+
+
+class _Decode(_Half):
+    """``x = D(gain z + offset)``."""
+
+    def __init__(self, model: Any, kind: Kind, gain: Tensor, offset: Tensor) -> None:
+        super().__init__(kind, gain, offset)
+        self.decoder, self.before = model.decoder, getattr(model, "post_quant_conv", None)
+        self.quantize = model.quantize if kind == "VQModel" else None
+        self.spatial = model.config.get("norm_type") == "spatial"
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        latent = self.gain * z + self.offset
+        if self.quantize is not None:
+            with torch.no_grad():
+                rounded = self.quantize(latent.detach())[0]
+            latent = latent + (rounded - latent.detach())
+        inside = latent if self.before is None else self.before(latent)
+        return self.decoder(inside, latent) if self.spatial else self.decoder(inside)
+
+
+class _Encode(_Half):
+    """``z = (E(x) - offset) / gain``."""
+
+    def __init__(self, model: Any, kind: Kind, gain: Tensor, offset: Tensor) -> None:
+        super().__init__(kind, gain, offset)
+        self.encoder, self.after = model.encoder, getattr(model, "quant_conv", None)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        latent = self.encoder(x)
+        latent = latent if self.after is None else self.after(latent)
+        if self.kind == "AutoencoderKL":
+            latent = latent.chunk(2, dim=1)[0]  # the mean; the other half is the logarithm of the variance
+        return (latent - self.offset) / self.gain
+
+
+def offload_weights(module: nn.Module) -> None:
+    """Keep a module's own weights on the CPU except while it computes."""
+    if next(module.parameters(recurse=False), None) is None:
+        return
+
+    def fetch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        module.to(inputs[0].device)
+
+    def release(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        module.to("cpu")
+
+    module.register_forward_pre_hook(fetch)
+    module.register_forward_hook(release)

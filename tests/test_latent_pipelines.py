@@ -1,0 +1,366 @@
+"""Tiny random latent pipelines, saved as diffusers saves them and loaded as priors: the same functions, to rounding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidiff import load_prior, restore
+from cmidiff.loop import sample
+from cmidiff.measurement import Measurement
+from cmidiff.physics import TASKS
+from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memory
+from cmidiff.prior.card import Fields
+from cmidiff.prior.hub import files_of
+from cmidiff.prior.scheduler import read_scheduler
+from cmidiff.samplers import DDIM
+from cmidiff.solvers import Unconditional
+from tests import latents
+from tests.cases import problem_of
+
+PROMPT = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "negative_prompt": "blurry"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Folder and pipeline of every kind."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: (root / name, make(root / name)) for name, make in latents.PIPELINES.items()}
+
+
+def load(folder: Path, **options: Any) -> LatentPrior:
+    prior = load_prior(folder, **options)
+    assert isinstance(prior, LatentPrior)
+    return prior
+
+
+def z_of(prior: LatentPrior, batch: int = 2, side: int = 8) -> Tensor:
+    assert prior.channels is not None
+    return torch.randn(batch, prior.channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def run(prior: LatentPrior, z: Tensor, times: list[float]) -> Tensor:
+    """The image of a deterministic DDIM run without a measurement."""
+
+    class Start:
+        def normal(self, stream: str, index: int, like: Tensor, inner: int = 0) -> Tensor:
+            return z
+
+    shape = tuple(prior.decode(z).shape[1:])
+    physics = TASKS["denoise"](shape, noise_std=0.1)
+    measurement = Measurement(
+        torch.zeros(len(z), *shape), physics, 0.1, tuple(z.shape[1:]), shape, decoder=prior.decoder
+    )
+    problem = problem_of(prior, measurement, sampler=DDIM(), draws=Start())
+    with torch.no_grad():
+        *_, last = sample(problem, Unconditional(), times)
+        return prior.decode(last.x_s)
+
+
+def test_an_unconditional_pipeline_is_its_own_ddim(made: dict[str, tuple[Path, Any]]) -> None:
+    folder, pipeline = made["ldm"]
+    prior = load(folder)
+    z = z_of(prior)
+    pipeline.scheduler.set_timesteps(5)
+    latent = z
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            latent = pipeline.scheduler.step(pipeline.unet(latent, t).sample, t, latent, eta=0.0).prev_sample
+        expected = pipeline.vqvae.decode(latent / pipeline.vqvae.config.scaling_factor).sample
+    # the pipeline clips x_hat to [-1, 1], which latents are not bound to: compare where it does not act
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert config["clip_sample"]
+    pipeline.scheduler.register_to_config(clip_sample=False)
+    latent = z
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            latent = pipeline.scheduler.step(pipeline.unet(latent, t).sample, t, latent, eta=0.0).prev_sample
+        expected = pipeline.vqvae.decode(latent / pipeline.vqvae.config.scaling_factor).sample
+    torch.testing.assert_close(run(prior, z, pipeline.scheduler.timesteps.tolist()), expected, rtol=1e-3, atol=1e-4)
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        encoded = pipeline.vqvae.encode(x).latents * pipeline.vqvae.config.scaling_factor
+    torch.testing.assert_close(prior.encode(x), encoded)
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+def test_a_text_pipeline_draws_what_its_own_code_draws(
+    made: dict[str, tuple[Path, Any]], name: str, guided: bool
+) -> None:
+    """The pipeline of diffusers, from the same noise, with the same text: the same image."""
+    folder, pipeline = made[name]
+    told = PROMPT if guided else {"prompt": "cat"}
+    if name == "flux":
+        told = {"prompt": "cat", "guidance_scale": 3.0 if guided else 1.0}
+    prior = load(folder, **told)
+    z = z_of(prior, batch=1)
+    if name == "xl":  # a deterministic sampler of the same levels
+        pipeline.scheduler = latents.diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    arguments: dict[str, Any] = {"prompt": told["prompt"], "guidance_scale": told.get("guidance_scale", 1.0)}
+    if guided and name != "flux":
+        arguments["negative_prompt"] = told["negative_prompt"]
+    given = z
+    if name == "flux":  # which takes its latents in blocks
+        given = pipeline._pack_latents(z, 1, 4, 8, 8)
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        expected = pipeline(
+            **arguments, latents=given, num_inference_steps=4, output_type="pt", height=16, width=16
+        ).images
+    times = pipeline.scheduler.timesteps.double()
+    flow = name in ("sd3", "flux")
+    if flow:
+        own = prior.schedule.grid(4) if name == "sd3" else (times / 1000).tolist()
+        torch.testing.assert_close(torch.tensor(own[1:]).double(), times[1:] / 1000, rtol=1e-5, atol=0)
+        times = torch.tensor([1 - 1e-5, *own[1:]])
+    ours = (0.5 + 0.5 * run(prior, z, times.tolist())).clamp(0, 1)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-3)
+    assert float(ours.std()) > 0.01
+    other = load(folder, **(told | {"prompt": "a blur"}))
+    assert other.fingerprint != prior.fingerprint
+    assert float((run(other, z, times.tolist()) - run(prior, z, times.tolist())).abs().max()) > 1e-4
+    with torch.no_grad():
+        x = torch.rand(1, 3, 16, 16) * 2 - 1
+        config, mode = pipeline.vae.config, pipeline.vae.encode(x).latent_dist.mode()
+    expected = (mode - (config.shift_factor or 0.0)) * config.scaling_factor
+    torch.testing.assert_close(prior.encode(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_levels_are_those_of_the_scheduler() -> None:
+    for options in ({}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}):
+        scheduler = latents.diffusers.DDIMScheduler(**latents.SCALED, **options)
+        found: Any = read_scheduler(Fields({"_class_name": "DDIMScheduler"} | dict(scheduler.config), "here")).schedule
+        levels = torch.tensor(found.alphas_cumprod).float()
+        torch.testing.assert_close(levels[:-1], scheduler.alphas_cumprod[:-1], rtol=2e-4, atol=1e-7)
+        assert float(levels[-1]) < 5e-6 or not options  # the last level keeps a trace of the image
+    for options in ({"shift": 3.0}, {"shift": 1.0}):
+        flow = latents.diffusers.FlowMatchEulerDiscreteScheduler(**options)
+        flow.set_timesteps(7)
+        config = Fields({"_class_name": "FlowMatchEulerDiscreteScheduler"} | dict(flow.config), "here")
+        grid = torch.tensor(read_scheduler(config).schedule.grid(7))
+        torch.testing.assert_close(grid, flow.sigmas[:-1], rtol=1e-5, atol=2e-5)
+    dynamic = latents.diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    config = Fields({"_class_name": "FlowMatchEulerDiscreteScheduler"} | dict(dynamic.config), "here")
+    with pytest.raises(ValueError, match="use_dynamic_shifting must be false where the size"):
+        read_scheduler(config)
+    dynamic.set_timesteps(sigmas=torch.linspace(1, 1 / 7, 7).tolist(), mu=0.5 + (1024 - 256) / (4096 - 256) * 0.65)
+    grid = torch.tensor(read_scheduler(config, tokens=1024).schedule.grid(7))
+    torch.testing.assert_close(grid, dynamic.sigmas[:-1], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("option", ["invert_sigmas", "shift_terminal"])
+def test_a_flow_that_is_not_known_is_refused(option: str) -> None:
+    config = Fields({"_class_name": "FlowMatchEulerDiscreteScheduler", option: True}, "here")
+    with pytest.raises(ValueError, match=f"here: {option} must be"):
+        read_scheduler(config)
+
+
+def test_v_prediction_and_no_text(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    """Stable Diffusion 2.x, and the empty text as the default."""
+    folder = tmp_path / "two"
+    pipeline = latents.stable_diffusion(
+        folder, scheduler={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    )
+    prior = load(folder)
+    assert isinstance(prior.inner, NetworkPrior)
+    assert prior.inner.parametrisation == "v"
+    z, t = z_of(prior), 400.0
+    alpha, sigma = prior.schedule(t)
+    with torch.no_grad():
+        text = pipeline.encode_prompt("", torch.device("cpu"), 1, False)[0]
+        v = pipeline.unet(z, 400, encoder_hidden_states=text.expand(2, -1, -1)).sample
+        torch.testing.assert_close(prior(z, t).mean, alpha * z - sigma * v, rtol=1e-4, atol=1e-5)
+
+
+# Restorations
+
+
+@pytest.mark.parametrize("name", latents.PIPELINES)
+def test_a_pipeline_restores(made: dict[str, tuple[Path, Any]], name: str) -> None:
+    prior = load(made[name][0])
+    physics = TASKS["super-resolution"]((3, 14, 15), factor=1, noise_std=0.1)
+    y = torch.rand(1, 3, 14, 15, generator=torch.Generator().manual_seed(3))
+    for solver in ("dps", "psld"):
+        result = restore(y, physics, prior, solver=solver, steps=3, cmi=solver == "dps")
+        assert result.estimate.shape == y.shape
+        assert bool(torch.isfinite(result.estimate).all())
+
+
+def test_the_autoencoder_linearises_exactly(made: dict[str, tuple[Path, Any]]) -> None:
+    """Products with the decoder's Jacobian, both ways, with and without checkpointing, against a dense one."""
+    for name in ("sd", "ldm"):
+        plain = load(made[name][0], dtype=torch.float64)
+        again = load(made[name][0], dtype=torch.float64, checkpointing=True, max_batch=1)
+        z = z_of(plain, batch=2, side=2).double()
+        physics = TASKS["denoise"]((3, 4, 4), noise_std=0.1, dtype=torch.float64)
+        y = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+        dense = [torch.autograd.functional.jacobian(plain.decode, row[None]).reshape(48, -1) for row in z]  # pyright: ignore[reportAttributeAccessIssue]
+        v, u = torch.randn_like(z), torch.randn_like(y)
+        for prior in (plain, again):
+            linear = Measurement(y, physics, 0.1, tuple(z.shape[1:]), (3, 4, 4), decoder=prior.decoder).linearised(z)
+            for row, jacobian in enumerate(dense):
+                # attention computes its weights in single precision
+                torch.testing.assert_close(
+                    linear.A(v)[row].flatten(), jacobian @ v[row].flatten(), rtol=1e-5, atol=1e-6
+                )
+                back = jacobian.mT @ u[row].flatten()
+                torch.testing.assert_close(linear.At(u)[row].flatten(), back, rtol=1e-5, atol=1e-6)
+
+
+def test_precision_offloading_and_moments(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    from cmidiff.moments import SecondMoments
+
+    folder = tmp_path / "sd"
+    shutil.copytree(made["sd"][0], folder)
+    SecondMoments(torch.zeros(4), torch.ones(4, 8, 8)).save(folder / "moments.safetensors")
+    plain, half = load(folder), load(folder, dtype=torch.bfloat16, offload=True)
+    z = z_of(plain)
+    assert half(z, 500.0).mean.dtype == half.decode(z).dtype == torch.float32
+    torch.testing.assert_close(half.decode(z), plain.decode(z), rtol=0, atol=0.1)
+    assert plain.second_moments is not None
+    v = z.clone().requires_grad_()
+    gradients = []
+    for prior in (plain, load(folder, offload=True, checkpointing=True)):
+        gradients.append(torch.autograd.grad(prior.decode(v).square().sum(), v)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]]) -> None:
+    """Of the network, without running it: attention counts as its fused kernels do."""
+
+    def need(**options: Any) -> int:
+        found = estimate_memory(load(made["sd"][0], **options).inner, (4, 32, 32), graph=True)
+        assert found is not None
+        return found.activations
+
+    whole = need()
+    assert need(dtype=torch.bfloat16) < 0.6 * whole
+    assert need(checkpointing=True) < 0.6 * whole
+    prior = load(made["sd"][0])
+    with pytest.raises(ValueError, match=r"checkpointing=True"):
+        check_memory(prior, (4, 32, 32), 1, graph=True, available=int(0.6 * whole * 1.3))
+
+
+# What is refused
+
+
+def changed(folder: Path, to: Path, file: str, **values: Any) -> Path:
+    """A copy of a pipeline with another configuration."""
+    shutil.copytree(folder, to)
+    path = to / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        (
+            "model_index.json",
+            {"_class_name": "PixArtAlphaPipeline"},
+            r"_class_name must be one of LDMPipeline.*decoder=",
+        ),
+        ("model_index.json", {"requires_aesthetics_score": True}, "refiner"),
+        ("unet/config.json", {"time_cond_proj_dim": 8}, "time_cond_proj_dim must be absent"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type must be absent"),
+        ("unet/config.json", {"cross_attention_dim": 8}, "must have shape"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "_class_name must be one of AutoencoderKL, VQModel"),
+        ("scheduler/scheduler_config.json", {"_class_name": "CMStochasticIterativeScheduler"}, "FlowMatchEuler"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "x_hat has no meaning"),
+    ],
+)
+def test_a_pipeline_that_is_not_known_is_refused(
+    made: dict[str, tuple[Path, Any]], tmp_path: Path, file: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_prior(changed(made["sd"][0], tmp_path / "other", file, **values))
+
+
+def test_further_inputs_and_missing_files_are_named(
+    made: dict[str, tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents.stable_diffusion(tmp_path / "inpaint", in_channels=9)
+    with pytest.raises(ValueError, match="takes 9 channels and its autoencoder has 4"):
+        load_prior(tmp_path / "inpaint")
+    copy = changed(made["sd"][0], tmp_path / "copy", "model_index.json")
+    (copy / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights are missing: .*vae"):
+        load_prior(copy)
+    with pytest.raises(ValueError, match="is not told what to show"):
+        load_prior(made["ldm"][0], prompt="cat")
+    with pytest.raises(ValueError, match="are for latent priors, which natural-64 is not"):
+        load_prior("natural-64", prompt="cat")
+    with pytest.raises(ValueError, match="guidance_scale must be a number >= 0"):
+        load_prior(made["sd"][0], guidance_scale=-1.0)
+    real = importlib_find_spec()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "transformers" else real(name, *a))
+    with pytest.raises(ValueError, match=r"needs the package transformers: pip install 'cmidiff\[latent\]'"):
+        load_prior(made["sd"][0])
+
+
+def importlib_find_spec() -> Any:
+    import importlib.util
+
+    return importlib.util.find_spec
+
+
+# The hub
+
+
+def test_only_what_is_needed_is_fetched() -> None:
+    names = [
+        *("model_index.json", "README.md", "v1-5-pruned.safetensors", "scheduler/scheduler_config.json"),
+        *("safety_checker/model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"),
+        *("text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors"),
+        *("text_encoder/pytorch_model.bin", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+        *("unet/diffusion_pytorch_model.non_ema.safetensors", "unet/diffusion_pytorch_model.bin"),
+        *("vae/config.json", "vae/diffusion_pytorch_model.bin"),
+    ]
+    wanted = files_of(names, "StableDiffusionPipeline")
+    assert sorted(name for name in wanted if not name.endswith((".json", ".txt"))) == [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+    ]
+    assert "tokenizer/merges.txt" in wanted
+    assert not any(name.startswith("safety") or name == "README.md" for name in wanted)
+
+
+def test_the_size_of_a_download_is_said_first(
+    made: dict[str, tuple[Path, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import huggingface_hub
+
+    source, here, order = made["sd"][0], tmp_path / "snapshot", []
+    files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+
+    def snapshot_download(repository: str, *, allow_patterns: list[str], **_: Any) -> str:
+        order.append(capsys.readouterr().err)
+        for name in set(files) & set(allow_patterns):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, here / name)
+        return str(here)
+
+    class Api:
+        def model_info(self, repository: str, **_: Any) -> Any:
+            sibling = [type("File", (), {"rfilename": name, "size": 10**9}) for name in files]
+            return type("Info", (), {"siblings": sibling})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    prior = load_prior("hf:owner/model")
+    assert prior.name == "hf:owner/model"
+    assert order[0] == ""
+    assert "GB in" in order[1]
+    assert "files of hf:owner/model from https://huggingface.co/owner/model" in order[1].replace("\n", " ")
+    assert not list(here.rglob("made*"))
