@@ -154,7 +154,8 @@ def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) 
     if memory == 0:
         return ()
     x_t, t, x_hat = step.seen
-    kept = Seen(*(torch.where(per_sample(alive, x), x, 0.0) if isinstance(x, Tensor) else x for x in (x_t, t, x_hat)))
+    known = per_sample(alive, x_t)
+    kept = Seen(torch.where(known, x_t, 0.0), t, torch.where(known, x_hat, 0.0))
     return (*past, kept)[-memory:]
 
 
