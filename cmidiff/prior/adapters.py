@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from cmidiff.prior.base import Prediction, Prior, digest
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.latent import LatentPrior
-from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.network import Network, NetworkPrior, Parametrisation, tensors_of, try_prior
 from cmidiff.schedule import Schedule, checked_steps
 
 

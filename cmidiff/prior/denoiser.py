@@ -17,8 +17,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from cmidiff.prior.network import Facts, NetworkPrior, tensors_of
-from cmidiff.prior.trial import try_prior
+from cmidiff.prior.network import Facts, NetworkPrior, tensors_of, try_prior
 from cmidiff.schedule import VE, Limited, Schedule
 
 SigmaFunction = Callable[[Tensor, Tensor], Tensor]

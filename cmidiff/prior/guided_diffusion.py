@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields, schedule_of, value_range_of
-from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
+from cmidiff.prior.network import PARAMETRISATIONS, Loaded
 from cmidiff.prior.weights import fill, shapes_of
 from cmidiff.schedule import DDPM, Schedule
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cmidiff.prior.autoencoder import Autoencoder, autoencoder_of
 from cmidiff.prior.card import Fields
 from cmidiff.prior.conditional import Conditional, ConditionalFlux, ConditionalSD3, ConditionalXL
-from cmidiff.prior.loaded import Loaded
+from cmidiff.prior.network import Loaded
 from cmidiff.prior.pipeline import (
     CONFIG_FILE,
     PICKLED_FILE,

@@ -23,8 +23,7 @@ from cmidiff.prior.hub import HUB, fetch_from_hub
 from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
 from cmidiff.prior.latent import LatentPrior
 from cmidiff.prior.latent_pipeline import Prompt, is_latent, load_latent
-from cmidiff.prior.loaded import Loaded
-from cmidiff.prior.network import NetworkPrior
+from cmidiff.prior.network import Loaded, NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
@@ -195,26 +194,15 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
     network = loaded.network.to(device=options.device, dtype=options.dtype)
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    facts = {name: value for name, value in vars(loaded).items() if name not in ("network", "assumed")}
     return NetworkPrior(
         network.eval().requires_grad_(False),
-        loaded.parametrisation,
-        loaded.schedule,
-        learned_variance=loaded.learned_variance,
-        value_range=loaded.value_range,
-        channels=loaded.channels,
-        multiple=loaded.multiple,
         name=name,
         card={**card, **assumed},
         dtype=options.dtype,
         max_batch=options.max_batch,
-        classes=loaded.classes,
         label=card.get("label") if label is None else label,
-        clip=loaded.clip,
-        size=loaded.size,
-        smooth=loaded.smooth,
-        min_ratio=loaded.min_ratio,
-        max_ratio=loaded.max_ratio,
-        second_moments=loaded.second_moments,
+        **facts,
     )
 
 

@@ -21,19 +21,49 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cmidiff.moments import SecondMoments
-from cmidiff.prior.base import Evaluation, Prediction, Prior, Range, digest, levels
+from cmidiff.prior.base import Denoiser, Evaluation, Prediction, Prior, Range, digest, levels
 from cmidiff.prior.checkpointed import recompute
 from cmidiff.schedule import DDPM, Schedule, within
 
 Parametrisation = Literal["eps", "x0", "v", "flow"]
 Network = Callable[..., Tensor]
+PARAMETRISATIONS: dict[str, Parametrisation] = {"eps": "eps", "x0": "x0", "v": "v", "flow": "flow"}
 TOLERANCE = 1e-6  # of the limits of the noise level: what a time and back may round
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, on the CPU, in the precision of the file, and what its output means.
+
+    Attributes:
+        network: ``(x_t, t)`` or, with ``classes``, ``(x_t, t, label)`` to output.
+        parametrisation, schedule, learned_variance, channels, multiple, classes, value_range, clip, size, smooth,
+            min_ratio, max_ratio, second_moments: see `NetworkPrior`.
+        assumed: what neither the file nor a card states, as ``name = value``.
+    """
+
+    network: nn.Module
+    parametrisation: Parametrisation
+    schedule: Schedule
+    learned_variance: bool
+    channels: int
+    multiple: int
+    classes: int | None = None
+    value_range: tuple[float, float] | None = (-1.0, 1.0)
+    clip: bool = True
+    size: int | None = None
+    smooth: bool = True
+    min_ratio: float = 0.0
+    max_ratio: float = math.inf
+    second_moments: SecondMoments | None = None
+    assumed: tuple[str, ...] = ()
 
 
 class Facts(TypedDict, total=False):
@@ -278,3 +308,26 @@ def _checked_label(label: int | None, classes: int | None, name: str) -> int | N
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
         raise ValueError(f"label must be a class of {name}, from 0 to {classes - 1}, received {label!r}")
     return label
+
+
+def try_prior(prior: Denoiser, shape: tuple[int, ...]) -> None:
+    """Evaluate a prior at the cleanest time of its grid on two signals of zeros, in its precision or in float32.
+
+    Raises:
+        ValueError: the prior is for images and the signals are none, or the output has another shape or is not finite.
+    """
+    if prior.channels is not None and (len(shape) < 2 or shape[0] != prior.channels):
+        raise ValueError(
+            f"shape {shape} is no image of {prior.channels} channels: pass channels=, or value_range=None, "
+            "channels=None for other signals"
+        )
+    x_t = torch.zeros(2, *shape, dtype=prior.dtype or torch.float32, device=prior.device)
+    with torch.no_grad():
+        x_hat = prior(x_t, prior.schedule.grid(2)[-1]).mean
+    if x_hat.shape != x_t.shape:
+        raise ValueError(
+            f"{prior.name} answers {tuple(x_t.shape)} with {tuple(x_hat.shape)}: the output must have x_t's shape, or "
+            "twice its channels with learned_variance=True"
+        )
+    if not bool(torch.isfinite(x_hat).all()):
+        raise ValueError(f"{prior.name} answers zeros with values that are not finite at its cleanest time")

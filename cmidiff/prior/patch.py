@@ -1,8 +1,8 @@
 """The embedded network's shape: diffusers' ``UNet2DModel`` behind a pixel-unshuffle.
 
-Blocks of ``patch x patch`` pixels become channels, so that the finest level costs a ``patch^2``-th for the same
-picture, the idea of FFDNet (Zhang, Zuo,
-Zhang, 2018, https://arxiv.org/abs/1710.04026). With ``patch = 1`` it is the bare network.
+Blocks of ``patch x patch`` pixels become channels, so that the finest level costs a ``patch^2``-th for the same image,
+the idea of FFDNet (Zhang, Zuo, Zhang, 2018, https://arxiv.org/abs/1710.04026). With ``patch = 1`` it is the bare
+network.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.prior.card import Fields, assumed_of, schedule_of, value_range_of
-from cmidiff.prior.loaded import PARAMETRISATIONS, Loaded
-from cmidiff.prior.network import Parametrisation
+from cmidiff.prior.network import PARAMETRISATIONS, Loaded, Parametrisation
 from cmidiff.prior.patch import PatchUNet
 from cmidiff.prior.scheduler import Noise, read_scheduler
 from cmidiff.prior.weights import fill, read_tensors

@@ -1,15 +1,15 @@
-"""A prior on pictures larger than it was trained for: overlapping tiles, blended at every evaluation.
+"""A prior on images larger than it was trained for: overlapping tiles, blended at every evaluation.
 
 With ``R_i`` the crop of tile ``i`` and windows ``W_i`` that sum to one at every pixel (a smooth partition of unity),
 
     x_hat(x_t) = sum_i R_i^T W_i D(R_i x_t, t)            J^T v = sum_i R_i^T J_i^T W_i R_i v
 
-so the sampler, the guidance and CMI see one denoiser of the whole picture, and the physics is never cut. Blending what
+so the sampler, the guidance and CMI see one denoiser of the whole image, and the physics is never cut. Blending what
 diffusion models predict on overlapping windows is the idea of MultiDiffusion (Bar-Tal, Yariv, Lipman, Dekel, 2023,
 https://arxiv.org/abs/2302.08113); the windows here are smooth, and the blend is differentiable.
 
 Tiles are evaluated a chunk at a time. The backward pass evaluates each chunk again with a graph of its own, so that the
-activations of one chunk are all that is ever kept: memory does not grow with the picture (Chen et al., "Training Deep
+activations of one chunk are all that is ever kept: memory does not grow with the image (Chen et al., "Training Deep
 Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174). There is no second derivative: CMI's
 ``finite-difference`` needs none.
 """
