@@ -88,7 +88,7 @@ class BoundMoments(Iterated):
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
 
-    def draw(self, e: Tensor) -> Tensor:
+    def draw(self, e: Tensor) -> Tensor | None:
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
