@@ -36,6 +36,7 @@ from torch.nn.functional import interpolate, pad
 
 from cmidiff import load_prior, measure, restore
 from cmidiff.app.compressed import sigma_denoiser
+from cmidiff.app.photograph import doubt_width
 from cmidiff.metrics import lpips, psnr, ssim
 from cmidiff.physics import (
     Tables,
@@ -140,7 +141,8 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         y = measure(x, true, seed=seed)
         width = float(estimate_blur_width(y[0], 0.01)) if guess is None else 1.5 * guess
         kernel = parse_kernel(f"gaussian:{width}")
-        assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=0.01)
+        noise_std = 0.01 if guess is None else doubt_width(y[0], width, 0.01)[0]  # as the command line does
+        assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=noise_std)
         assert isinstance(true, ValidBlur)
         truth, side = true.crop(x), 16
         padded, point = pad(y, (side,) * 4, mode="reflect")[0].numpy().astype(np.float64), kernel.numpy()
@@ -303,15 +305,15 @@ def run(
     ]
     for methods in (OURS[:1], OURS):
         for path, place in chosen:
-            for number, job in enumerate(JOBS):
+            for job in JOBS:
                 wanted = [*methods] if place < sampled else [*methods[:1]]
                 if job not in jobs.split(";"):
                     continue
                 key = (job, path.name, str(size), prior)
-                case = JOBS[job](crop(path, size), number)
+                case = JOBS[job](crop(path, size), place)
                 ahead = {name: make for name, make in case.free.items() if free and (*key, name) not in done}
                 mine = [name for name in wanted if (*key, name) not in done]
-                results = [(name, *timed(make)) for name, make in ahead.items()] + ours(case, network, number, mine)
+                results = [(name, *timed(make)) for name, make in ahead.items()] + ours(case, network, place, mine)
                 rows = [
                     dict(zip(COLUMNS, (*key, method), strict=False))
                     | score(case, image)

@@ -17,19 +17,20 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from deepinv.physics import GaussianNoise, Inpainting, LinearPhysics
+from deepinv.physics import GaussianNoise, Inpainting, LinearPhysics, Tomography
 from rich.console import Console
 from torch import Tensor
 
 from cmidiff import CMI, load_prior, measure, restore
 from cmidiff.metrics import psnr
-from cmidiff.physics import TASKS
+from cmidiff.physics import TASKS, from_callable
 from cmidiff.result import RestorationWarning
 from cmidiff.sources import list_sources, read_source
 
 NOISES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 STEPS = (10, 25, 100)
-SOLVERS = "dpir,cadps,cadps-diagonal,cadps-exact,cadps-isotropic,pigdm,mcg,dsg,dps,cadps+cmi,pigdm+cmi,dps+cmi"
+BASES = ["cadps", "cadps-diagonal", "cadps-exact", "cadps-isotropic", "pigdm", "mcg", "dsg", "dps"]
+SOLVERS = ",".join(["dpir", *BASES, *(f"{base}+cmi" for base in BASES)])
 COLUMNS: list[str] = [*("task", "noise", "steps", "solver", "psnr", "misfit", "reported")]
 Shape = tuple[int, ...]
 console = Console(stderr=True)
@@ -46,6 +47,27 @@ def scratches(shape: Shape, noise_std: float) -> LinearPhysics:
     noise: Any = GaussianNoise(noise_std)
     size: Any = shape
     return Inpainting(size, mask=mask, noise_model=noise)
+
+
+def mri(shape: Shape, noise_std: float) -> LinearPhysics:
+    """Multi-coil MRI of each colour: four coils, every third line of Fourier space and the eighth in the middle."""
+    rows, columns = (torch.linspace(-1, 1, n) for n in shape[1:])
+    corners = [(a, b) for a in (-1, 1) for b in (-1, 1)]
+    coils = torch.stack([torch.exp(-0.5 * ((rows[:, None] - a) ** 2 + (columns - b) ** 2)) for a, b in corners])
+    coils = coils / coils.square().sum(0).sqrt()
+    line = torch.fft.fftfreq(shape[2]).abs()
+    lines = (torch.arange(shape[2]) % 3 == 0) | (line < 1 / 16)
+
+    def measured(x: Tensor) -> Tensor:
+        return torch.fft.fft2(coils.to(x) * x[:, :, None], norm="ortho")[..., lines]
+
+    return from_callable(measured, shape, noise_std=noise_std)
+
+
+def ct(shape: Shape, noise_std: float) -> LinearPhysics:
+    """Parallel beams from 30 directions."""
+    noise: Any = GaussianNoise(noise_std)
+    return Tomography(angles=30, img_width=shape[2], normalize=True, noise_model=noise)
 
 
 def named(task: str, **options: Any) -> Callable[[Shape, float], LinearPhysics]:
@@ -66,11 +88,18 @@ PHYSICS: dict[str, Callable[[Shape, float], LinearPhysics]] = {
     "super-resolution x2": named("super-resolution", factor=2),
     "super-resolution x4": named("super-resolution", factor=4),
     "colorize": named("colorize"),
+    "MRI, four coils": mri,
+    "CT, 30 angles": ct,
 }
 
 
+def middle(x: Tensor, size: int) -> Tensor:
+    top, left = ((n - size) // 2 for n in x.shape[1:])
+    return x[:, top : top + size, left : left + size]
+
+
 def cells(tasks: str, noises: str, steps: str, solvers: str) -> Iterator[tuple[str, float, int, str]]:
-    for task in tasks.split(","):
+    for task in tasks.split(";"):
         for noise in map(float, noises.split(",")):
             for count in map(int, steps.split(",")):
                 for solver in solvers.split(","):
@@ -128,7 +157,7 @@ def run(
     prior: Annotated[str, typer.Option(help="Name of the prior.")] = "photo",
     size: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 64,
     count: Annotated[int, typer.Option(help="Images.")] = 2,
-    tasks: Annotated[str, typer.Option(help="Tasks, separated by commas.")] = ",".join(PHYSICS),
+    tasks: Annotated[str, typer.Option(help="Tasks, separated by semicolons.")] = ";".join(PHYSICS),
     noises: Annotated[str, typer.Option(help="Noise levels.")] = ",".join(map(str, NOISES)),
     steps: Annotated[str, typer.Option(help="Numbers of steps.")] = ",".join(map(str, STEPS)),
     solvers: Annotated[str, typer.Option(help="Solvers; +cmi adds CMI.")] = SOLVERS,
@@ -137,7 +166,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     table, network = out / f"results-{prior}-{size}-{count}.csv", load_prior(prior)
     chosen = list_sources(images)
-    x = torch.stack([read_source(one)[:, :size, :size] for one in chosen[:: max(1, len(chosen) // count)][:count]])
+    x = torch.stack([middle(read_source(one), size) for one in chosen[:: max(1, len(chosen) // count)][:count]])
     rows = _read(table)
     done = {(row["task"], float(row["noise"]), int(row["steps"]), row["solver"]) for row in rows}
     for cell in cells(tasks, noises, steps, solvers):

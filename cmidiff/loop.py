@@ -143,10 +143,20 @@ def _trace(parts: list[_Part], solver: Solver, index: int, steps: int) -> Trace:
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
-    names = ("x_hat", "misfit", "guidance", "cmi", "residual", "alive")
     own = [solver.report(part.carry) for part in parts]
-    reported = {name: torch.cat([each[name] for each in own]) for name in own[0]}
-    return Trace(index, steps, parts[0].t, joined("x"), *(joined(name) for name in names), reported)
+    return Trace(
+        index,
+        steps,
+        parts[0].t,
+        joined("x"),
+        joined("x_hat"),
+        joined("misfit"),
+        joined("guidance"),
+        joined("cmi"),
+        joined("residual"),
+        joined("alive"),
+        {name: torch.cat([each[name] for each in own]) for name in own[0]},
+    )
 
 
 def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) -> tuple[Seen, ...]:
@@ -154,8 +164,8 @@ def _remembered(past: tuple[Seen, ...], step: Step, alive: Tensor, memory: int) 
     if memory == 0:
         return ()
     x_t, t, x_hat = step.seen
-    kept = Seen(*(torch.where(per_sample(alive, x), x, 0.0) if isinstance(x, Tensor) else x for x in (x_t, t, x_hat)))
-    return (*past, kept)[-memory:]
+    mask = per_sample(alive, x_t)
+    return (*past, Seen(torch.where(mask, x_t, 0.0), t, torch.where(mask, x_hat, 0.0)))[-memory:]
 
 
 def _linearising(problem: Problem, solver: Solver) -> Problem:

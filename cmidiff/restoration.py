@@ -17,7 +17,6 @@ from cmidiff.information import CMI, Contraction, contract
 from cmidiff.intake import Intake, take
 from cmidiff.loop import Trace, sample
 from cmidiff.measurement import nonlinear
-from cmidiff.physics import hidden_disc, known_entries
 from cmidiff.prior import check_memory, load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
@@ -27,8 +26,6 @@ from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Problem, Sampler, Step
 
 SMALL = 4 * 3 * 128**2  # numbers in a batch of states below which memory is not asked after
-HOLE = 12.0  # diameter in pixels of a hidden disc that a point estimate is not started in without samples
-POLISHED, POLISH_STEPS = 4, 12  # samples whose mean a point estimate starts from, and its steps
 Callback = Callable[[Progress], None]
 
 
@@ -52,9 +49,9 @@ def restore(
 ) -> Restoration:
     """Restore ``x`` from ``y = A x + n``, ``n ~ N(0, noise_std^2 I)`` or that of photons.
 
-    Without a ``solver`` the result is the best estimate, by `DPIR`: about 20 evaluations of the prior. Where a large
-    hole must be filled, it starts from the mean of a few samples. ``samples=K`` adds K samples of the posterior by
-    `CADPS`, which show what is uncertain. With a ``solver``, its samples are drawn, and the estimate is their mean.
+    Without a ``solver`` the result is the best estimate, by `DPIR`: about 20 evaluations of the prior. ``samples=K``
+    adds K samples of the posterior by `CADPS`, which show what is uncertain. With a ``solver``, its samples are drawn,
+    and the estimate is their mean.
 
     Args:
         y: measurements, shape (B, ...), floating or complex; never changed.
@@ -187,7 +184,7 @@ class _Run:
                 f"{name} does not work with the latent prior {self.prior.name}: {solver.refuses_decoder}. Choose "
                 "another solver, such as dps, psld or resample"
             )
-        if solver.needs_noise and solver.needs_graph and self.sampler.silent:
+        if solver.needs_noise and (solver.needs_graph or solver.together) and self.sampler.silent:
             raise ValueError(
                 f"{name} uses the noise of the sampler, and {self.sampler!r} has none: use sampler=Ancestral() or "
                 "DDIM(eta=1.0), or DPS"
@@ -196,7 +193,7 @@ class _Run:
             raise ValueError(
                 f"CMI does not act on {name}: {solver.refuses_cmi}. Leave cmi out, or choose another solver"
             )
-        problem = self.problem([(self.intake.seeds[0], 0)], range(1), initial=None)
+        problem = self.problem([(self.intake.seeds[0], 0)], range(1))
         solver.check(problem)
         times = solver.times(problem, solver.default_steps if steps is None else steps)
         for contraction in _contractions(solver, cmi):
@@ -242,7 +239,7 @@ class _Run:
         size = max(1, SMALL // math.prod(self.intake.measurement.shape)) if together else len(samples)
         return [(range(1), samples[k : k + size]) for k in range(0, len(samples), size)]
 
-    def problem(self, rows: list[tuple[Any, int]], images: Iterable[int], initial: Tensor | None) -> Problem:
+    def problem(self, rows: list[tuple[Any, int]], images: Iterable[int]) -> Problem:
         """What rows that run together are made of."""
         measurement = self.intake.measurement
         if len(measurement.y) != len(rows):
@@ -254,8 +251,7 @@ class _Run:
             SeededDraws(rows),
             tuple(images),
             self.prior.clip,
-            initial,
-            SeededDraws([(seed, 0) for seed, _ in rows]),
+            common=SeededDraws([(seed, 0) for seed, _ in rows]),
         )
 
     def draw(self, solver: Solver, cmi: CMI | None, steps: int | None, samples: Sequence[int]) -> list[_Part]:
@@ -267,17 +263,8 @@ class _Run:
 
     def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
-        initial = None
-        if isinstance(solver, DPIR) and self._has_hole():
-            drawn = [part.inside for part in self.draw(CADPS(), None, None, range(POLISHED))]
-            initial = torch.cat(drawn).mean(0, keepdim=True) if self.batch == 1 else torch.stack(drawn).mean(0)
-            steps = POLISH_STEPS if steps is None else steps
-        (part,) = self.run(solver, cmi, steps, [(range(self.batch), [-1])], initial)
+        (part,) = self.run(solver, cmi, steps, [(range(self.batch), [-1])])
         return part
-
-    def _has_hole(self) -> bool:
-        known = known_entries(self.intake.measurement.physics, self.intake.measurement.y)
-        return known is not None and known.ndim == 4 and hidden_disc(known) >= HOLE
 
     def run(
         self,
@@ -285,14 +272,12 @@ class _Run:
         cmi: CMI | None,
         steps: int | None,
         groups: Sequence[tuple[range, Sequence[int]]],
-        initial: Tensor | None = None,
     ) -> list[_Part]:
         """Groups of one run, in each the images outermost."""
         problems = [
             self.problem(
                 [(self.intake.seeds[b], max(k, 0)) for b in images for k in samples],
                 [b for b in images for _ in samples],
-                initial,
             )
             for images, samples in groups
         ]

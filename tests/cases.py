@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -69,6 +70,11 @@ from cmidiff.step import Problem, Sampler, Step
 
 F64 = torch.float64
 Shape = tuple[int, ...]
+
+
+def label(thing: object) -> str:
+    """A text for the name of a test, without addresses of memory: parallel workers must agree on the names."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(thing))
 
 
 def generator(seed: int) -> torch.Generator:

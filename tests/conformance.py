@@ -293,8 +293,8 @@ def solver(data: Any, meta: dict[str, Any], run: dict[str, Any], steps: int) -> 
             return PiGDM(weight=weight, data_variance=1.0, through_clip=True, guard=False), flow
     rate, interval = float(run["cond"]["guidance_scale"]) * math.sqrt(steps / 100), int(run["cond"]["interval"])
     if run["sampler"]["sampler"] == "ddim":
-        return DSG(rate, interval, through_clip=True), DDIM(1.0)
-    dsg = OnePixelDSG(rate, interval, through_clip=True)
+        return DSG(rate, interval, through_clip=True, guard=False), DDIM(1.0)
+    dsg = OnePixelDSG(rate, interval, through_clip=True, guard=False)
     object.__setattr__(dsg, "second", float(sorted(data["timesteps"])[1]))
     return dsg, Ancestral()
 

@@ -94,7 +94,7 @@ def times_of(data: Any) -> list[float]:
 # TDS
 
 
-class AzulaTDS(TDS, Started):
+class AzulaTDS(TDS, Started):  # pyright: ignore[reportIncompatibleVariableOverride]
     """azula: the twisting function with its normalising constant. Its file holds what a step carries to the next."""
 
     def twisted(self, step: Step, x_hat: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def replay_tds_azula(data: Any, meta: dict[str, Any], run: dict[str, Any], name:
     return compared(sample(problem, used, times_of(data)), theirs[1:], used.gains, tensor(data[f"{name}/log_w"]))
 
 
-class AuthorsTDS(TDS, Started):
+class AuthorsTDS(TDS, Started):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The authors' noise-free code: a potential without ``sigma_y``, a clipped proposal, and known pixels pasted at the
     end."""
 

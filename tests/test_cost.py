@@ -28,7 +28,7 @@ from cmidiff.solvers import (
     misfit_gradient,
 )
 from cmidiff.step import Carry, Problem, Sampler, Step
-from tests.cases import F64, measured, mixture, problem_of, randn, step_at
+from tests.cases import F64, label, measured, mixture, problem_of, randn, step_at
 
 ROWS, D, M = 3, 6, 2
 EVERYWHERE = (0.0, float("inf"))
@@ -91,13 +91,13 @@ GRAPH, BARE = (ROWS, True), (ROWS, False)
         (CADPS(Hybrid(high=SecondMoments(), low=of_paper(), switch=1e3)), [GRAPH, BARE]),
         (CADPSReleased(), [GRAPH, BARE]),
     ],
-    ids=str,
+    ids=label,
 )
 def test_evaluations_of_a_solver(solver: Solver, expected: list[tuple[int, bool]]) -> None:
     assert sorted(calls_of_one_step(solver)) == sorted(expected)
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), DPMSolver(), DPMSolver(1), Renoise(), ProbabilityFlow(1)], ids=str)
+@pytest.mark.parametrize("sampler", [DDIM(), DPMSolver(), DPMSolver(1), Renoise(), ProbabilityFlow(1)], ids=label)
 def test_a_sampler_of_one_evaluation(sampler: Sampler) -> None:
     assert calls_of_one_step(PiGDM(), sampler=sampler) == [GRAPH]
 
@@ -113,7 +113,7 @@ def test_a_sampler_of_one_evaluation(sampler: Sampler) -> None:
         ({"covariance": "exact"}, [GRAPH, (2 * ROWS, False)]),
         ({"estimator": "two-term"}, [GRAPH] * 5),
     ],
-    ids=str,
+    ids=label,
 )
 def test_evaluations_of_cmi_on_top_of_dps(options: dict[str, Any], expected: list[tuple[int, bool]]) -> None:
     """By default two rows a sample without a graph, and before the graph of the step exists: they share no memory."""
@@ -135,7 +135,7 @@ def test_cmi_of_every_second_step_costs_nothing_between() -> None:
         (PiGDM(), [GRAPH, GRAPH]),
         (CADPS("moments"), [BARE, BARE]),
     ],
-    ids=str,
+    ids=label,
 )
 def test_heun_builds_a_second_graph_only_where_it_is_differentiated(
     solver: Solver, expected: list[tuple[int, bool]]
@@ -143,8 +143,8 @@ def test_heun_builds_a_second_graph_only_where_it_is_differentiated(
     assert calls_of_one_step(solver, sampler=ProbabilityFlow()) == expected
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(), ProbabilityFlow(), ProbabilityFlow(churn=3.0)], ids=str)
-@pytest.mark.parametrize(("high", "low"), [(SecondMoments(), Exact()), (Isotropic(), SecondMoments())], ids=str)
+@pytest.mark.parametrize("sampler", [Ancestral(), ProbabilityFlow(), ProbabilityFlow(churn=3.0)], ids=label)
+@pytest.mark.parametrize(("high", "low"), [(SecondMoments(), Exact()), (Isotropic(), SecondMoments())], ids=label)
 def test_a_covariance_that_changes_within_a_step_has_its_graph(sampler: Sampler, high: Any, low: Any) -> None:
     """The switch lies between the levels of ``t`` and ``s``, or between those of ``t`` and the churned ``t``."""
     _, problem = counted(sampler)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ from cmidiff.covariance.base import NOISE_FLOOR
 from cmidiff.covariance.diagonal import BoundDiagonal, of_paper, smooth
 from cmidiff.covariance.isotropic import BoundIsotropic
 from cmidiff.covariance.moments import moments_of, wiener_estimate
+from cmidiff.measurement import Measurement
 from cmidiff.moments import SecondMoments as Moments
+from cmidiff.physics import from_mask
 from cmidiff.prior import GaussianMixture, NetworkPrior
 from cmidiff.schedule import VE, VP, RectifiedFlow
 from cmidiff.step import Step
@@ -270,6 +273,19 @@ def test_the_wiener_estimate_is_the_posterior_mean_of_a_gaussian():
     theirs = torch.stack([gaussian_posterior(prior.means[0], cov, matrix, one, 0.05)[0] for one in y])
     ours = wiener_estimate(prior, measured(matrix, y, 0.05, case.shape), iterations=400)
     assert float((ours.flatten(1) - theirs).norm() / theirs.norm()) < 1e-3
+
+
+def test_the_wiener_estimate_continues_the_surroundings_into_a_large_hole():
+    """In single precision, where the inside of the hole hardly shows in the residual of the linear system."""
+    k = torch.arange(48, dtype=torch.float64).clamp_min(0.5)
+    spectrum = 100 / (k[:, None] ** 2 + k**2)  # the law of photographs, from hundreds to less than the noise
+    prior: Any = SimpleNamespace(second_moments=Moments(torch.zeros(3), spectrum.expand(3, 48, 48)), variance=0.3)
+    seen = torch.ones(1, 1, 48, 48)
+    seen[..., 8:40, 8:40] = 0
+    colour = torch.tensor([0.8, -0.3, -0.7]).reshape(1, 3, 1, 1)
+    physics = from_mask(seen, (3, 48, 48), noise_std=0.02)
+    measurement = Measurement(physics.A(colour.expand(1, 3, 48, 48)), physics, 0.02, (3, 48, 48), (3, 48, 48))
+    assert float((wiener_estimate(prior, measurement) - colour).abs().max()) < 0.15
 
 
 def test_moments_that_do_not_come_with_a_prior_are_those_of_its_samples():

@@ -346,8 +346,7 @@ def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
     with Results(tmp_path / "run") as results:
         for row in results.units():
             samples = (
-                torch.stack([scores.read_levels(tmp_path / "run" / row.images[f"sample-{k}"]) for k in range(3)])
-                / 255
+                torch.stack([scores.read_levels(tmp_path / "run" / row.images[f"sample-{k}"]) for k in range(3)]) / 255
             )
             several = truth.expand(3, -1, -1, -1)
             assert row.scores["psnr"] == pytest.approx(float(psnr(samples.double(), several).mean()), abs=0.05)

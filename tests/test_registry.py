@@ -16,7 +16,7 @@ from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry, describe
 from cmidiff.samplers import DDIM, DPMSolver
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
-from tests.cases import F64, pictures
+from tests.cases import F64, label, pictures
 
 REGISTRIES: dict[str, tuple[Registry, Any]] = {
     "solvers": (SOLVERS, Solver),
@@ -49,7 +49,7 @@ def test_every_name_makes_its_thing_with_the_defaults_of_its_class(kind: str) ->
     assert kind != "solvers" or all(SOLVERS.make(name) == thing for name, thing in own.items())
 
 
-@pytest.mark.parametrize(("registry", "thing"), THINGS, ids=[str(thing) for _, thing in THINGS])
+@pytest.mark.parametrize(("registry", "thing"), THINGS, ids=[label(thing) for _, thing in THINGS])
 def test_a_thing_is_spelled_as_text_and_made_again(registry: Registry, thing: Any) -> None:
     spelled = json.loads(json.dumps(registry.spell(thing)))
     assert registry.make(spelled.pop("name"), spelled) == thing

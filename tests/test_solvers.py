@@ -47,6 +47,7 @@ from tests.cases import (
     gaussian,
     gaussian_posterior,
     generator,
+    label,
     measured,
     mixture,
     pictures,
@@ -432,7 +433,23 @@ def test_dsg_guides_each_interval_counted_from_the_end_and_ends_on_the_mean():
         guided = not torch.equal(taken(DSG(0.5, interval=4), at), taken(Unconditional(), at))
         assert guided == (index in (9, 5, 1))
     step = last_step()
-    same(taken(DSG(0.5), step), denoised(step)[0])
+    same(taken(DSG(0.5, guard=False), step), denoised(step)[0])
+
+
+def test_the_guard_of_gradient_solvers_descends_to_the_noise_and_not_below():
+    far, near = a_step(noise_std=0.3), a_step(noise_std=100.0)
+    excess = (Y - denoised(far)[0] @ MATRIX.mT).norm(dim=1) - 0.3 * math.sqrt(M)
+    gradient = norm_gradient(far)
+    length = (excess.clamp_min(0) / gradient.square().sum(1)).clamp_max(50.0)
+    assert bool((excess > 0).all())
+    same(taken(DPS(50.0), far), posterior_kernel(far, denoised(far)[0]) - length[:, None] * gradient)
+    same(taken(DPS(50.0), near), taken(Unconditional(), near))
+    last = last_step(noise_std=0.3)
+    for solver in (DPS(1e9), DSG(0.5)):
+        moved = taken(solver, last) - denoised(last)[0]
+        gradient, residual = norm_gradient(last), (Y - denoised(last)[0] @ MATRIX.mT).norm(dim=1)
+        length = ((residual - 0.3 * math.sqrt(M)).clamp_min(0) / gradient.square().sum(1))[:, None]
+        same(moved, -length * gradient, 1e-6)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "probability-flow", "dpm-solver"])
@@ -470,7 +487,7 @@ def moved(solver: Solver, steps: int) -> Tensor:
         MCG(0.3, lambda step, x: x, guard=False),
         CADPSReleased(0.3),
     ],
-    ids=str,
+    ids=label,
 )
 def test_a_step_size_is_that_of_a_run_of_1000_steps(solver):
     same(moved(solver, 40), 25 * moved(solver, 1000))

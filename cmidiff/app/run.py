@@ -22,7 +22,6 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.restoration import restore
 from cmidiff.result import Progress, Restoration, RestorationWarning, Status
 
-POLISH = 0.75  # of the time of an estimate that starts from the mean of samples, what the samples take
 Watch = Callable[[float, str, float, Tensor | None], None]
 """Receives which fraction is done, what is being done, the misfit, and the estimate so far (C, H, W) or None."""
 
@@ -72,16 +71,10 @@ def restore_part(problem: Problem, settings: Settings, prior: Denoiser, indices:
     if problem.tables is not None:
         values, misfit = restore_compressed(problem, prior, settings, watch)
         return [Sample(ESTIMATE, values, misfit, Status(True, misfit=float(misfit[-1])))]
-    filled = False
 
     def show(now: Progress) -> None:
-        nonlocal filled
-        fraction, doing = now.step / now.steps, "estimate"
-        if now.sample >= 0:
-            filled, doing, fraction = True, "filling what is hidden", POLISH * fraction
-        elif filled:
-            fraction = POLISH + (1 - POLISH) * fraction
-        watch(fraction, f"{doing}, step {now.step} of {now.steps}", float(now.misfit.median()), now.x_hat[0])
+        doing = f"estimate, step {now.step} of {now.steps}"
+        watch(now.step / now.steps, doing, float(now.misfit.median()), now.x_hat[0])
 
     found = _restore(problem, settings, prior, show, solver=settings.solver)
     misfit = found.stats["misfit"].flatten().cpu()

@@ -15,12 +15,10 @@ from cmidiff.app.errors import say
 from cmidiff.app.problem import JPEG, Problem, build_physics
 from cmidiff.app.run import restore_part
 from cmidiff.app.settings import ESTIMATE, Settings
-from cmidiff.physics import Task, hidden_disc
+from cmidiff.physics import Task
 from cmidiff.physics.jpeg import LEVELS
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import Tiled, fitted, starts
-from cmidiff.restoration import HOLE, POLISHED
-from cmidiff.solvers import CADPS
 
 OWN_STEPS = {JPEG: len(LEVELS), "denoise": 1}  # evaluations for an estimate, by task
 SIDE, STEPS = 64, 4  # of the measurement
@@ -43,27 +41,20 @@ class Speed:
         """End a measurement that is under way."""
         self._closed.set()
 
-    def seconds(
-        self, settings: Settings, shape: tuple[int, ...], *, holes: bool = False, task: str | None = None
-    ) -> float:
+    def seconds(self, settings: Settings, shape: tuple[int, ...], *, task: str | None = None) -> float:
         """Return the time that a run on an image of ``shape`` (C, H, W) will take, in seconds.
 
         Args:
-            holes: whether large areas are hidden, so that an estimate starts from samples.
             task: whose estimate may have a number of steps of its own.
         """
         own = (
             replace(settings, steps=OWN_STEPS.get(task or "", settings.steps)) if settings.solver is None else settings
         )
-        total = sum(self._time_part(own if k == ESTIMATE else settings, shape, k) for k in settings.parts)
-        if settings.estimator is not None and holes:
-            polish = replace(settings, solver_name="cadps", solver=CADPS(), cmi=None)
-            total += POLISHED * self._time_part(polish, shape, 0)
-        return total
+        return sum(self._time_part(own if k == ESTIMATE else settings, shape, k) for k in settings.parts)
 
     def learn(self, settings: Settings, problem: Problem, index: int, seconds: float) -> None:
         """Replace the rate of a solver by that of one result of a run: the estimate or a sample."""
-        if index == ESTIMATE and (has_hole(problem) or problem.name in OWN_STEPS):  # it does more, or other things
+        if index == ESTIMATE and problem.name in OWN_STEPS:  # it does other things
             return
         with self._lock:
             self._rates[_name(settings, index)] = seconds / self._cost(settings, problem.shape, index)
@@ -103,17 +94,11 @@ def _name(settings: Settings, index: int) -> str:
     return settings.drawer[0] if index != ESTIMATE or settings.estimator is None else settings.estimator[0]
 
 
-def has_hole(problem: Problem) -> bool:
-    """Whether a mask hides so large an area that an estimate starts from samples."""
-    return problem.seen is not None and hidden_disc(problem.seen) >= HOLE
-
-
 def predict_seconds(problem: Problem, settings: Settings, prior: Denoiser) -> float:
     """Return the time of a run in seconds; 0 where it is short for sure."""
-    results = len(settings.parts) + (POLISHED if has_hole(problem) and settings.estimator is not None else 0)
-    if count_pixels(prior, problem.shape, settings.tile) * results < WORTH:
+    if count_pixels(prior, problem.shape, settings.tile) * len(settings.parts) < WORTH:
         return 0.0
-    return Speed(prior).seconds(settings, problem.shape, holes=has_hole(problem), task=problem.name)
+    return Speed(prior).seconds(settings, problem.shape, task=problem.name)
 
 
 def say_prediction(problem: Problem, settings: Settings, prior: Denoiser) -> None:

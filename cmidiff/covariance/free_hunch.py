@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmidiff.covariance.base import Covariance
 from cmidiff.covariance.exact import checked_iterations
-from cmidiff.covariance.moments import START, BoundMoments, LowRank, moments_of, solve
+from cmidiff.covariance.moments import COARSE, START, BoundMoments, LowRank, moments_of, solve
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import dot, per_sample
 from cmidiff.step import Seen, Step
@@ -124,7 +124,9 @@ class BoundFreeHunch(BoundMoments):
 
     def solve(self, e: Tensor) -> Tensor:
         step, options = self.step, (self.iterations, self.tolerance)
-        return solve(step.measurement, self.variances, e, *options, step.record.residuals, self.low_rank)
+        return solve(
+            step.measurement, self.variances, e, COARSE * step.ratio, *options, step.record.residuals, self.low_rank
+        )
 
     def draw(self, e: Tensor) -> None:
         return None

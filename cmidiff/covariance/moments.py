@@ -22,13 +22,15 @@ from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
-from cmidiff.krylov import conjugate_gradient
+from cmidiff.krylov import conjugate_gradient, dot
 from cmidiff.measurement import Measurement, probe_diagonal
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.wrapped import WrappedPrior
 from cmidiff.schedule import pairs
 from cmidiff.step import Problem, Step
 
+COARSE = 0.1  # noise of a well-conditioned system, relative to what is not known: see `_among_signals`
+ITERATIONS, TOLERANCE = 300, 1e-6  # of conjugate gradients; no network in these products
 START = 4.0  # sigma_t / alpha_t: above it the noise hides what images have beyond their second moments
 SAMPLES, AT_ONCE, STEPS, SIDE = 32, 8, 20, 64  # of the prior itself, where no second moments come with it
 _measured: weakref.WeakKeyDictionary[Denoiser, dict[tuple[int, ...], moments.SecondMoments]] = (
@@ -45,8 +47,8 @@ class SecondMoments(Covariance):
         tolerance: of the linear system, relative.
     """
 
-    iterations: int = 100
-    tolerance: float = 1e-4
+    iterations: int = ITERATIONS
+    tolerance: float = TOLERANCE
 
     def at(self, step: Step) -> BoundMoments:
         spectrum = moments_of(step.prior, step.measurement.shape).spectrum(step.measurement.shape)
@@ -76,7 +78,8 @@ class BoundMoments(Iterated):
 
     def solve(self, e: Tensor) -> Tensor:
         step = self.step
-        return solve(step.measurement, self.variances, e, self.iterations, self.tolerance, step.record.residuals)
+        options = (COARSE * step.ratio, self.iterations, self.tolerance, step.record.residuals)
+        return solve(step.measurement, self.variances, e, *options)
 
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
@@ -129,16 +132,22 @@ def solve(
     measurement: Measurement,
     variances: Tensor,
     e: Tensor,
-    iterations: int,
-    tolerance: float,
+    coarse: float,
+    iterations: int = ITERATIONS,
+    tolerance: float = TOLERANCE,
     residuals: list[Tensor] | None = None,
     low_rank: LowRank | None = None,
 ) -> Tensor:
-    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``, or with that of ``low_rank``."""
+    """``A^T S^-1 e`` with ``Sigma = Q^T diag(variances) Q``, or with that of ``low_rank``.
+
+    Args:
+        coarse: noise level with which the system is well-conditioned, see `_among_signals`.
+    """
     s2 = max(measurement.noise_std, NOISE_FLOOR) ** 2
-    few = measurement.y[0].numel() < 0.5 * math.prod(measurement.shape)
-    found = _among_measurements if few else _among_signals
-    w, residual = found(measurement, variances, e, s2, iterations, tolerance, low_rank)
+    if measurement.y[0].numel() < 0.5 * math.prod(measurement.shape):
+        w, residual = _among_measurements(measurement, variances, e, s2, iterations, tolerance, low_rank)
+    else:
+        w, residual = _among_signals(measurement, variances, e, s2, coarse**2, iterations, tolerance, low_rank)
     if residuals is not None:
         residuals.append(residual)
     return w
@@ -149,6 +158,7 @@ def _among_signals(
     variances: Tensor,
     e: Tensor,
     s2: float,
+    coarse2: float,
     iterations: int,
     tolerance: float,
     low_rank: LowRank | None,
@@ -157,24 +167,34 @@ def _among_signals(
     domain precondition: for denoising and for blurs they are nearly the whole operator.
 
     In u, with ``x = Q^T root u``, the operator is the identity plus a positive matrix: no eigenvalue is below 1.
+    Components that are hidden, as the inside of a hole, have the smallest eigenvalues and hardly show in the residual
+    when ``s2`` is small. They hardly depend on ``s2``: the solution for the noise ``coarse2`` is where the iterations
+    for ``s2`` begin.
     """
-    root = variances.sqrt()
+    root, pulled = variances.sqrt(), dct(measurement.At(e))
 
-    def operator(u: Tensor) -> Tensor:
-        return u + root * (dct(measurement.At(measurement.A(idct(root * u)))) / s2 + rest(root * u))
+    def extra(x: Tensor) -> Tensor | float:
+        return 0.0 if low_rank is None else low_rank.extra(x)
 
-    def rest(u: Tensor) -> Tensor | float:
-        return 0.0 if low_rank is None else low_rank.extra(u)
+    u = residual = torch.zeros_like(pulled)
+    for noise, most in ((coarse2, iterations), (s2, iterations // 3)) if coarse2 > s2 else ((s2, iterations),):
 
-    diagonal = 1 + variances * measurement.spectrum / s2
-    found = conjugate_gradient(
-        operator,
-        root * dct(measurement.At(e)) / s2,
-        iterations=iterations,
-        tolerance=tolerance,
-        precondition=lambda r: r / diagonal,
-    )
-    return idct(found.x / root + rest(root * found.x)), found.residual
+        def operator(u: Tensor, noise: float = noise) -> Tensor:
+            return u + root * (dct(measurement.At(measurement.A(idct(root * u)))) / noise + extra(root * u))
+
+        diagonal = 1 + variances * measurement.spectrum / noise
+        b = root * pulled / noise
+        rest = b - operator(u) if noise == s2 < coarse2 else b
+        found = conjugate_gradient(
+            operator,
+            rest,
+            iterations=most,
+            tolerance=tolerance,
+            precondition=lambda r, diagonal=diagonal: r / diagonal,
+        )
+        u = u + found.x
+        residual = found.residual * (dot(rest, rest) / dot(b, b).clamp_min(torch.finfo(b.dtype).tiny)).sqrt()
+    return idct(u / root + extra(root * u)), residual
 
 
 def _among_measurements(
@@ -206,13 +226,14 @@ def _among_measurements(
     return measurement.At(found.x), found.residual
 
 
-def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: int = 200) -> Tensor:
+def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: int = ITERATIONS) -> Tensor:
     """``mu + C A^T (A C A^T + sigma_y^2 I)^-1 (y - A mu)``: the posterior mean of Gaussian data with the second moments
     of the prior, shape (B, ...) of the canvas."""
     found = moments_of(prior, measurement.shape)
     like = measurement.y.real.new_zeros(len(measurement.y), *measurement.shape)
     mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
-    w = solve(measurement, variances, measurement.residual(mean), iterations, 1e-4)
+    coarse = COARSE * math.sqrt(prior.variance)
+    w = solve(measurement, variances, measurement.residual(mean), coarse, iterations)
     return mean + idct(variances * dct(w))
 
 
@@ -223,7 +244,8 @@ def gaussian_draw(problem: Problem) -> Tensor:
     variances, mean = found.spectrum(measurement.shape).to(like), found.centre(measurement.shape).to(like)
     x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
     n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
-    w = solve(measurement, variances, measurement.residual(x) - n, 200, 1e-4)
+    coarse = COARSE * math.sqrt(problem.prior.variance)
+    w = solve(measurement, variances, measurement.residual(x) - n, coarse)
     return x + idct(variances * dct(w))
 
 

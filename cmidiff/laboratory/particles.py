@@ -70,7 +70,7 @@ def jobs(settings: Settings) -> list[Job]:
     names = (*SOLVERS, EXACT_SAMPLES)
     dimensions, few = ((8,), CROWDS[1]) if settings.quick else ((800, 80, 8), PARTICLES)
     cells: list[tuple[Family, int, int]] = [("mixture-25", d, m) for d in dimensions for m in MEASURED]
-    cells += [(family, 8, 2) for family in CONDITIONALS]
+    cells.extend((family, 8, 2) for family in CONDITIONALS)
     own = [Job(name, *cell, (few,), settings) for name in names for cell in cells]
     return [*own, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.physics import measured_count
 from cmidiff.samplers import Ancestral
 from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
@@ -178,8 +179,9 @@ def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
 def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False) -> Tensor:
     """A step of length ``scale`` down the gradient of the residual's norm, shape of ``x_t``.
 
-    The gradient of a norm does not shrink with the norm. A step longer than ``|r| / |grad|^2`` overshoots the point at
-    which the linearised residual is zero; ``guard`` shortens it to that length (Polyak's step).
+    The gradient of a norm does not shrink with the norm. ``guard`` shortens the step to ``(|r| - sigma_y sqrt(m)) /
+    |grad|^2``, and to nothing where that is negative: there the linearised residual is as large as the noise (Polyak's
+    step). A longer one fits the noise.
 
     Args:
         step: the state.
@@ -191,7 +193,9 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
     if not guard:
         return scale * gradient
     curvature = dot(gradient, gradient)
-    length = (norm / curvature.where(curvature > 0, 1.0)).clamp_max(scale)
+    m = measured_count(step.measurement.physics, step.measurement.y).to(norm)
+    excess = (norm - step.measurement.noise_std * m.sqrt()).clamp_min(0.0)
+    length = (excess / curvature.where(curvature > 0, 1.0)).clamp_max(scale)
     return per_sample(length, gradient) * gradient
 
 

@@ -39,10 +39,11 @@ from torch import Tensor
 from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
-from cmidiff.physics import measured_count
+from cmidiff.physics import known_entries, measured_count
 from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels, shortened
 from cmidiff.step import Carry, Problem, Step
 
+HIDDEN = 4.0  # times the noise level of the first step, where pixels are hidden
 DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 
 
@@ -104,14 +105,20 @@ class CADPS(PosteriorMean):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
         grid of the schedule."""
-        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps, self._sigma.start)
+        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps, self._start(problem))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
-        high = self._sigma.start * problem.unit
+        high = self._start(problem) * problem.unit
         if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
+
+    def _start(self, problem: Problem) -> float:
+        """The noise level at which the run begins. It must hide the mean colour of a hole, which averages over many
+        pixels."""
+        m = problem.measurement
+        return self._sigma.start * (1.0 if known_entries(m.physics, m.y) is None else HIDDEN)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.krylov import dot, per_sample
-from cmidiff.solvers.base import Solver, misfit_gradient
+from cmidiff.solvers.base import Solver, descend, misfit_gradient
 from cmidiff.step import Carry, Step
 
 OFFICIAL_STEPS = 100  # of the script whose rate is the default
@@ -43,11 +43,14 @@ class DSG(Solver):
             ``N`` steps takes ``w sqrt(100 / N)``, at most 1: the radius of a step shrinks as ``1 / sqrt N``, so that
             the sum of the moves is the same. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
+        guard: descend to the noise level in the last step (see `cmidiff.solvers.base.descend`), which has no sphere.
+            The official code does not.
         through_clip: as in `DPS`.
     """
 
     rate: float = 0.2
     interval: int = 1
+    guard: bool = True
     through_clip: bool = False
 
     needs_noise: ClassVar[bool] = True
@@ -73,6 +76,8 @@ class DSG(Solver):
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         x_s, carry = step.advance(carry)
+        if step.last and self.needs_graph and self.guard:
+            return x_s - descend(step, math.inf, guard=True, through_clip=self.through_clip), carry
         if self.rate == 0 or (step.steps - 1 - step.index) % self.interval:
             return x_s, carry
         r = self.radius(step)

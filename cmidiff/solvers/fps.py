@@ -45,6 +45,7 @@ class FPS(Particles):
     renewal: float = 0.95
 
     needs_noise: ClassVar[bool] = True
+    evidence: ClassVar[bool] = False
     refuses_decoder: ClassVar[str] = (
         "it follows one linear operator through all levels, and that of a decoder changes with the state"
     )

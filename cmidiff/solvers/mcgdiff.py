@@ -11,7 +11,8 @@ along the components with ``r_s >= r_tau``, and with the sampler along the other
 ``M_s`` before the move, over that of ``M_t`` at the state. Below all ``r_tau`` the particles are those of the sampler,
 and are weighed by the likelihood at the end.
 
-The official code leaves out the normalising constants, which are needed for the evidence; here they are included.
+The normalising constants are the same for all particles and left out, so that there is no estimate of the evidence.
+The official code subtracts the potential of the first state, which was never added; here it does not enter.
 
 Cardoso, Janati El Idrissi, Le Corff, Moulines, "Monte Carlo Guided Diffusion for Bayesian Linear Inverse Problems",
 2023, https://arxiv.org/abs/2308.07983
@@ -47,6 +48,7 @@ class MCGDiff(Particles):
     kappa: float = 1e-4
 
     needs_noise: ClassVar[bool] = True
+    evidence: ClassVar[bool] = False
     refuses_decoder: ClassVar[str] = (
         "its levels belong to one singular basis, and that of a decoder changes with the state"
     )
@@ -74,8 +76,7 @@ class MCGDiff(Particles):
         return alpha**2 * ((sigma / alpha) ** 2 - own**2 + self.kappa * (1 + own**2)).clamp_min(0.0), seen
 
     def distance(self, step: Step, x: Tensor, level: tuple[float, float], extra: float) -> Tensor:
-        """``-sum (x - M)^2 / (V + extra) / 2``, with its normalising constant, over the components that are measured
-        at a level; shape (B,)."""
+        """``-sum (x - M)^2 / (V + extra) / 2`` over the components that are measured at a level, shape (B,)."""
         m, alpha = step.measurement, level[0]
 
         def root(w2: Tensor) -> Tensor:

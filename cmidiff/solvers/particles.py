@@ -59,6 +59,9 @@ class Cloud(NamedTuple):
 class Particles(Solver):
     """A solver whose samples interact.
 
+    Attributes:
+        evidence: whether its weights estimate ``p(y)``; otherwise they lack constants that all particles share.
+
     Args:
         threshold: resample where the effective sample size is below this share of the particles; 0: at the end only.
 
@@ -70,6 +73,7 @@ class Particles(Solver):
 
     needs_linear: ClassVar[bool] = True
     together: ClassVar[bool] = True
+    evidence: ClassVar[bool] = True
     default_samples: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
@@ -116,7 +120,7 @@ class Particles(Solver):
         return systematic(w, group.uniform("resample"))
 
     def report(self, carry: Cloud) -> dict[str, Tensor]:
-        return {"ess": carry.ess, "log_evidence": carry.log_z}
+        return {"ess": carry.ess} | ({"log_evidence": carry.log_z} if self.evidence else {})
 
 
 def sorting(x: Tensor) -> Tensor:

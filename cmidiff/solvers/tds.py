@@ -46,7 +46,6 @@ class TDS(Particles):
     covariance: Covariance | str = "isotropic"
     scale: float = 1.0
 
-    needs_noise: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
@@ -59,6 +58,10 @@ class TDS(Particles):
         """The covariance in use."""
         assert isinstance(self.covariance, Covariance)
         return self.covariance
+
+    @property
+    def needs_noise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.scale > 0
 
     @property
     def needs_graph(self) -> bool:

@@ -215,25 +215,23 @@ class Page(Layout):
             best = next((side for side in found if side > max(size)), best)
         side = controls["side"] if controls["side"] in found else best
         choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
-        _, longest = self._cost(ask, size, side, holes=True)
-        words = self._words(replace(ask, side=side), size, *found[side], longest)
+        words = self._words(replace(ask, side=side), size, *found[side])
         return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
 
-    def _cost(self, ask: Ask, size: tuple[int, int], side: int, *, holes: bool = False) -> tuple[str, float]:
-        """What is computed for a size, in words, and how many seconds that takes; with large painted areas if asked."""
+    def _cost(self, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
+        """What is computed for a size, in words, and how many seconds that takes."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
         options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
-        seconds = self.speed.seconds(options, (3, height, width), holes=holes, task=CASES[ask.case].task)
+        seconds = self.speed.seconds(options, (3, height, width), task=CASES[ask.case].task)
         return f"{width} x {height} pixels", seconds
 
     @staticmethod
-    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float, longest: float) -> str:
+    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float) -> str:
         photograph = f"{size[1]} x {size[0]} pixels"
         if ask.case == "scratches" and not ask.whole:
             return (
                 f"The result has the size of the photograph, {photograph}. The painted parts and their surroundings "
-                f"are computed at up to {text}, which takes up to about {duration(seconds)}, or {duration(longest)} "
-                "if large areas are painted."
+                f"are computed at up to {text}, which takes up to about {duration(seconds)}."
             )
         return f"The result has {text} (the photograph: {photograph}) and takes about {duration(seconds)}."
 
