@@ -129,6 +129,16 @@ Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[
     str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
 ]
+Prompt = Annotated[str, option("--prompt", text="Of a latent prior: what the image shows, in words.")]
+NegativePrompt = Annotated[str, option("--negative-prompt", text="Of a latent prior: what it does not show.")]
+GuidanceScale = Annotated[
+    float,
+    Option("--guidance-scale", help="Of a latent prior: how much --prompt counts; 1: no guidance.", **number(0, 100)),
+]
+Precision = Annotated[str, Option("--dtype", help="Precision of the networks: float32, bfloat16 or float16.")]
+Checkpointing = Annotated[
+    bool, Option("--checkpointing", help="Less memory for gradients, at the cost of one more evaluation.")
+]
 TILE_HELP = "Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."
 Tile = Annotated[Any, Option("--tile", help=TILE_HELP, parser=_tile, metavar="SIDE")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files of another origin, but never an input.")]

@@ -12,6 +12,7 @@ from cmidiff.information import CMI
 from cmidiff.registry import SOLVERS
 
 SOLVER, SAMPLER, SAMPLES = "dpir", "cadps", 4
+LATENT = "dps"  # what takes the place of both with a latent prior
 NOTHING = line("The result appears here.")
 INTRODUCTION = (
     "# Restore a photograph\nYour photograph stays on this server and is deleted within two hours after your visit."
