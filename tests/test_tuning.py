@@ -297,9 +297,10 @@ CMIS = [
 REVERSE = [Ancestral("large"), DDIM(0.5), ProbabilityFlow(1, churn=2.0), DPMSolver(sde=True), Renoise()]
 
 
-@pytest.mark.parametrize("sampler", REVERSE, ids=str)
-@pytest.mark.parametrize("cmi", CMIS)
-@pytest.mark.parametrize("solver", SOLVERS)
+MIXED = [(solver, CMIS[i % len(CMIS)], REVERSE[i % len(REVERSE)]) for i, solver in enumerate(SOLVERS)]
+
+
+@pytest.mark.parametrize(("solver", "cmi", "sampler"), MIXED, ids=lambda thing: type(thing).__name__)
 def test_a_preset_comes_back_as_it_was(solver: Solver, cmi: CMI | None, sampler: Sampler, tmp_path: Path) -> None:
     provenance = {"prior": 'a "quoted" nàme\n', "scores": [1.5, -2.0], "more": {"odd key": True}}
     preset = Preset(solver, cmi, sampler, 37, provenance)
