@@ -210,9 +210,10 @@ def _fits(kind: Any, value: Any) -> bool | None:
         return callable(value)
     if get_origin(kind) is tuple:
         parts = get_args(kind)
-        each = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
-        fits = isinstance(value, tuple) and len(value) == len(each)
-        return fits and all(_fits(k, v) in (True, None) for k, v in zip(each, value, strict=True))
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(value) == len(each) and all(_fits(k, v) in (True, None) for k, v in zip(each, value, strict=True))
     return None
 
 

@@ -369,4 +369,4 @@ def _contractions(
     asked: list[tuple[Contraction, list[float]]] = [(how, list(times)) for how in solver.contractions]
     if cmi is not None:
         asked.append((cmi.how, [t for t in times if cmi.acts_at(problem, t)]))
-    yield from ((how, at) for how, at in asked if at and how in ("double-backward", "reverse-over-forward"))
+    return ((how, at) for how, at in asked if at and how in ("double-backward", "reverse-over-forward"))

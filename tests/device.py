@@ -23,7 +23,7 @@ WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defaul
 class OnDevice(Tensor):
     """A tensor of the device; ``inner`` holds its numbers on the CPU."""
 
-    inner: Tensor
+    inner: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnDevice:
@@ -33,7 +33,7 @@ class OnDevice(Tensor):
         made.inner = inner.detach()
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

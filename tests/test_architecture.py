@@ -93,5 +93,5 @@ def test_the_drawing_shows_every_module_and_points_down(monkeypatch: pytest.Monk
     assert "step" in graph["loop"] - drawing.reduced(graph)["loop"], "it follows from that of the solvers"
     drawn = xml.etree.ElementTree.fromstring(drawing.svg())
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert sorted(texts) == sorted(graph)
+    assert sorted(filter(None, texts)) == sorted(graph)
     assert all(f"| `{room}` |" in drawing.table() for room in graph)

@@ -133,7 +133,7 @@ def test_the_device_refuses_what_it_must() -> None:
     with Device():
         assert isinstance(torch.zeros(2, device=x.device), OnDevice)
         with pytest.raises(RuntimeError, match="meets one of the device"):
-            x + torch.ones(3)
+            _ = x + torch.ones(3)
         with pytest.raises(TypeError, match=r"no torch\.float64"):
             x.double()
         y = x.detach().requires_grad_()

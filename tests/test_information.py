@@ -4,7 +4,7 @@ import functools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -560,7 +560,7 @@ def test_a_complex_measurement_is_its_real_and_imaginary_parts(estimator):
     drawn = gradient_at(step, Isotropic().at(step), estimator=estimator, contraction="double-backward")
     error = drawn.std(0) / math.sqrt(count)
     whole = step_at(prior, real_one, X_T, 400.0, 390.0)
-    options = {"probe": "coordinate", "contraction": "double-backward"}
+    options: Any = {"probe": "coordinate", "contraction": "double-backward"}
     expected = gradient_at(whole, Isotropic().at(whole), estimator=estimator, probes=2 * D, **options)[0]
     assert float(((drawn.mean(0) - expected) / error).abs().max()) < 4.5
     value, _ = value_at(replace(step, x_t=step.x_t), Isotropic().at(step), probes=1, iterations=8)

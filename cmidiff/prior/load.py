@@ -108,10 +108,10 @@ def load_prior(
     info = info_of(source)
     if stated is not None:
         raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
-    own, composite = isinstance(info, Registered), "above" in info.card
-    if label is not None and (own or composite):
+    composite = "above" in info.card
+    if label is not None and (composite or isinstance(info, Registered)):
         raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
-    if own:
+    if isinstance(info, Registered):
         return _load_registered(info, options)
     return _load_composite(info, options) if composite else _load_network(source, folder, None, label, options)
 

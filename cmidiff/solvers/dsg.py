@@ -69,7 +69,7 @@ class DSG(Solver):
     def radius(self, step: Step) -> Tensor | float:
         """``r`` of all images, or of each, broadcastable over ``x_t``."""
         std = step.std
-        if isinstance(std, float):
+        if not isinstance(std, Tensor):
             return std * math.sqrt(step.x_t[0].numel())
         return per_sample(dot(std, std).sqrt(), step.x_t)
 
