@@ -141,7 +141,7 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         y = measure(x, true, seed=seed)
         width = float(estimate_blur_width(y[0], 0.01)) if guess is None else 1.5 * guess
         kernel = parse_kernel(f"gaussian:{width}")
-        noise_std = 0.01 if guess is None else doubt_width(y[0], width, 0.01)[0]  # as the command line does
+        noise_std = 0.01 if guess in (None, 1.0) else doubt_width(y[0], width, 0.01)[0]  # as the command line does
         assumed = from_kernel(kernel, canvas_shape(kernel, y.shape[1:]), padding="valid", noise_std=noise_std)
         assert isinstance(true, ValidBlur)
         truth, side = true.crop(x), 16
@@ -153,7 +153,10 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         def wiener() -> Tensor:
             from skimage.restoration import wiener as filtered
 
-            tries = [each_channel(lambda c, b=b: filtered(c, point, b, clip=False)) for b in np.logspace(-4, 0, 17)]
+            tries = [
+                each_channel(lambda c, b=b: np.asarray(filtered(c, point, b, clip=False)))
+                for b in np.logspace(-4, 0, 17)
+            ]
             return best(tries, truth)
 
         def richardson_lucy() -> Tensor:

@@ -33,6 +33,7 @@ BASES = ["cadps", "cadps-diagonal", "cadps-exact", "cadps-isotropic", "pigdm", "
 SOLVERS = ",".join(["dpir", *BASES, *(f"{base}+cmi" for base in BASES)])
 COLUMNS: list[str] = [*("task", "noise", "steps", "solver", "psnr", "misfit", "reported")]
 Shape = tuple[int, ...]
+Cell = tuple[str, float, int]
 console = Console(stderr=True)
 
 
@@ -122,12 +123,16 @@ def solve(x: Tensor, prior: Any, task: str, noise: float, steps: int, solver: st
     }
 
 
+def cell_of(row: dict[str, Any]) -> Cell:
+    return row["task"], float(row["noise"]), int(row["steps"])
+
+
 def summarise(rows: list[dict[str, Any]]) -> str:
     """The worst cells of each solver, as Markdown."""
-    best: dict[tuple[str, ...], float] = {}
-    base: dict[tuple[str, ...], float] = {}
+    best: dict[Cell, float] = {}
+    base: dict[Cell, float] = {}
     for row in rows:
-        cell = row["task"], row["noise"], row["steps"]
+        cell = cell_of(row)
         if row["solver"] != "dpir":  # a point estimate has a higher PSNR than any sample
             best[cell] = max(best.get(cell, 0.0), float(row["psnr"]))
         if row["solver"] == "pigdm":
@@ -136,8 +141,8 @@ def summarise(rows: list[dict[str, Any]]) -> str:
     for solver in dict.fromkeys(row["solver"] for row in rows):
         own = [row for row in rows if row["solver"] == solver]
 
-        def gap(row: dict[str, Any], to: dict[tuple[str, ...], float]) -> float:
-            return float(row["psnr"]) - to.get((row["task"], row["noise"], row["steps"]), float("nan"))
+        def gap(row: dict[str, Any], to: dict[Cell, float]) -> float:
+            return float(row["psnr"]) - to[cell_of(row)] if cell_of(row) in to else 0.0
 
         def place(row: dict[str, Any]) -> str:
             return f"{row['task']}, {row['noise']}, {row['steps']} steps"
@@ -147,7 +152,10 @@ def summarise(rows: list[dict[str, Any]]) -> str:
         misfit = max(noisy, key=lambda r: float(r["misfit"])) if noisy else None
         said = "" if misfit is None or int(misfit["reported"]) else ", not reported"
         lost = f"{gap(to_best, best):+.2f} ({place(to_best)}) | {gap(to_base, base):+.2f} ({place(to_base)})"
-        lines.append(f"| {solver} | {lost} | " + (f"{misfit['misfit']} ({place(misfit)}{said}) |" if misfit else "- |"))
+        lines.append(
+            f"| {solver} | {lost} | "
+            + (f"{float(misfit['misfit']):.2f} ({place(misfit)}{said}) |" if misfit else "- |")
+        )
     return "\n".join(lines)
 
 

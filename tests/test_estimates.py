@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, parse_kernel
+from cmidiff.app.photograph import read_problem
+from cmidiff.images import write_image
+from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
 
 PLANE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
 
@@ -105,3 +107,26 @@ def test_a_sharp_image_has_no_width() -> None:
         estimate_blur_width(x, 0.01, largest=0.2)
     with pytest.raises(ValueError, match="noise_std must be"):
         estimate_blur_width(x, -1.0)
+
+
+def test_the_width_of_a_photographs_blur_is_found_and_a_stated_one_that_is_too_wide_is_doubted(tmp_path: Path) -> None:
+    kernel = parse_kernel("gaussian:2")
+    canvas = canvas_shape(kernel, (3, 128, 128))
+    blurred = from_kernel(kernel, canvas, padding="valid", noise_std=0.005, dtype=torch.float64)
+    y = measure(power_law(canvas[1], 3)[None], blurred, seed=0)[0]
+    write_image(tmp_path / "b.png", y.float(), bits=16)
+    found = [
+        read_problem(tmp_path / "b.png", kernel=Path("gaussian:auto")),
+        read_problem(tmp_path / "b.png", "deblur-gaussian"),
+    ]
+    width = float(found[0].assumed[1].split("gaussian:")[1].split()[0])
+    assert found[0].assumed == found[1].assumed
+    assert 1.6 < width < 2.4
+    assert found[0].result_shape == (3, 128, 128)
+    assert found[0].shape[1] > 128
+    fits, wide = (read_problem(tmp_path / "b.png", kernel=Path(f"gaussian:{w}")) for w in (width, 1.3 * width))
+    assert len(fits.assumed) == 1
+    assert "less blurred than stated" in wide.assumed[1]
+    assert wide.noise_std == pytest.approx(4 * fits.noise_std, rel=0.05)
+    stated = read_problem(tmp_path / "b.png", kernel=Path("gaussian:4"), noise_std=0.005)
+    assert stated.noise_std == 0.005, "what is stated is not replaced"

@@ -244,16 +244,18 @@ def priors() -> None:
     """What can be loaded, and what is on this machine."""
     from rich.table import Table
 
-    from cmidiff.prior import PRIORS
     from cmidiff.prior.hub import LATENT_PRIORS
+    from cmidiff.prior.known import info_of
+    from cmidiff.registry import PRIORS
 
+    infos = [info_of(name) for name in PRIORS.loadable()]
     listing = Table()
     for name in ("name", "present", "what it is", "licence"):
         listing.add_column(name, overflow="fold")
-    for info in PRIORS.values():
+    for info in infos:
         listing.add_row(info.name, "yes" if info.where() else "no", info.description, info.licence)
     out.print(listing)
-    for info in PRIORS.values():
+    for info in infos:
         if info.where() is None:
             print(f"{info.name} {info.remedy}")
     print("latent priors of the hub (those with text: pip install 'cmidiff[latent]'; docs/latent.md):")

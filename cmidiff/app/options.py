@@ -11,15 +11,12 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from cmidiff.registry import SOLVERS
+from cmidiff.registry import SOLVERS, TASKS
 
 MOST = 10**6  # of what is counted: samples, trials, steps
 WIDEST = 65536  # pixels of what is a length in an image
 LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
-TASK_HELP = (
-    "How the image was degraded: denoise, inpaint-box, inpaint-random, inpaint-scratches, deblur-gaussian, "
-    "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
-)
+TASK_HELP = f"How the image was degraded: {', '.join(TASKS)}."
 RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
 KERNEL_HELP = (
     "The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels; gaussian:auto finds its "

@@ -36,7 +36,7 @@ from cmidiff.physics import (
 LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measurement for more exact
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
-DOUBTFUL, MOST_DOUBT = 1.15, 1.6  # times the found width: from where a stated one is doubted, and at most how much
+DOUBTFUL, MOST_DOUBT = 1.05, 4.0  # times the found width, from where a stated one is doubted; most times the noise
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
 AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
 BOTH = "--kernel describes the blur: leave out --std and --kernel-size"
@@ -318,8 +318,8 @@ def find_width(values: Tensor, noise_std: float) -> tuple[float, str]:
 def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, tuple[str, ...]]:
     """Compare the stated width of a Gaussian blur with the image.
 
-    A kernel that is too wide sharpens too much. Where the image is less blurred than stated, by more than the usual
-    error of an estimate, more noise is to be assumed: the cube of the ratio keeps rings away.
+    A kernel that is too wide sharpens too much. Where the image is less blurred than stated, more noise is to be
+    assumed, by the eighth power of the ratio: twice as much against rings where the stated width is 15% too large.
 
     Returns:
         The noise to assume, and what was found, in words; none where the image agrees.
@@ -329,7 +329,7 @@ def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, 
     found, _ = find_width(values, noise_std)
     if width <= DOUBTFUL * found:
         return noise_std, ()
-    more = float(f"{noise_std * min(width / found, MOST_DOUBT) ** 3:.3g}")
+    more = float(f"{noise_std * min((width / found / DOUBTFUL) ** 8, MOST_DOUBT):.3g}")
     return more, (
         f"noise {more:g} against rings, because the image looks less blurred than stated (gaussian:{found:g}; "
         f"--kernel {AUTO} takes that)",

@@ -15,9 +15,9 @@ from cmidiff.config import unknown
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.hub import HUB, hub_repository
-from cmidiff.prior.known import PRIORS
+from cmidiff.prior.known import info_of
 from cmidiff.prior.weights import SUFFIXES
-from cmidiff.registry import SOLVERS, describe
+from cmidiff.registry import PRIORS, SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Sampler
 
@@ -210,7 +210,7 @@ def check_prior(prior: str) -> None:
     if prior.startswith(HUB):
         hub_repository(prior)
     elif prior in PRIORS:
-        info = PRIORS[prior]
+        info = info_of(prior)
         if info.where() is None and info.url is None and info.fallback is None:
             raise ValueError(f"the prior {prior} {info.remedy}")
     elif not Path(prior).exists():

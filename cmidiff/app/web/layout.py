@@ -93,7 +93,7 @@ class Layout:
             )
             self.seed = gr.Number(0, label="Seed", info="Of what is random.", min_width=140, elem_id="seed")
         with gr.Row():
-            self.solver = gr.Dropdown(list(SOLVERS), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
+            self.solver = gr.Dropdown(SOLVERS.loadable(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
             self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
                 label="Steps",
                 info=f"At most {self.limits.steps}.",
@@ -139,7 +139,7 @@ class Layout:
 
 def samplers() -> list[str]:
     """Return the names of the solvers that draw samples."""
-    return [name for name in SOLVERS if name != SOLVER and not SOLVERS.make(name).point]
+    return [name for name in SOLVERS.loadable() if name != SOLVER and not SOLVERS.make(name).point]
 
 
 def strength_of(name: str) -> dict[str, Any]:
