@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmidiff import CMI, DPS, measure, restore
 from cmidiff.information import contract
 from cmidiff.physics import inpaint_random
-from cmidiff.prior import PRIORS, NetworkPrior, estimate_memory, load_network
+from cmidiff.prior import NetworkPrior, estimate_memory, load_network
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
 from cmidiff.prior.guided_diffusion import stated_config
+from cmidiff.prior.known import info_of
 from cmidiff.samplers import Ancestral
 from cmidiff.step import Problem, Step
 
@@ -68,7 +69,7 @@ SETTINGS = (
 
 
 def config_of(name: str) -> ADMConfig:
-    return stated_config(Fields(PRIORS[name].card["architecture"], name))
+    return stated_config(Fields(info_of(name).card["architecture"], name))
 
 
 def prior_of(name: str, setting: Setting, device: str) -> NetworkPrior:

@@ -153,7 +153,10 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
         def wiener() -> Tensor:
             from skimage.restoration import wiener as filtered
 
-            tries = [each_channel(lambda c, b=b: filtered(c, point, b, clip=False)) for b in np.logspace(-4, 0, 17)]
+            tries = [
+                each_channel(lambda c, b=b: np.asarray(filtered(c, point, b, clip=False)))
+                for b in np.logspace(-4, 0, 17)
+            ]
             return best(tries, truth)
 
         def richardson_lucy() -> Tensor:

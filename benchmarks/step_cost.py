@@ -196,6 +196,7 @@ def contestants(b: Bench) -> dict[str, Turn]:
         "CA-DPS diagonal": b.run(CADPS("diagonal")),
         "CA-DPS exact": b.run(CADPS("exact")),
         "CA-DPS released": b.run(CADPSReleased()),
+        **{name: b.run(SOLVERS.make(name)) for name in ("free-hunch", "mmps", "tmpd", "diffpir", "ddnm", "sitcom")},
         "DPS, in a run": b.whole_run(DPS()),
         "cadps, in a run": b.whole_run(SOLVERS.make("cadps")),
         "DPS + CMI, in a run": b.whole_run(DPS(), CMI()),

@@ -7,12 +7,17 @@ Both report what is wrong in one line, and names that are not known with the nea
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
+import functools
+import math
+import numbers
 import tomllib
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError, ValidationInfo, create_model
 from pydantic_core import ArgsKwargs, PydanticCustomError
@@ -139,3 +144,84 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
     for name in table:
         if name not in known:
             raise ValueError(f"{where} has no option {name!r}: {suggest(name, known) if known else 'it has none'}")
+
+
+class Checked:
+    """A dataclass whose options are checked against its annotations when it is made.
+
+    Booleans, numbers, texts, `Literal`, functions and tuples of these are checked, before the ``__post_init__`` of the
+    class; any other annotation is left to the class.
+
+    Raises:
+        ValueError: a value of another kind, or NaN.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__post_init__")
+        if own is not None:
+
+            @functools.wraps(own)
+            def checked(self: Any) -> None:
+                check_fields(self)
+                own(self)
+
+            cls.__post_init__ = checked
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def check_fields(thing: Any) -> None:
+    """Check the fields of a dataclass against its annotations; see `Checked`."""
+    for name, kinds in _annotations(type(thing)).items():
+        value = getattr(thing, name)
+        if not any(_fits(kind, value) in (True, None) for kind in kinds):
+            wanted = " or ".join(dict.fromkeys(_words(kind) for kind in kinds))
+            raise ValueError(f"{type(thing).__name__}: {name} must be {wanted}, received {value!r}")
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The alternatives that are allowed for each field."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # annotations that exist for type checkers alone
+        return {}
+    fields = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []
+    union = (Union, types.UnionType)
+    return {name: get_args(hints[name]) if get_origin(hints[name]) in union else (hints[name],) for name in fields}
+
+
+def _fits(kind: Any, value: Any) -> bool | None:
+    """Whether a value is of a kind; None for a kind that is not checked."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return number and isinstance(value, numbers.Integral)
+    if kind is float:
+        return number and not math.isnan(value)
+    if kind in (str, types.NoneType):
+        return isinstance(value, kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
+    if get_origin(kind) is collections.abc.Callable:
+        return callable(value)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(value) == len(each) and all(_fits(k, v) in (True, None) for k, v in zip(each, value, strict=True))
+    return None
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        return f"one of {', '.join(choices)}" if isinstance(choices[0], str) else " or ".join(map(str, choices))
+    if get_origin(kind) is tuple:
+        return f"a tuple ({', '.join('...' if part is ... else _words(part) for part in get_args(kind))})"
+    named = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+    return named.get(kind, "a function")

@@ -44,12 +44,17 @@ class Solution(NamedTuple):
     residual: Tensor
 
 
+def tight(dtype: torch.dtype) -> float:
+    """The relative residual at which a linear system counts as solved: 1e-10 in double precision, otherwise 1e-6."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
+
+
 def conjugate_gradient(
     operator: Operator,
     b: Tensor,
     *,
     iterations: int,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
     curvature: float = 0.0,
     precondition: Operator | None = None,
 ) -> Solution:
@@ -62,7 +67,8 @@ def conjugate_gradient(
         operator: ``v -> S v``, shape (B, ...).
         b: right-hand sides, shape (B, ...).
         iterations: at most this many products.
-        tolerance: a sample stops when ``|b - S x| <= tolerance |b|``.
+        tolerance: a sample stops when ``|b - S x| <= tolerance |b|``; None: `tight`. A loose one makes the number of
+            iterations, and with it the result, depend on how the batch rounds.
         curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``: the operator is
             not the positive matrix it should be in that direction (a network's Jacobian need be neither symmetric nor
             positive).
@@ -70,6 +76,7 @@ def conjugate_gradient(
 
     Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
+    tolerance = tight(b.real.dtype) if tolerance is None else tolerance
     z = b if precondition is None else precondition(b)
     x, r, p, rz = torch.zeros_like(b), b, z, dot(b, z)
     bb = rr = dot(b, b)

@@ -28,8 +28,8 @@ class Trace:
         x_s: the new state, shape (B, ...).
         x_hat: the denoised image of the step, shape (B, ...), clipped as in the sampler.
         misfit: ``|y - A x_hat| / (sigma_y sqrt m)``.
-        guidance: norm of the move by the measurement, in units of ``x_s`` (with Heun's rule, its own correction
-            included).
+        guidance: norm of the move by the measurement, in units of ``x_s`` (see `Solver.unguided`; with Heun's rule,
+            its own correction included).
         cmi: norm of the move by CMI that was applied, in units of ``x_s`` (with Heun's rule, of its first half).
         residual: largest relative residual of the step's linear solves; 0 without one.
         alive: False for rows that have diverged; their state is set to zero and their ``x_hat`` is the last finite one.
@@ -120,7 +120,8 @@ class _Part:
         last = torch.where(per_sample(alive, self.x_hat), x_hat, self.x_hat)
         misfit = problem.measurement.misfit(x_hat)
         past = _remembered(self.past, step, alive, max(solver.memory, 0 if cmi is None else cmi.memory))
-        return replace(part, guidance=_norm(x_s - _plain(step)), x_hat=last, misfit=misfit, alive=alive, past=past)
+        guidance = _norm(x_s - solver.unguided(step))
+        return replace(part, guidance=guidance, x_hat=last, misfit=misfit, alive=alive, past=past)
 
     def checked(self, solver: Solver, last: bool) -> _Part:
         """With the rows that have diverged at zero; the restoration in the place of the last state."""
@@ -208,15 +209,6 @@ def _moved(step: Step, solver: Solver) -> Tensor:
             "in its step, or state the reason in its `refuses_cmi`"
         )
     return abs(step.coefficients[1]) * _norm(step.record.corrections[0])
-
-
-def _plain(step: Step) -> Tensor:
-    """``x_s`` without the measurement."""
-    a, b = step.coefficients
-    x_hat = step.clipped(step.x_hat.detach())
-    mean = a * step.x_t.detach() + b * (x_hat if step.correction is None else step.clipped(x_hat + step.correction))
-    std = step.std
-    return mean if isinstance(std, float) and std == 0.0 else mean + std * step.z
 
 
 def _needs_graph(step: Step, solver: Solver, cmi: CMI | None) -> bool:

@@ -26,8 +26,10 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
@@ -76,6 +78,34 @@ class Measurement:
     weight: Tensor | None = None
     decoder: Decoder | None = None
     iterations: int | None = None
+
+    def take(self, rows: Sequence[int]) -> Measurement:
+        """The measurement of some images of its batch, or of one image several times.
+
+        Args:
+            rows: which images, in any order.
+
+        Raises:
+            ValueError: the physics holds parameters for each image and cannot be applied to some of them.
+        """
+        count = len(self.y)
+        if list(rows) == list(range(count)):
+            return self
+        own = replace(self, y=self.y[list(rows)], weight=_rows(self.weight, rows, count))
+        if count == 1:
+            return own
+        x = SeededDraws([(0, k) for k in range(count)]).normal("rows", 0, self.y.real.new_zeros(count, *self.image))
+        expected = self.physics.A(x)[list(rows)]
+        for physics in (self.physics, _physics_rows(self.physics, rows, count)):
+            own = replace(own, physics=physics)
+            with contextlib.suppress(RuntimeError, ValueError, IndexError):
+                found = physics.A(x[list(rows)])
+                if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+                    return own
+        raise ValueError(
+            f"{type(self.physics).__name__} cannot be applied to a part of its batch of {count} images: restore "
+            "them one by one, or leave batch_size out"
+        )
 
     @property
     def linear(self) -> bool:
@@ -199,12 +229,8 @@ class Measurement:
         s2 = self.noise_std**2
         if self._decomposed:
             return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
-        tolerance = 1e-10 if e.real.dtype == torch.float64 else 1e-5
         found = conjugate_gradient(
-            lambda v: s2 * v + r2 * self.At(self.A(v)),
-            self.At(e),
-            iterations=self.iterations or 200,
-            tolerance=tolerance,
+            lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=self.iterations or 200
         )
         if residuals is not None:
             residuals.append(found.residual)
@@ -344,6 +370,23 @@ def _squares(w: Tensor) -> Tensor:
     w2 = (w.conj() * w).real
     largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
     return torch.where(w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest, w2, 0.0)
+
+
+def _rows(value: Tensor | None, rows: Sequence[int], count: int) -> Tensor | None:
+    """The rows of a tensor that has one for each image."""
+    return value[list(rows)] if value is not None and value.ndim > 0 and len(value) == count else value
+
+
+def _physics_rows(physics: Physics, rows: Sequence[int], count: int) -> Physics:
+    """A copy of a physics with the parameters of some of its images."""
+    own = copy.deepcopy(physics)
+    for module in own.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = _rows(value, rows, count)
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(cast(Tensor, _rows(value.data, rows, count)), False)
+    return own
 
 
 def nonlinear(what: str, physics: Physics) -> str:

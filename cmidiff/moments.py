@@ -26,7 +26,7 @@ LOWEST = 0.5  # frequency, in steps of the DCT, that stands for the constant coe
 SMALLEST = 1e-8  # of the largest variance: keeps logarithms and inverses finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SecondMoments:
     """Mean and variances of a signal in the DCT domain, in the units of a prior.
 

@@ -2,8 +2,9 @@
 
 A name means the same everywhere: in `cmidiff.restore`, at the command line, in evaluations and presets, on the web
 page. Another package adds names by entry points of the group `cmidiff.solvers`, `cmidiff.samplers`,
-`cmidiff.covariances`, `cmidiff.tasks` or `cmidiff.priors`; what an entry point refers to is called without arguments.
-Nothing is imported before it is made.
+`cmidiff.covariances`, `cmidiff.tasks` or `cmidiff.priors`. What an entry point refers to is called without arguments
+and returns the solver, sampler, covariance or prior; a task is called with the shape of the images and its parameters,
+as those of `cmidiff.physics` are. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 from cmidiff.config import check_options, unknown
 
 
-class Registry(Mapping[str, str]):
-    """Names of one kind, and where each is found (``module:attribute``).
+class Registry(Mapping[str, Callable[..., Any]]):
+    """Names of one kind, and what makes the thing of each.
 
     Args:
         kind: what is registered, for messages.
         group: of the entry points.
-        builtin: the names of this package.
+        builtin: the names of this package, and where each is found (``module:attribute``).
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
@@ -37,10 +38,24 @@ class Registry(Mapping[str, str]):
         foreign = {point.name: point.value for point in entry_points(group=self.group)}
         return {**foreign, **self.builtin}  # a name of this package is not taken by another
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """What makes the thing of a name.
+
+        Raises:
+            ValueError: an unknown name, or a registration that leads nowhere.
+        """
         if name not in self._all:
             raise ValueError(unknown(self.kind, name, self._all))
-        return self._all[name]
+        module, _, path = self._all[name].partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except Exception as error:  # whatever the code of another package raises when it is imported
+            raise ValueError(
+                f"the {self.kind} {name!r} is registered as {self._all[name]} and cannot be loaded: {error}"
+            ) from error
+        return found
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._all
@@ -51,26 +66,18 @@ class Registry(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def find(self, name: str) -> Callable[..., Any]:
-        """What makes the thing of a name.
-
-        Raises:
-            ValueError: an unknown name, or a registration that leads nowhere.
-        """
-        module, _, path = self[name].partition(":")
-        try:
-            found: Any = importlib.import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"the {self.kind} {name!r} is registered as {self[name]} and cannot be loaded: {error}"
-            ) from error
+    def loadable(self) -> list[str]:
+        """The names whose registration leads somewhere."""
+        found = []
+        for name in self:
+            with contextlib.suppress(ValueError):
+                self[name]
+                found.append(name)
         return found
 
     def options(self, name: str) -> dict[str, Any]:
         """The options of a name and their defaults; functions cannot be given as options."""
-        return _options(self.find(name)())
+        return _options(self[name]())
 
     def make(self, name: str, options: Mapping[str, Any] | None = None) -> Any:
         """The thing of a name.
@@ -83,7 +90,7 @@ class Registry(Mapping[str, str]):
         Raises:
             ValueError, TypeError: an unknown name or option (the known ones are listed), or a value that is refused.
         """
-        return configure(self.find(name)(), options or {}, f"{self.kind} {name!r}")
+        return configure(self[name](), options or {}, f"{self.kind} {name!r}")
 
     def read(self, table: Mapping[str, Any]) -> Any:
         """The thing that a table with its name and options describes, as `spell` returns it.
@@ -108,7 +115,7 @@ class Registry(Mapping[str, str]):
         own, spelled = spell_options(thing), []
         for name in self:
             with contextlib.suppress(ValueError):  # a registration that leads nowhere spells nothing
-                made = self.find(name)()
+                made = self[name]()
                 if type(made) is type(thing):
                     implied = spell_options(made)
                     different = {k: v for k, v in own.items() if v != implied.get(k)}
@@ -262,5 +269,34 @@ COVARIANCES = Registry(
         "convert": "cmidiff.covariance:Convert",
         "wavelet": "cmidiff.covariance:Wavelet",
         "free-hunch": "cmidiff.covariance:FreeHunch",
+    },
+)
+TASKS = Registry(
+    "task",
+    "cmidiff.tasks",
+    {
+        "denoise": "cmidiff.physics:denoise",
+        "inpaint-box": "cmidiff.physics:inpaint_box",
+        "inpaint-random": "cmidiff.physics:inpaint_random",
+        "inpaint-scratches": "cmidiff.physics:inpaint_scratches",
+        "deblur-gaussian": "cmidiff.physics:deblur_gaussian",
+        "deblur-motion": "cmidiff.physics:deblur_motion",
+        "super-resolution": "cmidiff.physics:super_resolution",
+        "colorize": "cmidiff.physics:colorize",
+        "compressed-sensing": "cmidiff.physics:compressed_sensing",
+        "phase-retrieval": "cmidiff.physics:phase_retrieval",
+        "hdr": "cmidiff.physics:hdr",
+        "nonlinear-blur": "cmidiff.physics:nonlinear_blur",
+    },
+)
+PRIORS = Registry(
+    "prior",
+    "cmidiff.priors",
+    {
+        "photo": "cmidiff.prior.known:PHOTO",
+        "natural-64": "cmidiff.prior.known:NATURAL_64",
+        "drunet": "cmidiff.prior.known:DRUNET",
+        "ffhq-256": "cmidiff.prior.known:FFHQ_256",
+        "imagenet-256": "cmidiff.prior.known:IMAGENET_256",
     },
 )

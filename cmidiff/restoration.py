@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -17,7 +18,7 @@ from cmidiff.information import CMI, Contraction, contract
 from cmidiff.intake import Intake, take
 from cmidiff.loop import Trace, sample
 from cmidiff.measurement import nonlinear
-from cmidiff.prior import check_memory, load_prior
+from cmidiff.prior import check_memory, check_prior, load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SAMPLERS, SOLVERS
@@ -33,10 +34,10 @@ Callback = Callable[[Progress], None]
 def restore(
     y: Tensor,
     physics: Physics,
-    prior: Denoiser | str = "photo",
+    prior: Denoiser | str | Path = "photo",
     *,
     solver: Solver | type[Solver] | str | None = None,
-    cmi: CMI | bool | None = None,
+    cmi: CMI | type[CMI] | bool | None = None,
     noise_std: float | None = None,
     sampler: Sampler | type | str | None = None,
     steps: int | None = None,
@@ -45,6 +46,7 @@ def restore(
     seed: int | Sequence[int] = 0,
     value_range: tuple[float, float] | None = (0.0, 1.0),
     tile: int | Literal["auto"] | None = "auto",
+    batch_size: int | None = None,
     callback: Callback | None = None,
 ) -> Restoration:
     """Restore ``x`` from ``y = A x + n``, ``n ~ N(0, noise_std^2 I)`` or that of photons.
@@ -73,6 +75,8 @@ def restore(
         value_range: range of the images behind ``y``; None: ``y`` and the result are in the prior's own units.
         tile: side of overlapping tiles in which the prior sees the image (see `cmidiff.prior.tiles.Tiled`); None: the
             image as a whole; ``auto``: tiles where the image is far larger than those that the prior was trained on.
+        batch_size: at most this many images or samples are computed at once, which bounds the memory; None: all images,
+            or all samples of one image. Results do not depend on it.
         callback: called after each step.
 
     Returns:
@@ -84,7 +88,8 @@ def restore(
     Warns:
         RestorationWarning: a result does not explain its measurement (its misfit is above `MISFIT_BOUND`).
     """
-    prior = load_prior(prior) if isinstance(prior, str) else prior
+    prior = load_prior(prior) if isinstance(prior, str | Path) else prior
+    check_prior(prior)
     sampler = None if sampler is None else SAMPLERS.resolve(sampler)
     if not isinstance(sampler, Sampler | None):
         raise TypeError(f"sampler must be a sampler or its name, one of {', '.join(SAMPLERS)}, received {sampler!r}")
@@ -98,10 +103,12 @@ def restore(
         chosen, point = (CADPS(), DPIR()) if plain else (DPS(), None)
     if isinstance(first_sample, bool) or not isinstance(first_sample, int) or first_sample < 0:
         raise ValueError(f"first_sample must be a whole number >= 0, received {first_sample!r}")
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be a whole number >= 1 or None, received {batch_size!r}")
     count = _count(samples, solver is not None or point is None, point, solver, chosen.default_samples)
     intake = take(y, physics, prior, noise_std, value_range, seed)
     used_sampler = chosen.sampler if sampler is None else sampler
-    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), used_sampler, callback)
+    run = _Run(intake, fitted(prior, intake.measurement.shape, tile), used_sampler, batch_size, callback)
     named = cmi if point is chosen else None  # the estimate that comes with samples is not corrected
     for used, correction in ((point, named), (chosen if count else None, cmi)):
         if used is not None:
@@ -109,14 +116,15 @@ def restore(
     if cmi is not None and cmi.eta != 0 and not count and point is not chosen:
         raise ValueError("cmi corrects samples, and none is drawn: pass samples=K, or a solver")
     drawn = run.draw(chosen, cmi, steps, range(first_sample, first_sample + count)) if count else None
-    result = run.collect(drawn, None if point is None else run.estimate(point, named, steps), solver is not None)
+    result = _collected(drawn, None if point is None else run.estimate(point, named, steps), len(y), solver is not None)
     _warn(result)
     return result
 
 
-def _correction(cmi: CMI | bool | None) -> CMI | None:
+def _correction(cmi: CMI | type[CMI] | bool | None) -> CMI | None:
     if isinstance(cmi, bool):
         return CMI() if cmi else None
+    cmi = CMI() if cmi is CMI else cmi
     if cmi is not None and not isinstance(cmi, CMI):
         raise TypeError(f"cmi must be a CMI, True or None, received {cmi!r}: pass cmi=CMI(eta=0.1)")
     return cmi
@@ -147,12 +155,23 @@ def _warn(result: Restoration) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows that ran together: images (N, ...), their status, and statistics per step, (steps, N)."""
+    """Finished rows: the image and the sample of each, results (N, ...), their status, and statistics, (steps, N)."""
 
+    rows: list[tuple[int, int]]
     x: Tensor
     inside: Tensor
     status: list[Status]
     stats: dict[str, Tensor]
+
+    @classmethod
+    def join(cls, parts: Sequence[_Part]) -> _Part:
+        """The rows of all parts, image by image and sample by sample."""
+        rows = [row for part in parts for row in part.rows]
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        status = [one for part in parts for one in part.status]
+        x, inside = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("x", "inside"))
+        stats = {name: torch.cat([part.stats[name] for part in parts], 1)[:, order] for name in parts[0].stats}
+        return cls([rows[i] for i in order], x, inside, [status[i] for i in order], stats)
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,7 @@ class _Run:
     intake: Intake
     prior: Denoiser
     sampler: Sampler
+    batch_size: int | None
     callback: Callback | None
 
     @property
@@ -193,12 +213,12 @@ class _Run:
             raise ValueError(
                 f"CMI does not act on {name}: {solver.refuses_cmi}. Leave cmi out, or choose another solver"
             )
-        problem = self.problem([(self.intake.seeds[0], 0)], range(1))
+        problem = self.problem(self.groups([0])[0])
         solver.check(problem)
         times = solver.times(problem, solver.default_steps if steps is None else steps)
-        for contraction in _contractions(solver, cmi):
-            self._check_contraction(contraction, problem, times[0])
-        rows = max(len(images) * len(ks) for images, ks in self.groups(range(1)))
+        for contraction, acting in _contractions(solver, cmi, problem, times):
+            self._check_contraction(contraction, problem, acting)
+        rows = max(len(group) for group in self.groups(range(1)))
         if rows * math.prod(self.intake.measurement.shape) >= SMALL:
             acting = None if cmi is None or cmi.eta == 0 else cmi
             through = solver.needs_linear and self.prior.decoder is not None
@@ -210,14 +230,17 @@ class _Run:
             twice = acting is not None and acting.how == "double-backward"
             check_memory(self.prior, self.intake.measurement.shape, rows, graph=graph, twice=twice)
 
-    def _check_contraction(self, how: Contraction, problem: Problem, t: float) -> None:
-        """Raise ``ValueError`` for a prior that does not support these derivatives: tried on one state, since only its
-        backward pass knows."""
-        if how == "double-backward" and not self.prior.smooth:
+    def _check_contraction(self, how: Contraction, problem: Problem, times: Sequence[float]) -> None:
+        """Raise ``ValueError`` for a prior that does not support these derivatives at these times: tried on one state,
+        since only its backward pass knows."""
+        levels = [problem.prior.schedule(t) for t in times]
+        if how == "double-backward" and not all(self.prior.smooth_at(sigma / alpha) for alpha, sigma in levels):
             raise ValueError(
                 f"contraction='double-backward' is zero almost everywhere on the prior {self.prior.name}, which is "
-                "piecewise linear: use contraction='finite-difference' or 'second-difference'"
+                "piecewise linear at the noise levels of this run: use contraction='finite-difference' or "
+                "'second-difference', or a window of levels where it is smooth"
             )
+        t = times[0]
         x = problem.like()
         try:
             contract(Step.at(problem, x, t, problem.prior.schedule.end, graph=True), x + 1, x + 1, how)
@@ -230,92 +253,79 @@ class _Run:
                 "use contraction='finite-difference', which works on every network"
             ) from error
 
-    def groups(self, samples: Sequence[int], together: bool = False) -> list[tuple[range, Sequence[int]]]:
-        """Images and samples that are computed at once: samples of one image, or one sample of all images (a physics
-        may hold a parameter for each image). Of samples that interact there may be many: a group then holds no more
-        numbers than `SMALL`."""
+    def groups(self, samples: Sequence[int], together: bool = False) -> list[list[tuple[int, int]]]:
+        """Rows, image and sample, that are computed at once: samples of one image, or one sample of several images (a
+        physics may hold a parameter for each image). Of samples that interact there may be many: a group then holds no
+        more numbers than `SMALL`."""
         if self.batch > 1:
-            return [(range(self.batch), [k]) for k in samples]
+            size = self.batch_size or self.batch
+            return [
+                [(b, k) for b in range(self.batch)[i : i + size]] for k in samples for i in range(0, self.batch, size)
+            ]
         size = max(1, SMALL // math.prod(self.intake.measurement.shape)) if together else len(samples)
-        return [(range(1), samples[k : k + size]) for k in range(0, len(samples), size)]
+        size = min(size, self.batch_size or size)
+        return [[(0, k) for k in samples[i : i + size]] for i in range(0, len(samples), size)]
 
-    def problem(self, rows: list[tuple[Any, int]], images: Iterable[int]) -> Problem:
-        """What rows that run together are made of."""
-        measurement = self.intake.measurement
-        if len(measurement.y) != len(rows):
-            measurement = replace(measurement, y=measurement.y[:1].expand(len(rows), *measurement.y.shape[1:]))
+    def problem(self, rows: Sequence[tuple[int, int]]) -> Problem:
+        """What rows that are computed at once are made of."""
+        images, seeds = [b for b, _ in rows], self.intake.seeds
         return Problem(
             self.prior,
-            measurement,
+            self.intake.measurement.take(images),
             self.sampler,
-            SeededDraws(rows),
+            SeededDraws([(seeds[b], max(k, 0)) for b, k in rows]),
             tuple(images),
             self.prior.clip,
-            common=SeededDraws([(seed, 0) for seed, _ in rows]),
+            common=SeededDraws([(seeds[b], 0) for b in images]),
         )
 
-    def draw(self, solver: Solver, cmi: CMI | None, steps: int | None, samples: Sequence[int]) -> list[_Part]:
-        """Samples of all images, in the order of `groups`."""
+    def draw(self, solver: Solver, cmi: CMI | None, steps: int | None, samples: Sequence[int]) -> _Part:
+        """Samples of all images."""
         groups = self.groups(samples, solver.together)
-        if solver.together:
-            return self.run(solver, cmi, steps, groups)
-        return [part for group in groups for part in self.run(solver, cmi, steps, [group])]
+        runs = [groups] if solver.together else [[group] for group in groups]
+        return _Part.join([self.run(solver, cmi, steps, each) for each in runs])
 
     def estimate(self, solver: Solver, cmi: CMI | None, steps: int | None) -> _Part:
         """One estimate of every image."""
-        (part,) = self.run(solver, cmi, steps, [(range(self.batch), [-1])])
-        return part
+        return _Part.join([self.run(solver, cmi, steps, [group]) for group in self.groups([-1])])
 
     def run(
         self,
         solver: Solver,
         cmi: CMI | None,
         steps: int | None,
-        groups: Sequence[tuple[range, Sequence[int]]],
-    ) -> list[_Part]:
-        """Groups of one run, in each the images outermost."""
-        problems = [
-            self.problem(
-                [(self.intake.seeds[b], max(k, 0)) for b in images for k in samples],
-                [b for b in images for _ in samples],
-            )
-            for images, samples in groups
-        ]
+        groups: Sequence[Sequence[tuple[int, int]]],
+    ) -> _Part:
+        """Groups that take each step one after the other."""
+        problems = [self.problem(group) for group in groups]
         times = solver.times(problems[0], solver.default_steps if steps is None else steps)
-        owners = [b for problem in problems for b in problem.images]
+        rows = [row for group in groups for row in group]
         traces: list[dict[str, Tensor]] = []
-        died = torch.full((len(owners),), -1)
+        died = torch.full((len(rows),), -1, device=self.intake.measurement.y.device)
         trace: Trace | None = None
         for trace in sample(problems, solver, times, cmi):
             own = {name: getattr(trace, name) for name in ("misfit", "guidance", "cmi", "residual")}
             traces.append(own | trace.own)
-            alive = trace.alive.cpu()
-            died = torch.where(alive, -1, torch.where(died < 0, trace.index + 1, died))
+            died = torch.where(trace.alive, -1, torch.where(died < 0, trace.index + 1, died))
             if self.callback is not None:
                 shown = self.intake.outside(trace.x_hat)
-                self.callback(Progress(trace.index + 1, trace.steps, groups[0][1][0], shown, trace.misfit))
+                self.callback(Progress(trace.index + 1, trace.steps, rows[0][1], shown, trace.misfit))
         assert trace is not None
-        sizes = [len(problem.images) for problem in problems]
         inside = torch.where(trace.alive.reshape(-1, *[1] * (trace.x_s.ndim - 1)), trace.x_s, trace.x_hat)
-        split = zip(problems, inside.split(sizes), strict=True)
-        misfits = torch.cat([problem.measurement.misfit(rows) for problem, rows in split]).tolist()
-        status = [self._status(step, len(times), misfit) for step, misfit in zip(died.tolist(), misfits, strict=True)]
+        split = zip(problems, inside.split([len(group) for group in groups]), strict=True)
+        misfits = torch.cat([problem.measurement.misfit(x) for problem, x in split]).tolist()
+        status = [self._status(solver, step, len(times), m) for step, m in zip(died.tolist(), misfits, strict=True)]
         stats = {name: torch.stack([values[name] for values in traces]) for name in traces[0]}
-        x = self.intake.keep(self.intake.outside(inside), tuple(owners))
-        parts, first = [], 0
-        for size in sizes:
-            rows = slice(first, first := first + size)
-            numbers = {name: values[:, rows] for name, values in stats.items()}
-            parts.append(_Part(x[rows], inside[rows], status[rows], numbers))
-        return parts
+        x = self.intake.keep(self.intake.outside(inside), [b for b, _ in rows])
+        return _Part(rows, x, inside, status, stats)
 
-    def _status(self, died: int, steps: int, misfit: float) -> Status:
+    def _status(self, solver: Solver, died: int, steps: int, misfit: float) -> Status:
         if died >= 0:
             message = f"diverged at step {died} of {steps}: lower the solver's scale or take more steps"
             return Status(False, died, message, misfit, False)
         noise = self.intake.measurement.noise_std
         bound = MISFIT_BOUND if noise > 0 else QUANTUM * self._extent
-        if misfit <= bound:
+        if misfit <= bound or not solver.uses_measurement:
             return Status(True, misfit=misfit)
         seen = f"misfit {misfit:.3g}" if noise > 0 else f"residual {misfit * self.intake.gain:.3g}"
         message = (
@@ -324,28 +334,22 @@ class _Run:
         )
         return Status(True, None, message, misfit, False)
 
-    def collect(self, drawn: list[_Part] | None, estimate: _Part | None, alone: bool) -> Restoration:
-        """Samples, (B, K, ...), and estimates, (B, ...)."""
-        b = self.batch
-        if drawn is None:
-            assert estimate is not None
-            count = int(alone)  # a point estimator that was asked for by name counts as one sample
-            samples = estimate.x[:, None][:, :count]
-            status, stats = [[s][:count] for s in estimate.status], {k: v[..., None] for k, v in estimate.stats.items()}
-        elif b == 1:
-            samples, status = torch.cat([part.x for part in drawn])[None], [[s for part in drawn for s in part.status]]
-            stats = {k: torch.cat([part.stats[k] for part in drawn], 1)[:, None] for k in drawn[0].stats}
-        else:
-            samples = torch.stack([part.x for part in drawn], dim=1)
-            status = [[part.status[i] for part in drawn] for i in range(b)]
-            stats = {k: torch.stack([part.stats[k] for part in drawn], dim=-1) for k in drawn[0].stats}
-        return Restoration(
-            _mean(samples, status) if estimate is None else estimate.x,
-            samples,
-            status,
-            [_worst(row) for row in status] if estimate is None else estimate.status,
-            stats,
-        )
+
+def _collected(drawn: _Part | None, estimate: _Part | None, batch: int, alone: bool) -> Restoration:
+    """Samples, (B, K, ...), and estimates, (B, ...)."""
+    part = estimate if drawn is None else drawn
+    assert part is not None
+    count = len(part.rows) // batch
+    shown = count if drawn is not None or alone else 0  # a point estimator that was named counts as one sample
+    samples = part.x.reshape(batch, count, *part.x.shape[1:])[:, :shown]
+    status = [part.status[b * count : b * count + shown] for b in range(batch)]
+    return Restoration(
+        _mean(samples, status) if estimate is None else estimate.x,
+        samples,
+        status,
+        [_worst(row) for row in status] if estimate is None else estimate.status,
+        {name: values.reshape(len(values), batch, count) for name, values in part.stats.items()},
+    )
 
 
 def _mean(samples: Tensor, status: list[list[Status]]) -> Tensor:
@@ -358,7 +362,11 @@ def _worst(row: list[Status]) -> Status:
     return max(row, key=lambda status: (not status.ok, status.misfit))
 
 
-def _contractions(solver: Solver, cmi: CMI | None) -> set[Contraction]:
-    """The ways of this run to differentiate a Jacobian that not every network supports."""
-    wanted: set[Contraction] = set() if cmi is None or cmi.eta == 0 else {cmi.how}
-    return (wanted | set(solver.contractions)) & {"double-backward", "reverse-over-forward"}
+def _contractions(
+    solver: Solver, cmi: CMI | None, problem: Problem, times: Sequence[float]
+) -> Iterator[tuple[Contraction, list[float]]]:
+    """The ways of this run to differentiate a Jacobian that not every network supports, and when it does."""
+    asked: list[tuple[Contraction, list[float]]] = [(how, list(times)) for how in solver.contractions]
+    if cmi is not None:
+        asked.append((cmi.how, [t for t in times if cmi.acts_at(problem, t)]))
+    return ((how, at) for how, at in asked if at and how in ("double-backward", "reverse-over-forward"))

@@ -20,7 +20,7 @@ class Status:
         step: the step (from 1) at which it diverged, None if it did not.
         message: what happened, and what to do if it needs attention.
         misfit: ``|y - A x| / (noise_std sqrt m)`` of the result; in units of ``y`` without noise.
-        explains: whether the misfit is at most `MISFIT_BOUND`.
+        explains: False where the misfit is above `MISFIT_BOUND` though the solver uses the measurement.
     """
 
     ok: bool

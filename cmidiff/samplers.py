@@ -21,12 +21,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from cmidiff.config import Checked
 from cmidiff.step import Carry, Estimate, Step, own_estimate
 
 Variance = Literal["auto", "small", "large", "learned"]
 
 
-class _Memoryless:
+class _Memoryless(Checked):
     """A sampler that starts from the state as it is and remembers nothing."""
 
     @property
@@ -194,7 +195,7 @@ class DPMSolver(_Memoryless):
 
 
 @dataclass(frozen=True)
-class ProbabilityFlow:
+class ProbabilityFlow(Checked):
     """The sampler of EDM: the probability-flow ODE by Heun's rule (``order=2``, an Euler step on the last) or Euler's,
     with optional churn.
 

@@ -392,6 +392,19 @@ class Step:
         """Standard normal numbers of the shape of ``x_t``, addressed by stream, step and inner index."""
         return self.draws.normal(stream, self.index, self.x_t.detach(), inner=inner)
 
+    @property
+    def unguided(self) -> Tensor:
+        """``x_s`` of the sampler without the measurement, with the correction of CMI."""
+        a, b = self.coefficients
+        mean, std = a * self.x_t.detach() + b * self.unguided_x_hat, self.std
+        return mean if isinstance(std, float) and std == 0.0 else mean + std * self.z
+
+    @property
+    def unguided_x_hat(self) -> Tensor:
+        """The denoised image without the measurement, with the correction of CMI, clipped."""
+        x_hat = self.clipped(self.x_hat.detach())
+        return x_hat if self.correction is None else self.clipped(x_hat + self.correction)
+
     def mean(self, x_hat: Tensor) -> Tensor:
         """The sampler's mean for a given denoised image, which is corrected and clipped."""
         a, b = self.coefficients

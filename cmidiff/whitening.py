@@ -56,11 +56,11 @@ def _nodes(least: float, most: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``t = e^u`` and the weights of the trapezoidal rule, both (nodes, B). Their number depends on the precision
     alone, their range on each sample's spectrum."""
     digits = -0.5 * math.log(eps)
-    most = most.double().clamp_min(torch.finfo(torch.float64).tiny)
+    most = most.clamp_min(torch.finfo(most.dtype).tiny)
     low = 0.5 * most.mul(1e2 * eps).clamp_min(least).log() - digits
     high = 0.5 * most.log().maximum(2 * (low + digits)) + digits
     count = math.ceil((2 * digits - 0.5 * math.log(1e2 * eps)) * digits / math.pi**2) + 1
-    u = low + (high - low) * torch.linspace(0, 1, count, dtype=torch.float64, device=most.device)[:, None]
+    u = low + (high - low) * torch.linspace(0, 1, count, dtype=most.dtype, device=most.device)[:, None]
     return u.exp(), 2 / math.pi * (high - low) / (count - 1) * u.exp()
 
 
@@ -69,7 +69,6 @@ def _shifted_sum(
 ) -> Tensor:
     """``sum_k weight_k (S + shift_k I)^-1 b`` by conjugate gradients on ``S``; residuals of the shifted systems are
     multiples of that of ``S``, by the product of the ``ratio``."""
-    shift, weight = shift.to(b.real), weight.to(b.real)
 
     def each(values: Tensor) -> Tensor:
         return values.reshape(*values.shape, *[1] * (b.ndim - 1))

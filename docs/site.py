@@ -1,5 +1,5 @@
 """What the site makes of the pages: formulas in MathML, which browsers draw without a script; pages and files from
-outside of docs/ taken in; notebooks as pages."""
+outside of docs/ taken in; notebooks as pages; the drawing of the modules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import posixpath
 import re
 from pathlib import Path
 
+import drawing  # pyright: ignore[reportMissingImports]  # beside this file
 import nbformat
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -18,12 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)(?=[)#])")
 NOTEBOOK = re.compile(r"(?<=\w)\.ipynb(?=\))")
+MODULES = "<!-- table of the modules -->"
 PAGES = {"model-card.md": "cmidiff/weights/natural-64/README.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Takes in the model card, the notebooks as pages, and every file outside of docs/ that a page links to."""
     outside: set[str] = set(PAGES.values())
+    files.append(File.generated(config, "architecture.svg", content=drawing.svg()))
     for uri, path in PAGES.items():
         files.append(File.generated(config, uri, content=(ROOT / path).read_text()))
     for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
@@ -47,6 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = next((uri for uri, taken in PAGES.items() if taken == path), f"files/{_flat(path)}")
         return posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".")
 
+    markdown = markdown.replace(MODULES, drawing.table())
     if not page.file.src_uri.startswith("notebooks/"):
         markdown = NOTEBOOK.sub(".md", markdown)
     return LINK.sub(inside, markdown)
@@ -57,8 +61,8 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
     def drawn(formula: re.Match[str]) -> str:
         block = formula[2] == "["
-        drawing = convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
-        return f'<div class="formula" tabindex="0">{drawing}</div>' if block else drawing
+        math = convert(html.unescape(formula[3]).strip(), display="block" if block else "inline")
+        return f'<div class="formula" tabindex="0">{math}</div>' if block else math
 
     return FORMULA.sub(drawn, content)
 

@@ -235,8 +235,6 @@ SOLVERS: dict[str, Solver] = {
     "tds-exact": TDS(covariance=Exact(8)),
     "mcgdiff": MCGDiff(),
     "fps": FPS(),
-    "cadps-analytic": CADPS("analytic"),
-    "cadps-wavelet": CADPS("wavelet"),
     "free-hunch": CADPS(FreeHunch(tolerance=1e-8)),
     "mmps": MMPS(),
     "tmpd": TMPD(),

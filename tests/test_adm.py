@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmidiff.prior import PRIORS, load_network
+from cmidiff.prior import load_network
 from cmidiff.prior.adm import ADMConfig, ADMUNet, Attention, ResidualBlock, sinusoids
 from cmidiff.prior.card import Fields
 from cmidiff.prior.guided_diffusion import stated_config
+from cmidiff.prior.known import info_of
 from cmidiff.schedule import DDPM
 
 CONFORMANCE = Path(__file__).resolve().parent.parent.parent / "shared" / "conformance"
@@ -74,13 +75,13 @@ def test_output_and_input_gradient_are_the_official_code_s(card: Any, recwarn: p
 
 @pytest.mark.parametrize(("name", "parameters"), [("ffhq-256", 93_563_910), ("imagenet-256", 552_814_086)])
 def test_the_papers_architectures_have_these_tensors(name: str, parameters: int) -> None:
-    config = stated_config(Fields(PRIORS[name].card["architecture"], name))
+    config = stated_config(Fields(info_of(name).card["architecture"], name))
     with torch.device("meta"):
         network = ADMUNet(config)
-    assert sum(p.numel() for p in network.parameters()) == parameters == PRIORS[name].card["parameters"]
+    assert sum(p.numel() for p in network.parameters()) == parameters == info_of(name).card["parameters"]
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert ADMConfig.infer(shapes, head_channels=64) == ADMConfig(**{**vars(config), "conv_resampling": False})
-    official = json.loads(needs("adm_checkpoints.json").read_text())[PRIORS[name].card["file"]]
+    official = json.loads(needs("adm_checkpoints.json").read_text())[info_of(name).card["file"]]
     stated = stated_config(Fields(official["config_as_in_yaml"], "yaml"))
     assert stated == config
     assert shapes == {key: tuple(shape) for key, shape in official["state_dict"].items()}
@@ -241,7 +242,7 @@ def test_the_ffhq_network_is_that_of_an_independent_implementation(tmp_path: Pat
         draw = torch.randn(parameter.shape, generator=generator)
         parameter.data = draw / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 1 + 0.1 * draw
     torch.save(theirs.state_dict(), tmp_path / "ffhq.pt")
-    ours = load_network(tmp_path / "ffhq.pt", card=PRIORS["ffhq-256"].card)
+    ours = load_network(tmp_path / "ffhq.pt", card=info_of("ffhq-256").card)
     x, t = torch.randn(1, 3, 32, 32, generator=generator).requires_grad_(), torch.tensor([731.0])
     outputs = theirs.forward_diffusion(x, t), ours.network(x, t)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in outputs]

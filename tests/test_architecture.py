@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,18 @@ def test_every_public_name_loads() -> None:
         assert getattr(cmidiff, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         cmidiff.nothing_of_the_kind  # noqa: B018
+
+
+def test_the_drawing_shows_every_module_and_points_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PACKAGE.parent / "docs")
+    drawing = importlib.import_module("drawing")
+    graph, levels = drawing.edges(), drawing.levels(drawing.edges())
+    assert set(graph) == {room_of(path) for path in FILES}
+    for path in FILES:
+        assert imports(path) & set(graph) - {room_of(path)} <= graph[room_of(path)]
+    assert all(levels[below] < levels[room] for room in graph for below in graph[room])
+    assert "step" in graph["loop"] - drawing.reduced(graph)["loop"], "it follows from that of the solvers"
+    drawn = xml.etree.ElementTree.fromstring(drawing.svg())
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(filter(None, texts)) == sorted(graph)
+    assert all(f"| `{room}` |" in drawing.table() for room in graph)

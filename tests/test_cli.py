@@ -28,6 +28,7 @@ from cmidiff.moments import SecondMoments
 from cmidiff.physics import TASKS
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
+from cmidiff.prior.known import info_of
 from cmidiff.prior.network import Network
 from cmidiff.registry import SOLVERS
 from cmidiff.schedule import DDPM
@@ -451,7 +452,7 @@ def test_the_demo_refuses_a_place_that_cannot_be_written(photograph: Path) -> No
     assert "cannot write" in refused("demo", "-o", photograph / "demo.png", "--prior", "gaussian")
 
 
-@pytest.mark.skipif(PRIORS["natural-64"].where() is None, reason="the weights of natural-64 are not present")
+@pytest.mark.skipif(info_of("natural-64").where() is None, reason="the weights of natural-64 are not present")
 def test_the_embedded_prior_restores_in_a_process_of_its_own() -> None:
     ramp = np.linspace(40, 220, 16)[:, None, None] + np.zeros((16, 16, 3))
     Image.fromarray((ramp + np.random.default_rng(0).normal(0, 25.5, ramp.shape)).astype(np.uint8)).save("ramp.png")
@@ -475,7 +476,7 @@ def test_priors_are_listed_with_what_is_present() -> None:
 def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CMIDIFF_CACHE", "cache")
     shown = cmidiff("priors").stdout
-    for info in PRIORS.values():
+    for info in map(info_of, PRIORS):
         assert (info.where() is None) == (info.name not in ("natural-64", "photo"))
         if info.where() is None:
             assert f"put there: {info.expected}" in shown

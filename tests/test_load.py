@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmidiff.prior import PRIORS, NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
+from cmidiff.prior import NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
+from cmidiff.prior.known import info_of
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
 from tests.test_adm import TINY, numbered
@@ -385,7 +386,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PriorInfo:
     monkeypatch.setenv("CMIDIFF_CACHE", str(tmp_path / "cache"))
-    return PRIORS["ffhq-256"]
+    return info_of("ffhq-256")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, **change: Any) -> None:
@@ -845,9 +846,9 @@ def test_the_documentation_runs(snippet: str, capsys: pytest.CaptureFixture[str]
 def test_weights_in_the_package_are_what_their_card_says() -> None:
     import hashlib
 
-    path = PRIORS["natural-64"].where()
+    path = info_of("natural-64").where()
     assert path is not None
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == PRIORS["natural-64"].card["sha256"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == info_of("natural-64").card["sha256"]
     prior = load_network("natural-64")
     assert isinstance(prior.network, nn.Module)
     assert len(load_file(path)) == len(prior.network.state_dict())

@@ -112,11 +112,11 @@ def test_what_cannot_be_known_is_not_checked(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_papers_network_needs_this_much() -> None:
-    from cmidiff.prior import PRIORS
     from cmidiff.prior.card import Fields
     from cmidiff.prior.guided_diffusion import stated_config
+    from cmidiff.prior.known import info_of
 
-    config = stated_config(Fields(PRIORS["ffhq-256"].card["architecture"], "ffhq-256"))
+    config = stated_config(Fields(info_of("ffhq-256").card["architecture"], "ffhq-256"))
     with torch.device("meta"):
         network = ADMUNet(config).requires_grad_(False)
     need = known(estimate_memory(NetworkPrior(network, learned_variance=True), (3, 256, 256), graph=True))

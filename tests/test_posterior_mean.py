@@ -224,7 +224,7 @@ def test_sitcom_is_adam_on_the_input_of_the_denoiser(schedule, t, s):
     step = a_step(schedule, t, s, noise_std=1e-3)
     for penalty in (0.0, 0.7):
         v = step.x_t.detach().clone().requires_grad_()
-        adam = torch.optim.Adam([v], lr=0.03)
+        adam, x_hat = torch.optim.Adam([v], lr=0.03), v
         for k in range(6):
             x_hat = step.prior(v, t).mean
             loss = (Y - x_hat @ MATRIX.mT).square().sum() + penalty * (v - step.x_t.detach()).square().sum()

@@ -267,7 +267,7 @@ def test_a_class_a_name_and_an_object_are_the_same_solver(problem: tuple[Tensor,
 def test_a_result_that_does_not_explain_its_measurement_is_announced(problem: tuple[Tensor, LinearPhysics]) -> None:
     y, task = problem
     with pytest.warns(RestorationWarning, match="does not explain the measurement") as seen:
-        found = restore(y[:1] + 0.5, task, tiny_prior(), solver=Unconditional(), steps=3)
+        found = restore(y[:1] + 0.5, task, tiny_prior(), solver=DPS(0.0), steps=3)
     assert seen[0].filename == __file__, "the warning points at the call"
     status = found.status[0][0]
     assert status.ok
@@ -279,8 +279,11 @@ def test_a_result_that_does_not_explain_its_measurement_is_announced(problem: tu
     assert status.misfit == pytest.approx(float(misfit), rel=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        easy = restore(y[:1], TASKS["denoise"](SHAPE, noise_std=10.0), tiny_prior(), solver=Unconditional(), steps=3)
+        easy = restore(y[:1], TASKS["denoise"](SHAPE, noise_std=10.0), tiny_prior(), solver=DPS(0.0), steps=3)
+        free = restore(y[:1] + 0.5, task, tiny_prior(), solver=Unconditional(), steps=3)
     assert easy.status[0][0].explains
+    assert free.status[0][0].misfit == status.misfit
+    assert free.status[0][0].explains, "samples of the prior are not meant to explain a measurement"
 
 
 def test_what_is_no_physics_is_refused(problem: tuple[Tensor, LinearPhysics]) -> None:
@@ -376,3 +379,40 @@ def test_what_cannot_fit_in_memory_is_refused_before_the_run(monkeypatch):
     physics = TASKS["denoise"]((3, 256, 256), noise_std=0.1)
     with pytest.raises(ValueError, match="not enough memory"):
         restore(torch.rand(1, 3, 256, 256), physics, load_prior("natural-64"), steps=1, tile=None)
+
+
+@pytest.mark.parametrize("solver", ["pigdm", "dpir", "cadps"])
+def test_rows_computed_at_once_do_not_change_the_result(solver: str, problem: tuple[Tensor, LinearPhysics]) -> None:
+    """Of several images, with one mask or a mask each, and of samples of one image."""
+    y, task = problem
+    masks = (torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(9)) < 0.5).float()
+    each = physics.from_mask(masks, noise_std=0.05)
+    samples = None if solver == "dpir" else 2
+    for given, used in ((y, task), (y * masks, each)):
+        whole, parts = (
+            restore(given, used, tiny_prior(), solver=solver, samples=samples, steps=4, batch_size=size)
+            for size in (None, 2)
+        )
+        torch.testing.assert_close(parts.estimate, whole.estimate, rtol=0, atol=1e-5)
+        torch.testing.assert_close(parts.samples, whole.samples, rtol=0, atol=1e-5)
+        torch.testing.assert_close(parts.stats["misfit"], whole.stats["misfit"], rtol=1e-3, atol=1e-4)
+        assert [[s.ok for s in row] for row in parts.status] == [[s.ok for s in row] for row in whole.status]
+    if samples:
+        options = {"solver": solver, "steps": 4, "samples": 3}
+        whole, parts = (restore(y[:1], task, tiny_prior(), batch_size=size, **options) for size in (None, 2))
+        torch.testing.assert_close(parts.samples, whole.samples, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True])
+def test_a_batch_size_is_a_whole_number(size: Any, problem: tuple[Tensor, LinearPhysics]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be a whole number >= 1"):
+        restore(problem[0], problem[1], tiny_prior(), batch_size=size)
+
+
+def test_a_physics_that_cannot_be_taken_apart_is_refused(problem: tuple[Tensor, LinearPhysics]) -> None:
+    y, _ = problem
+    gains = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1)  # held by the functions, not by the physics
+    own = LinearPhysics(A=lambda x: gains * x, A_adjoint=lambda e: gains * e)
+    assert restore(y, own, tiny_prior(), solver=PiGDM, noise_std=0.05, steps=2).ok.all()
+    with pytest.raises(ValueError, match="cannot be applied to a part of its batch of 3 images"):
+        restore(y, own, tiny_prior(), solver=PiGDM, noise_std=0.05, steps=2, batch_size=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cmidiff import CADPS, DPIR, DPS, DSG, MCG, PiGDM, ProbabilityFlow, Ramp, restore
-from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, SecondMoments
+from cmidiff import CADPS, CMI, DPIR, DPS, DSG, MCG, PiGDM, ProbabilityFlow, Ramp, restore
+from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, RowSum, SecondMoments
 from cmidiff.physics import denoise
 from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry, describe
 from cmidiff.samplers import DDIM, DPMSolver
@@ -129,3 +130,44 @@ def test_a_broken_registration_says_so_and_costs_the_others_nothing(foreign: Reg
             foreign.make(name)
     assert isinstance(foreign.make("dps"), DPS), "a name of this package is not taken by another"
     assert foreign.spell(DPS(0.5)) == {"name": "dps", "scale": 0.5}
+
+
+def kinds() -> list[Any]:
+    """One object of every class with options."""
+    made = [registry.make(name) for registry, _ in REGISTRIES.values() for name in registry.builtin]
+    return list({type(thing): thing for thing in [*made, CMI(), Ramp(1.0, 2.0)]}.values())
+
+
+@pytest.mark.parametrize("thing", kinds(), ids=lambda thing: type(thing).__name__)
+def test_an_option_of_another_kind_is_refused_by_name(thing: Any) -> None:
+    """Of every class: a text, a list, an object and NaN in every field; what is a text or a choice has no such text."""
+    for field in dataclasses.fields(thing):
+        for wrong in ("wrong", [], object(), math.nan):
+            with pytest.raises((ValueError, TypeError), match=f"{type(thing).__name__}|unknown covariance") as caught:
+                dataclasses.replace(thing, **{field.name: wrong})
+            assert field.name in str(caught.value) or "covariance" in str(caught.value)
+
+
+def test_numbers_out_of_their_range_are_refused() -> None:
+    for make in (
+        lambda: DDIM(-1.0),
+        lambda: DDIM(1.5),
+        lambda: ProbabilityFlow(3),  # pyright: ignore[reportArgumentType]
+        lambda: DPMSolver(3),  # pyright: ignore[reportArgumentType]
+        lambda: DPMSolver(True),  # pyright: ignore[reportArgumentType]
+        lambda: SAMPLERS.make("ancestral", {"variance": "tiny"}),
+        lambda: CADPS(contraction="thrice"),  # pyright: ignore[reportArgumentType]
+        lambda: RowSum(-0.1),
+        lambda: SecondMoments(0),
+        lambda: SecondMoments(tolerance=0.0),
+        lambda: CMI(window=(1.0,)),  # pyright: ignore[reportArgumentType]
+        lambda: CMI(every=2.5),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(ValueError, match=r"must be|need"):
+            make()
+
+
+def test_names_classes_and_objects_are_the_same_covariance() -> None:
+    assert Hybrid("moments", Exact) == Hybrid() == Hybrid(SecondMoments(), "exact")  # pyright: ignore[reportArgumentType]
+    assert CADPS(Exact) == CADPS("exact") == CADPS(Exact())  # pyright: ignore[reportArgumentType]
+    assert CMI(covariance=Exact) == CMI(covariance="exact")  # pyright: ignore[reportArgumentType]

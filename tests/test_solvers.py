@@ -701,7 +701,8 @@ def test_cmi_is_used_or_refused_and_never_dropped():
 def test_cmi_is_used_or_refused_by_every_registered_solver(name):
     prior, physics, y = problem("inpaint-random")
     solver = registry.SOLVERS.make(name)
-    options: dict[str, Any] = {"solver": solver, "value_range": None, "steps": 6}
+    steps = 12 if name == "daps" else 6  # few of its levels lie where the information of this mixture is not flat
+    options: dict[str, Any] = {"solver": solver, "value_range": None, "steps": steps}
     if solver.refuses_cmi:
         with pytest.raises(ValueError, match="CMI does not act on"):
             restore(y, physics, prior, cmi=CMI(0.1), **options)

@@ -199,6 +199,7 @@ def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(
     torch.testing.assert_close(torch.tensor(outcome.best.held_out["psnr"][:2]).double(), expected)
     # a step size fifty times too small leaves much to gain, on any image
     assert outcome.is_better
+    assert outcome.gain.low is not None
     assert outcome.gain.low > 0
     assert outcome.chosen == outcome.best.setting
     assert "4 hold-out images: better beyond its 95% interval" in outcome.verdict

@@ -132,6 +132,11 @@ def restore(
         o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
     ] = None,
     prior: o.Prior = "photo",
+    prompt: o.Prompt = "",
+    negative_prompt: o.NegativePrompt = "",
+    guidance_scale: o.GuidanceScale = 1.0,
+    dtype: o.Precision = "float32",
+    checkpointing: o.Checkpointing = False,
     device: o.Device = "auto",
     batch: Annotated[
         int,
@@ -151,20 +156,21 @@ def restore(
 
     Exit codes: 0 done, 2 wrong input, 3 a result diverged, 130 interrupted; what is finished is always written.
     """
-    from cmidiff import load_prior
     from cmidiff.app import folder as f
     from cmidiff.app import summary as s
+    from cmidiff.app.loading import Loading
     from cmidiff.app.masks import describe_mask
     from cmidiff.app.photograph import read_problem, read_truth
     from cmidiff.app.run import compute
-    from cmidiff.app.settings import adapt, make_settings
+    from cmidiff.app.settings import adapt, adapt_to_prior, make_settings
     from cmidiff.app.speed import say_prediction
     from cmidiff.tuning.preset import load_preset
 
     tuned = None if preset is None else load_preset(preset)
     chosen = {"solver": solver, "cmi": cmi, "eta": eta, "prior": prior, "steps": steps, "samples": samples}
     machine = {"seed": seed, "batch": batch, "device": device, "tile": tile}
-    settings = make_settings(**chosen, **machine, preset=tuned)
+    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
+    settings = make_settings(**chosen, **machine, preset=tuned, loading=loading)
     files = {"mask": mask, "seen": seen, "kernel": kernel}
     stated = {"value_range": value_range, "restore_all": restore_all}
     problem = read_problem(measurement, task, parameters, noise_std, **files, **stated)
@@ -181,7 +187,8 @@ def restore(
     if dry_run:
         print(json.dumps(f.describe_run(problem, settings, measurement, output), indent=2))
         return
-    network = load_prior(settings.prior, device=settings.device)
+    network = loading.load(settings.prior, settings.device)
+    settings = adapt_to_prior(settings, network)
     record = f.describe_run(problem, settings, measurement, output, network)
     inputs = (measurement, *files.values(), truth, preset, Path(settings.prior))
     f.open_folder(output, record, overwrite=overwrite, inputs=inputs)
@@ -237,17 +244,27 @@ def priors() -> None:
     """What can be loaded, and what is on this machine."""
     from rich.table import Table
 
-    from cmidiff.prior import PRIORS
+    from cmidiff.prior.hub import LATENT_PRIORS
+    from cmidiff.prior.known import info_of
+    from cmidiff.registry import PRIORS
 
+    infos = [info_of(name) for name in PRIORS.loadable()]
     listing = Table()
     for name in ("name", "present", "what it is", "licence"):
         listing.add_column(name, overflow="fold")
-    for info in PRIORS.values():
+    for info in infos:
         listing.add_row(info.name, "yes" if info.where() else "no", info.description, info.licence)
     out.print(listing)
-    for info in PRIORS.values():
+    for info in infos:
         if info.where() is None:
             print(f"{info.name} {info.remedy}")
+    print("latent priors of the hub (those with text: pip install 'cmidiff[latent]'; docs/latent.md):")
+    latent = Table()
+    for name in ("--prior", "present", "download, about", "what it is", "licence"):
+        latent.add_column(name, overflow="fold")
+    for entry in LATENT_PRIORS:
+        latent.add_row(entry.name, "yes" if entry.present else "no", entry.download, entry.description, entry.licence)
+    out.print(latent)
     print("also: hf:OWNER/NAME, a folder of diffusers, a .pt or .safetensors file (docs/priors.md)")
 
 
@@ -257,6 +274,11 @@ def serve(
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     prior: o.Prior = "photo",
+    prompt: o.Prompt = "",
+    negative_prompt: o.NegativePrompt = "",
+    guidance_scale: o.GuidanceScale = 1.0,
+    dtype: o.Precision = "float32",
+    checkpointing: o.Checkpointing = False,
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -271,13 +293,16 @@ def serve(
     megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:
     """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
+    from cmidiff.app.loading import Loading
     from cmidiff.app.settings import check_prior, find_device
     from cmidiff.app.web.controls import Limits
     from cmidiff.app.web.server import serve as run
 
     check_prior(prior)
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
-    run(limits, prior=prior, device=find_device(device), host=host, port=port, open_browser=open_browser)
+    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
+    place = {"host": host, "port": port, "open_browser": open_browser}
+    run(limits, prior=prior, device=find_device(device), loading=loading, **place)
 
 
 for command in (studies.tune, studies.evaluate, studies.report, studies.validate, studies.train):

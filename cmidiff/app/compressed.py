@@ -40,7 +40,7 @@ def restore_compressed(problem: Problem, prior: Denoiser, settings: Settings, wa
         found = remove_noise(x, sigma)
         misfits.append((found - y).square().mean().sqrt().cpu() / problem.noise_std)
         step = len(misfits)
-        watch(step / len(LEVELS), f"estimate, step {step} of {len(LEVELS)}", float(misfits[-1]), found[0])
+        watch(step / len(LEVELS), f"estimate, step {step}/{len(LEVELS)}", float(misfits[-1]), found[0])
         return found
 
     x = restore_jpeg(y, denoise, problem.tables, level=problem.noise_std)

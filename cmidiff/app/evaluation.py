@@ -22,7 +22,8 @@ from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.records import Status
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
 from cmidiff.evaluate.setup import resolve
-from cmidiff.prior import PRIORS
+from cmidiff.prior.known import info_of
+from cmidiff.registry import PRIORS
 
 ENGINES = ["local", "ray"]
 
@@ -67,7 +68,7 @@ def show_plan(config: Config, device: str, threads: int) -> None:
     record = resolve(config)
     images = len(list_sources(config)) if config.images is not None else config.limit
     check_prior(config.prior)
-    here = PRIORS[config.prior].where() is not None if config.prior in PRIORS else Path(config.prior).exists()
+    here = info_of(config.prior).where() is not None if config.prior in PRIORS else Path(config.prior).exists()
     prior = cmidiff.load_prior(config.prior, device=device) if here else None
     costs = estimate.count_costs(config, None if prior is None else prior.schedule)
     print(json.dumps(record, indent=2))

@@ -11,15 +11,12 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from cmidiff.registry import SOLVERS
+from cmidiff.registry import SOLVERS, TASKS
 
 MOST = 10**6  # of what is counted: samples, trials, steps
 WIDEST = 65536  # pixels of what is a length in an image
 LARGEST_RESIZE = 64_000_000  # pixels: what --resize makes at most
-TASK_HELP = (
-    "How the image was degraded: denoise, inpaint-box, inpaint-random, inpaint-scratches, deblur-gaussian, "
-    "deblur-motion, super-resolution, colorize, compressed-sensing, phase-retrieval, hdr or nonlinear-blur."
-)
+TASK_HELP = f"How the image was degraded: {', '.join(TASKS)}."
 RESTORE_HELP = f"{TASK_HELP[:-1]}; jpeg: a compressed photograph. Without it: jpeg or denoise, by the image."
 KERNEL_HELP = (
     "The blur: an image of it, or gaussian:STD, disk:RADIUS or motion:LENGTH,ANGLE, in pixels; gaussian:auto finds its "
@@ -131,6 +128,16 @@ Seed = Annotated[int, Option("--seed", help="Seed of all that is random.", **who
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[
     str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
+]
+Prompt = Annotated[str, option("--prompt", text="Of a latent prior: what the image shows, in words.")]
+NegativePrompt = Annotated[str, option("--negative-prompt", text="Of a latent prior: what it does not show.")]
+GuidanceScale = Annotated[
+    float,
+    Option("--guidance-scale", help="Of a latent prior: how much --prompt counts; 1: no guidance.", **number(0, 100)),
+]
+Precision = Annotated[str, Option("--dtype", help="Precision of the networks: float32, bfloat16 or float16.")]
+Checkpointing = Annotated[
+    bool, Option("--checkpointing", help="Less memory for gradients, at the cost of one more evaluation.")
 ]
 TILE_HELP = "Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."
 Tile = Annotated[Any, Option("--tile", help=TILE_HELP, parser=_tile, metavar="SIDE")]

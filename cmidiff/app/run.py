@@ -73,7 +73,7 @@ def restore_part(problem: Problem, settings: Settings, prior: Denoiser, indices:
         return [Sample(ESTIMATE, values, misfit, Status(True, misfit=float(misfit[-1])))]
 
     def show(now: Progress) -> None:
-        doing = f"estimate, step {now.step} of {now.steps}"
+        doing = f"estimate, step {now.step}/{now.steps}"
         watch(now.step / now.steps, doing, float(now.misfit.median()), now.x_hat[0])
 
     found = _restore(problem, settings, prior, show, solver=settings.solver)
@@ -85,7 +85,7 @@ def _draw(problem: Problem, settings: Settings, prior: Denoiser, indices: range,
     label = "-".join(str(k + 1) for k in dict.fromkeys((indices.start, indices.stop - 1)))
 
     def show(now: Progress) -> None:
-        doing = f"sample {label} of {settings.samples}, step {now.step} of {now.steps}"
+        doing = f"sample {label} of {settings.samples}, step {now.step}/{now.steps}"
         watch(now.step / now.steps, doing, float(now.misfit.median()), now.x_hat[0])
 
     options = {"solver": settings.drawer[1], "cmi": settings.cmi, "sampler": settings.sampler}

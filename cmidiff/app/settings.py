@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from deepinv.physics import LinearPhysics
 
+from cmidiff.app.loading import Loading
 from cmidiff.app.problem import JPEG, Problem
 from cmidiff.config import unknown
 from cmidiff.information import CMI
+from cmidiff.prior.base import Denoiser
 from cmidiff.prior.hub import HUB, hub_repository
-from cmidiff.prior.known import PRIORS
+from cmidiff.prior.known import info_of
 from cmidiff.prior.weights import SUFFIXES
-from cmidiff.registry import SOLVERS, describe
+from cmidiff.registry import PRIORS, SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Sampler
 
@@ -40,6 +42,7 @@ class Settings:
         device: where.
         sampler: reverse sampler; None for the default.
         tile: side of the tiles in which a large image is seen, None for the whole, or ``auto``.
+        loading: how the prior is loaded.
     """
 
     solver_name: str | None
@@ -53,6 +56,7 @@ class Settings:
     device: str
     sampler: Sampler | None = None
     tile: int | Literal["auto"] | None = "auto"
+    loading: Loading = field(default_factory=Loading)
 
     @property
     def estimator(self) -> tuple[str, Solver] | None:
@@ -93,7 +97,8 @@ class Settings:
         record = {"estimate": estimate, "solver": solver, "cmi": cmi, "sampler": sampler}
         if self.drawer[1].together:  # the samples depend on how many there are
             record["particles"] = self.samples
-        return record | {name: getattr(self, name) for name in names}
+        loading = {"loading": self.loading.describe()} if self.loading != Loading() else {}
+        return record | {name: getattr(self, name) for name in names} | loading
 
 
 def make_settings(
@@ -109,6 +114,7 @@ def make_settings(
     device: str,
     tile: int | str = "auto",
     preset: Preset | None = None,
+    loading: Loading | None = None,
 ) -> Settings:
     """Resolve the options of a run.
 
@@ -117,6 +123,7 @@ def make_settings(
         samples: None for those that a solver needs: one where it draws samples, or its particles; none otherwise.
         tile: 0 for none.
         preset: stands for the solver, the CMI and the steps that are None.
+        loading: how the prior is loaded; None: as by default.
 
     Raises:
         ValueError: an unknown name, or options that contradict each other.
@@ -139,7 +146,10 @@ def make_settings(
         raise ValueError("CMI corrects samples of the posterior, and none are drawn: add --samples 4")
     batch = max(batch, count) if made is not None and made.together else batch
     chosen: Any = tile or None
-    return Settings(solver, made, correction, prior, steps, count, seed, batch, find_device(device), sampler, chosen)
+    how = loading or Loading()
+    return Settings(
+        solver, made, correction, prior, steps, count, seed, batch, find_device(device), sampler, chosen, how
+    )
 
 
 def _count_samples(samples: int | None, solver: Solver | None, name: str | None) -> int:
@@ -175,6 +185,22 @@ def adapt(settings: Settings, problem: Problem) -> Settings:
     return settings
 
 
+def adapt_to_prior(settings: Settings, prior: Denoiser) -> Settings:
+    """Return the options for a prior: with a latent prior, samples by DPS and their mean where no solver is named.
+
+    Raises:
+        ValueError: a task that needs a prior of images.
+    """
+    if prior.decoder is None or settings.solver is not None:
+        return settings
+    if settings.solver_name == JPEG:
+        raise ValueError(
+            f"the task jpeg needs a prior of images, and {settings.prior} is one of latents: use --task denoise with "
+            "--noise-std, or --prior photo"
+        )
+    return replace(settings, solver_name="dps", solver=DPS(), samples=max(1, settings.samples))
+
+
 def check_prior(prior: str) -> None:
     """Check that a prior can be loaded, without loading or fetching it.
 
@@ -184,7 +210,7 @@ def check_prior(prior: str) -> None:
     if prior.startswith(HUB):
         hub_repository(prior)
     elif prior in PRIORS:
-        info = PRIORS[prior]
+        info = info_of(prior)
         if info.where() is None and info.url is None and info.fallback is None:
             raise ValueError(f"the prior {prior} {info.remedy}")
     elif not Path(prior).exists():

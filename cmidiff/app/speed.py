@@ -110,6 +110,7 @@ def say_prediction(problem: Problem, settings: Settings, prior: Denoiser) -> Non
 
 def count_pixels(prior: Denoiser, shape: tuple[int, ...], tile: int | str | None) -> int:
     """Return the number of pixels that the network sees in one evaluation: those of all tiles, which overlap."""
+    shape = shape if prior.decoder is None else prior.decoder.latent_shape(shape)
     network = fitted(prior, shape, tile)  # pyright: ignore[reportArgumentType]
     if not isinstance(network, Tiled):
         return math.prod(shape[1:])

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cmidiff.config import Checked
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.step import Step
 
@@ -72,7 +73,7 @@ def isotropic_variance(step: Step, data_variance: float | None = None) -> float:
     return sigma_t**2 * v / (sigma_t**2 + alpha_t**2 * v)
 
 
-class Covariance(ABC):
+class Covariance(Checked, ABC):
     """A choice of ``Sigma``, stated before the run."""
 
     @abstractmethod
@@ -128,7 +129,6 @@ class Iterated(Bound):
             self._s,
             e,
             iterations=self.iterations,
-            tolerance=_tolerance(e),
             curvature=self.noise**2,
             precondition=precondition,
         )
@@ -158,7 +158,3 @@ def difference_size(eps: float, order: Literal[1, 2]) -> float:
         order: of the derivative.
     """
     return eps ** (1 / 3) if order == 1 else (48 * eps) ** (1 / 4)
-
-
-def _tolerance(e: Tensor) -> float:
-    return math.sqrt(torch.finfo(e.real.dtype).eps)

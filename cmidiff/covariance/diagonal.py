@@ -70,9 +70,16 @@ class RowSum(Covariance):
 
     Args:
         floor: lower bound, as in `Diagonal`.
+
+    Raises:
+        ValueError: a floor that is not in (0, 1].
     """
 
     floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"RowSum: floor must be in (0, 1], received {self.floor!r}")
 
     def at(self, step: Step) -> BoundDiagonal:
         return bounded(step, slope(step, torch.ones_like(step.x_t)), self.floor)

@@ -42,7 +42,9 @@ class BoundExact(Iterated):
         return self.step.covariance_gain * self.step.vjp(v)
 
 
-def checked_iterations(owner: str, iterations: int) -> None:
-    """Raise ``ValueError`` for less than one iteration."""
+def checked_iterations(owner: str, iterations: int, tolerance: float = 1.0) -> None:
+    """Raise ``ValueError`` for less than one iteration, or a tolerance that is not positive."""
     if iterations < 1:
         raise ValueError(f"{owner}: iterations must be at least 1, received {iterations}")
+    if not tolerance > 0:
+        raise ValueError(f"{owner}: tolerance must be a number > 0, received {tolerance}")

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmidiff.covariance.base import Covariance
 from cmidiff.covariance.exact import checked_iterations
-from cmidiff.covariance.moments import COARSE, START, BoundMoments, LowRank, moments_of, solve
+from cmidiff.covariance.moments import COARSE, START, TOLERANCE, BoundMoments, LowRank, known_moments, solve
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import dot, per_sample
 from cmidiff.step import Seen, Step
@@ -55,11 +55,11 @@ class FreeHunch(Covariance):
 
     rank: int = 8
     iterations: int = 100
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
-        checked_iterations("FreeHunch", self.iterations)
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
+        checked_iterations("FreeHunch", self.iterations, self.tolerance)
+        if self.rank < 0:
             raise ValueError(f"FreeHunch: rank must be a whole number >= 0, received {self.rank!r}")
 
     @property
@@ -75,7 +75,7 @@ class FreeHunch(Covariance):
 
     def at(self, step: Step) -> BoundFreeHunch:
         shape = step.measurement.shape
-        precision = 1 / moments_of(step.prior, shape).spectrum(shape).to(step.x_t)
+        precision = 1 / known_moments(step.prior, shape, step.x_t)[1]
         calls = [_call(step, seen) for seen in (*step.past[max(len(step.past) - self.rank, 0) :], step.seen)]
         variances = 1 / (precision + 1 / step.ratio**2)
         low_rank = LowRank(variances, *updates(precision, calls))
@@ -105,8 +105,9 @@ def updates(precision: Tensor, calls: list[tuple[Tensor, Tensor]]) -> tuple[Tens
             usable = (size > torch.finfo(size.dtype).tiny) & (needed > torch.finfo(size.dtype).tiny)
             vectors.append(per_sample(torch.where(usable, size.where(usable, 1.0).rsqrt(), 0.0), w) * w)
     none = precision.new_zeros(0, *calls[0][0].shape)
-    signs = torch.tensor([-1.0, 1.0], dtype=precision.dtype).repeat(len(vectors) // 2)
-    return torch.stack(vectors) if vectors else none, signs.to(precision.device)
+    signs = precision.new_ones(len(vectors))
+    signs[::2] = -1.0
+    return torch.stack(vectors) if vectors else none, signs
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import logging
 import math
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from cmidiff import moments
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
+from cmidiff.covariance.exact import checked_iterations
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, dot
@@ -50,10 +51,13 @@ class SecondMoments(Covariance):
     iterations: int = ITERATIONS
     tolerance: float = TOLERANCE
 
+    def __post_init__(self) -> None:
+        checked_iterations("SecondMoments", self.iterations, self.tolerance)
+
     def at(self, step: Step) -> BoundMoments:
-        spectrum = moments_of(step.prior, step.measurement.shape).spectrum(step.measurement.shape)
+        _, spectrum = known_moments(step.prior, step.measurement.shape, step.x_t)
         variances = 1 / (1 / spectrum + 1 / step.ratio**2)
-        return BoundMoments(step, self.iterations, variances.to(step.x_t), self.tolerance)
+        return BoundMoments(step, self.iterations, variances, self.tolerance)
 
     @property
     def start(self) -> float:
@@ -84,7 +88,7 @@ class BoundMoments(Iterated):
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
 
-    def draw(self, e: Tensor) -> Tensor:
+    def draw(self, e: Tensor) -> Tensor | None:
         """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
         has the mean and the covariance of the Gaussian posterior."""
         step, m = self.step, self.step.measurement
@@ -229,24 +233,35 @@ def _among_measurements(
 def wiener_estimate(prior: Denoiser, measurement: Measurement, *, iterations: int = ITERATIONS) -> Tensor:
     """``mu + C A^T (A C A^T + sigma_y^2 I)^-1 (y - A mu)``: the posterior mean of Gaussian data with the second moments
     of the prior, shape (B, ...) of the canvas."""
-    found = moments_of(prior, measurement.shape)
     like = measurement.y.real.new_zeros(len(measurement.y), *measurement.shape)
-    mean, variances = found.centre(measurement.shape).to(like) + like, found.spectrum(measurement.shape).to(like)
-    coarse = COARSE * math.sqrt(prior.variance)
+    mean, variances = known_moments(prior, measurement.shape, like)
+    mean, coarse = mean + like, COARSE * math.sqrt(prior.variance)
     w = solve(measurement, variances, measurement.residual(mean), coarse, iterations)
     return mean + idct(variances * dct(w))
 
 
 def gaussian_draw(problem: Problem) -> Tensor:
     """A draw of the posterior of Gaussian data with the second moments of the prior, shape (B, ...) of the canvas."""
-    measurement, found = problem.measurement, moments_of(problem.prior, problem.measurement.shape)
-    like = problem.like()
-    variances, mean = found.spectrum(measurement.shape).to(like), found.centre(measurement.shape).to(like)
+    measurement, like = problem.measurement, problem.like()
+    mean, variances = known_moments(problem.prior, measurement.shape, like)
     x = mean + idct(variances.sqrt() * problem.draws.normal("start-image", 0, like))
     n = measurement.noise_std * problem.draws.normal("start-noise", 0, measurement.y)
     coarse = COARSE * math.sqrt(problem.prior.variance)
     w = solve(measurement, variances, measurement.residual(x) - n, coarse)
     return x + idct(variances * dct(w))
+
+
+def known_moments(prior: Denoiser, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variances of a prior for signals of ``shape``, of the type and on the device of ``like``."""
+    return _on_device(moments_of(prior, shape), tuple(shape), like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _on_device(
+    found: moments.SecondMoments, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rounded before they reach the device, which may have no double precision; made once."""
+    return found.centre(shape).to(dtype).to(device), found.spectrum(shape).to(dtype).to(device)
 
 
 def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments:

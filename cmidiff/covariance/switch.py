@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cmidiff.covariance.base import Bound, Covariance
 from cmidiff.covariance.exact import Exact
 from cmidiff.covariance.moments import SecondMoments
+from cmidiff.covariance.names import make_covariance
 from cmidiff.step import Step
 
 SWITCH = 0.6  # relative noise level below which the Jacobian of the network is better than the second moments
@@ -19,6 +20,13 @@ class Hybrid(Covariance):
     The level is relative to half the range of the images, or to the standard deviation of the prior without one. The
     default takes the second moments of the data above 0.6 and the Jacobian below: the first needs no derivative,
     and the second is accurate there.
+
+    Args:
+        high, low: covariances, as objects, classes or names.
+        switch: the noise level.
+
+    Raises:
+        ValueError, TypeError: an option that has no meaning.
     """
 
     high: Covariance = field(default_factory=SecondMoments)
@@ -26,6 +34,8 @@ class Hybrid(Covariance):
     switch: float = SWITCH
 
     def __post_init__(self) -> None:
+        for name in ("high", "low"):
+            object.__setattr__(self, name, make_covariance(getattr(self, name), "Hybrid"))
         if not self.switch > 0:
             raise ValueError(f"Hybrid: switch must be a noise level > 0, received {self.switch!r}")
 

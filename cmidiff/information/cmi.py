@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from cmidiff.config import Checked
 from cmidiff.covariance import Covariance, make_covariance
 from cmidiff.information.contraction import Contraction, Estimator, default_contraction
 from cmidiff.information.gradient import Probe, gradient_at
 from cmidiff.information.options import check_options
 from cmidiff.information.value import linearised
 from cmidiff.krylov import capped
-from cmidiff.step import Step
+from cmidiff.step import Problem, Step
 
 Weight = Literal["snr", "reverse-sde", "constant"]
 
 
 @dataclass(frozen=True)
-class CMI:
+class CMI(Checked):
     """The CMI correction: each step moves by ``eta_t grad I(x_0; y | x_t)`` besides the guidance (Algorithm 1, line 8).
 
     It is applied to the denoised image, of which every sampler is a linear function: the state ``x_s = a x_t + b x_hat
@@ -110,12 +111,15 @@ class CMI:
             case "constant":
                 return self.eta
 
+    def acts_at(self, problem: Problem, t: float) -> bool:
+        """Whether it acts at time ``t``."""
+        (alpha, sigma), (low, high) = problem.prior.schedule(t), self.window
+        early, late = (t, t) if self.times is None else self.times
+        return self.eta != 0.0 and low <= sigma / alpha / problem.half_range <= high and early <= t <= late
+
     def active(self, step: Step) -> bool:
         """Whether this step is corrected."""
-        low, high = self.window
-        early, late = (step.t, step.t) if self.times is None else self.times
-        due = self.eta != 0.0 and step.index % self.every == 0 and not step.last
-        return due and low <= step.relative_ratio <= high and early <= step.t <= late
+        return self.acts_at(step.problem, step.t) and step.index % self.every == 0 and not step.last
 
     def __call__(self, step: Step) -> Step:
         """The step with a correction of its denoised image."""

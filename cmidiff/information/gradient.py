@@ -66,7 +66,7 @@ def gradient_at(
     in_signal = estimator in ("shared-probe", "two-term")
     like = step.x_t.detach() if in_signal else step.measurement.y
     known = None if in_signal else known_of(step.measurement)
-    for z, w in _probes(step, like, probe, probes, known, second=estimator == "two-term"):
+    for z, w in probe_pairs(step, like, probe, probes, known, second=estimator == "two-term"):
         for a, b, sign in _directions(step, covariance, estimator, z, w):
             total = total + sign * contract(step, a, b, how)
     return (0.5 * step.covariance_gain / probes * total).detach()
@@ -78,25 +78,37 @@ def known_of(measurement: Measurement) -> Tensor | None:
     return known_entries(physics, measurement.y) if isinstance(physics, LinearPhysics) else None
 
 
-def _probes(
-    step: Step, like: Tensor, probe: Probe, count: int, known: Tensor | None, *, second: bool
+def probe_pairs(
+    step: Step,
+    like: Tensor,
+    probe: Probe,
+    count: int,
+    known: Tensor | None,
+    *,
+    second: bool = False,
+    stream: str = "cmi",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Two independent probes ``z, w`` with ``E[z z^T] = I`` for each of ``count`` turns (for coordinates the same one,
     both traces being exact together), shape of ``like``. Without a ``second`` one ``w`` is ``z``."""
 
-    def normal(stream: str, k: int) -> Tensor:
-        return step.draws.normal(stream, step.index, like, inner=k)
+    def normal(name: str, k: int) -> Tensor:
+        z = step.draws.normal(name, step.index, like, inner=k)
+        if like.is_complex():  # real and imaginary parts are measured numbers each
+            z = torch.complex(z.real, step.draws.normal(f"{name}-imaginary", step.index, like, inner=k).real)
+        return z
 
     if probe == "coordinate":
-        order, m = _order(normal("cmi", 0), known)
+        if like.is_complex():
+            raise ValueError("CMI: probe='coordinate' is for real measurements, received complex y: use 'rademacher'")
+        order, m = _order(normal(stream, 0), known)
         for k in range(min(count, int(m.max()))):
             length = torch.where(k < m, (m * count / m.clamp_max(count)).sqrt(), 0.0)
             z = torch.zeros_like(like).flatten(1).scatter_(1, order[:, k : k + 1], length[:, None]).reshape(like.shape)
             yield z, z
         return
     for k in range(count):
-        z = normal("cmi", k)
-        w = normal("cmi-second", k) if second else z
+        z = normal(stream, k)
+        w = normal(f"{stream}-second", k) if second else z
         yield (z, w) if probe == "gaussian" else (signs(z), signs(w))
 
 
@@ -110,6 +122,9 @@ def _order(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def signs(z: Tensor) -> Tensor:
+    """Signs of normal numbers, of real and imaginary parts alone."""
+    if z.is_complex():
+        return torch.complex(signs(z.real), signs(z.imag))
     return torch.where(z < 0, -1.0, 1.0).to(z)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from cmidiff.covariance import Bound, Covariance, Exact, make_covariance
 from cmidiff.draws import SeededDraws
 from cmidiff.information.contraction import Contraction, Estimator
-from cmidiff.information.gradient import Probe, gradient_at, known_of, signs
+from cmidiff.information.gradient import Probe, gradient_at, known_of, probe_pairs
 from cmidiff.information.options import check_options
 from cmidiff.krylov import lanczos
 from cmidiff.measurement import Measurement
@@ -53,10 +53,9 @@ def value_at(step: Step, covariance: Bound, *, probes: int = 8, iterations: int 
     def operator(v: Tensor) -> Tensor:
         return v + measurement.A(covariance.product(measurement.At(v))) / s2
 
-    m = measurement.y[0].numel()
+    m = torch.view_as_real(measurement.y[0]).numel() if measurement.y.is_complex() else measurement.y[0].numel()
     draws = []
-    for k in range(probes):
-        z = signs(step.draws.normal("information", step.index, measurement.y, inner=k))
+    for z, _ in probe_pairs(step, measurement.y, "rademacher", probes, None, stream="information"):
         _, values, vectors = lanczos(operator, z, min(iterations, m))
         draws.append(0.5 * m * (vectors[:, 0] ** 2 * values.clamp_min(1.0).log()).sum(-1))
     sample = torch.stack(draws)

@@ -42,7 +42,6 @@ from cmidiff.physics.operators import from_kernel as from_kernel
 from cmidiff.physics.operators import from_mask as from_mask
 from cmidiff.physics.operators import from_signs as from_signs
 from cmidiff.physics.own import from_callable as from_callable
-from cmidiff.physics.tasks import TASKS as TASKS
 from cmidiff.physics.tasks import Task as Task
 from cmidiff.physics.tasks import colorize as colorize
 from cmidiff.physics.tasks import compressed_sensing as compressed_sensing
@@ -56,3 +55,4 @@ from cmidiff.physics.tasks import inpaint_scratches as inpaint_scratches
 from cmidiff.physics.tasks import nonlinear_blur as nonlinear_blur
 from cmidiff.physics.tasks import phase_retrieval as phase_retrieval
 from cmidiff.physics.tasks import super_resolution as super_resolution
+from cmidiff.registry import TASKS as TASKS

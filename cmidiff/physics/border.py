@@ -70,7 +70,6 @@ class ValidBlur(LinearPhysics):
             lambda v: v + weight * self.A_adjoint(self.A(v)),
             weight * self.A_adjoint(y - self.A(start)),
             iterations=ITERATIONS,
-            tolerance=1e-10 if y.dtype == torch.float64 else 1e-5,
         )
         return start + found.x
 

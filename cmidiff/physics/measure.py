@@ -113,11 +113,12 @@ def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
 
 
 def measured_count(physics: Physics, y: Tensor) -> Tensor:
-    """``m``, the number of measured entries of each image, hidden ones not counted: ``(B,)``, float64."""
+    """``m``, the number of measured entries of each image, hidden ones not counted: ``(B,)``, of the real dtype of
+    ``y``."""
     known = known_entries(physics, y)
     if known is None:
-        return torch.full((len(y),), y[0].numel(), dtype=torch.float64, device=y.device)
-    return known.expand(y.shape).flatten(1).sum(1, dtype=torch.float64)
+        return torch.full((len(y),), y[0].numel(), dtype=y.real.dtype, device=y.device)
+    return known.expand(y.shape).flatten(1).sum(1)
 
 
 def _check_images(x: Tensor, physics: Physics) -> None:

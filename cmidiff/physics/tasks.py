@@ -12,9 +12,8 @@ image in [0, 1], ``seed`` any integer, ``dtype`` ``torch.float32`` or ``torch.fl
 ``ValueError``.
 """
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypedDict, Unpack
@@ -23,12 +22,14 @@ import torch
 from deepinv.physics import Denoising, GaussianNoise, LinearPhysics, Physics, PoissonNoise
 from torch import Tensor
 
+from cmidiff.config import unknown
 from cmidiff.physics.check import Device, Shape, check_gain, check_shape
 from cmidiff.physics.decomposed import BicubicResize, Luminance
 from cmidiff.physics.kernels import gaussian_kernel, motion_kernel
 from cmidiff.physics.masks import box_mask, random_mask, random_signs, scratch_mask
 from cmidiff.physics.nonlinear import Exposure, FourierMagnitude, LightBlur
 from cmidiff.physics.operators import from_kernel, from_mask, from_signs, gaussian_noise
+from cmidiff.registry import TASKS
 
 POISSON = "poisson"  # the parameter that every task takes
 
@@ -164,22 +165,6 @@ def nonlinear_blur(
     return LightBlur(blur, shape)
 
 
-TASKS: dict[str, Callable[..., Physics]] = {
-    "denoise": denoise,
-    "inpaint-box": inpaint_box,
-    "inpaint-random": inpaint_random,
-    "inpaint-scratches": inpaint_scratches,
-    "deblur-gaussian": deblur_gaussian,
-    "deblur-motion": deblur_motion,
-    "super-resolution": super_resolution,
-    "colorize": colorize,
-    "compressed-sensing": compressed_sensing,
-    "phase-retrieval": phase_retrieval,
-    "hdr": hdr,
-    "nonlinear-blur": nonlinear_blur,
-}
-"""The one table of names, for the command line."""
-
 _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "inpaint-box": ("mask", box_mask),
     "inpaint-random": ("mask", random_mask),
@@ -221,7 +206,7 @@ class Task:
         known = [*_parameters(self.name), POISSON]
         for parameter in self.parameters:
             if parameter not in known:
-                raise ValueError(f"Task {self.name!r} has no parameter {parameter!r}. {_nearest(parameter, known)}")
+                raise ValueError(unknown(f"parameter of the task {self.name}", parameter, known))
         needed = (_GIVEN | _DRAWS).get(self.name)
         if needed and needed[0] not in self.tensors:
             raise ValueError(
@@ -237,7 +222,7 @@ class Task:
             ValueError: for what ``Task`` or the named function refuses.
         """
         if name not in TASKS:
-            raise ValueError(f"There is no task {name!r}. {_nearest(name, TASKS)}")
+            raise ValueError(unknown("task", name, TASKS))
         chosen = {**_parameters(name), **(parameters or {})}
         tensors: dict[str, Tensor] = {}
         if name in _DRAWS:
@@ -288,15 +273,8 @@ class Task:
 
 def _parameters(name: str) -> dict[str, Any]:
     """The parameters of a task that a file stores, with their defaults."""
-    functions = {**TASKS, **{given: function for given, (_, function) in _GIVEN.items()}}
-    if name not in functions:
-        raise ValueError(f"There is no task {name!r}. {_nearest(name, functions)}")
-    signature = inspect.signature(functions[name]).parameters
+    if name not in TASKS and name not in _GIVEN:
+        raise ValueError(unknown("task", name, [*TASKS, *_GIVEN]))
+    signature = inspect.signature(_GIVEN[name][1] if name in _GIVEN else TASKS[name]).parameters
     own = {key: p.default for key, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    return {key: value for key, value in own.items() if key not in ("dtype", "device")} | {"noise_std": 0.05}
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    choices = list(words)
-    near = difflib.get_close_matches(word, choices, n=2, cutoff=0.5)
-    return (f"Did you mean {' or '.join(near)}? " if near else "") + f"Choose from: {', '.join(choices)}."
+    return {"noise_std": 0.05} | {key: value for key, value in own.items() if key not in ("dtype", "device")}

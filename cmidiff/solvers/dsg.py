@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from cmidiff.krylov import dot, per_sample
@@ -67,10 +66,10 @@ class DSG(Solver):
         """``w`` of this step."""
         return min(1.0, self.rate * math.sqrt(OFFICIAL_STEPS / step.steps))
 
-    def radius(self, step: Step) -> Tensor:
-        """``r`` per image, broadcastable over ``x_t``."""
-        std = torch.as_tensor(step.std, dtype=step.x_t.dtype, device=step.x_t.device)
-        if std.ndim == 0:
+    def radius(self, step: Step) -> Tensor | float:
+        """``r`` of all images, or of each, broadcastable over ``x_t``."""
+        std = step.std
+        if not isinstance(std, Tensor):
             return std * math.sqrt(step.x_t[0].numel())
         return per_sample(dot(std, std).sqrt(), step.x_t)
 

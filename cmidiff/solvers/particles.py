@@ -5,8 +5,7 @@ logarithm of its weight. The exchange then normalises the weights of each image,
 size falls below a threshold, and always at the end, and accumulates the logarithm of the evidence ``p(y)``.
 
 Weights are float64 on the CPU, outside of the device path. Resampling is systematic, with one random number an image
-and a step, on sorted particles. It costs little while noise is still added, which makes copies differ again, so that
-the threshold is high. A particle that has diverged has the weight zero.
+and a step, on sorted particles. A particle that has diverged has the weight zero.
 
 Sources: Doucet, Johansen, "A Tutorial on Particle Filtering and Smoothing", 2011; Kitagawa, 1996 (systematic).
 """
@@ -69,7 +68,7 @@ class Particles(Solver):
         ValueError: ``threshold`` is not in [0, 1].
     """
 
-    threshold: float = 0.9
+    threshold: float = 0.5
 
     needs_linear: ClassVar[bool] = True
     together: ClassVar[bool] = True

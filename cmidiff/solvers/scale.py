@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cmidiff.config import Checked
 from cmidiff.solvers.base import checked_positive
 from cmidiff.step import Step
 
@@ -19,7 +20,7 @@ OFFICIAL_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(Checked):
     """From ``start`` at pure noise to ``end`` at the clean image, geometrically in the angle of the noise:
 
         zeta_t = start^u end^(1 - u),    u = (2 / pi) atan(sigma_t / alpha_t) in [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from cmidiff.step import Carry, Step
 @dataclass(frozen=True)
 class Unconditional(Solver):
     """The sampler alone; the measurement is ignored."""
+
+    uses_measurement: ClassVar[bool] = False
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         return step.advance(carry)

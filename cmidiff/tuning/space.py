@@ -3,7 +3,7 @@
 The guidance. DPS, MCG (and CA-DPS as released) have a step size: ``scale`` and ``tilt`` make the `Ramp` from ``scale
 sqrt(tilt)`` at pure noise to ``scale / sqrt(tilt)`` at the clean image; ``scale`` is searched over a factor of 8 either
 way of the solver's own, ``tilt`` over a factor of 16. The others have a factor on the guidance, the variance of the
-data (PiGDM, CA-DPS), or a rate (DSG).
+data (PiGDM, CA-DPS), or a rate (DSG). Of any other solver, also of another package, the field ``scale`` is searched.
 
 CMI. On or off; ``eta = most u |u|`` with u in [-1, 1], finer near zero; its weight; and the upper end of its window in
 ``sigma / alpha``.
@@ -125,7 +125,11 @@ class Space:
                 return [_around("scale", _number(base.scale), 8.0)], lambda v: replace(base, scale=v["scale"])
             case DSG():
                 return [("rate", base.rate, 0.0, 1.0, False)], lambda v: replace(base, rate=v["rate"])
-        raise ValueError(f"{base!r} has no strength to tune: choose dps, pigdm, mcg, dsg or cadps")
+            case Solver(scale=float() as scale) if is_dataclass(base):  # pyright: ignore[reportAttributeAccessIssue]
+                return [_around("scale", _number(scale), 8.0)], lambda v: replace(base, scale=v["scale"])
+        raise ValueError(
+            f"{base!r} has no strength to tune, which is a field scale > 0: choose dps, pigdm, mcg, dsg or cadps"
+        )
 
 
 def ramp(scale: float, tilt: float) -> float | Ramp:

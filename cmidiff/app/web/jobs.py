@@ -120,7 +120,15 @@ def command(settings: Settings, name: str, work: Work) -> str:
         words += ["--samples", str(settings.samples)]
         words += ["--no-cmi"] if settings.cmi is None else [f"--eta={settings.cmi.eta!r}"]
     words += [] if settings.steps is None else ["--steps", str(settings.steps)]
-    words += ["--seed", str(settings.seed), "--device", settings.device, "--prior", settings.prior]
+    words += [
+        "--seed",
+        str(settings.seed),
+        "--device",
+        settings.device,
+        "--prior",
+        settings.prior,
+        *settings.loading.words,
+    ]
     words += ["--truth", str(TRUTH)] if work.truth is not None else []
     return shlex.join([*words, "--output", f"{name}-again"])
 

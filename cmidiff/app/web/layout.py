@@ -12,6 +12,7 @@ from cmidiff.information import CMI
 from cmidiff.registry import SOLVERS
 
 SOLVER, SAMPLER, SAMPLES = "dpir", "cadps", 4
+LATENT = "dps"  # what takes the place of both with a latent prior
 NOTHING = line("The result appears here.")
 INTRODUCTION = (
     "# Restore a photograph\nYour photograph stays on this server and is deleted within two hours after your visit."
@@ -92,7 +93,7 @@ class Layout:
             )
             self.seed = gr.Number(0, label="Seed", info="Of what is random.", min_width=140, elem_id="seed")
         with gr.Row():
-            self.solver = gr.Dropdown(list(SOLVERS), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
+            self.solver = gr.Dropdown(SOLVERS.loadable(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
             self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
                 label="Steps",
                 info=f"At most {self.limits.steps}.",
@@ -138,7 +139,7 @@ class Layout:
 
 def samplers() -> list[str]:
     """Return the names of the solvers that draw samples."""
-    return [name for name in SOLVERS if name != SOLVER and not SOLVERS.make(name).point]
+    return [name for name in SOLVERS.loadable() if name != SOLVER and not SOLVERS.make(name).point]
 
 
 def strength_of(name: str) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from typing import Any
 
 import gradio as gr
 
+from cmidiff.app.loading import Loading
 from cmidiff.app.settings import Settings, adapt, make_settings
 from cmidiff.app.speed import Speed
 from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import CASES, EXPERIMENT, LEAST, Ask, Limits, choice, file_of, number
 from cmidiff.app.web.jobs import Job, View
-from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
+from cmidiff.app.web.layout import LATENT, NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
 from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, show_image, status, summary
 from cmidiff.app.web.visits import Visit, Visits
 from cmidiff.prior.base import Denoiser
@@ -79,10 +80,14 @@ class Page(Layout):
         limits: of what one person may ask.
         prior, name, device: the network, its name at the command line, and where it is.
         root: the folder in which each visit has one.
+        loading: how the prior was loaded.
     """
 
-    def __init__(self, limits: Limits, prior: Denoiser, name: str, device: str, root: Path) -> None:
+    def __init__(
+        self, limits: Limits, prior: Denoiser, name: str, device: str, root: Path, loading: Loading | None = None
+    ) -> None:
         super().__init__(limits)
+        self.loading = loading
         self.prior, self.name, self.device = prior, name, device
         self.visits, self.speed = Visits(root, limits), Speed(prior)
         with self.blocks:
@@ -238,7 +243,10 @@ class Page(Layout):
     def options(
         self, solver: str, steps: int | None, seed: int, samples: int | None = None, eta: float | None = None
     ) -> Settings:
-        """Return the options of a run; without ``samples``, of one that gives the best image."""
+        """Return the options of a run; without ``samples``, of one that gives the best image. With a latent prior it is
+        DPS that samples where no other solver was chosen."""
+        if self.prior.decoder is not None and solver in (SOLVER, SAMPLER):
+            solver = LATENT
         if samples is None and solver != SOLVER:
             samples = 0 if SOLVERS.make(solver).point else MEAN
         return make_settings(
@@ -251,6 +259,7 @@ class Page(Layout):
             seed=seed,
             batch=1,
             device=self.device,
+            loading=self.loading,
         )
 
     # the runs

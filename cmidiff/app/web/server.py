@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cmidiff
+from cmidiff.app.loading import Loading
 from cmidiff.app.web.controls import Limits
 
 QUEUE = 200  # events that may wait, runs not counted
@@ -44,12 +44,19 @@ def own_folder() -> Iterator[Path]:
 
 @contextmanager
 def serving(
-    limits: Limits, *, prior: str = "natural-64", device: str = "cpu", host: str = "127.0.0.1", port: int = 7860
+    limits: Limits,
+    *,
+    prior: str = "natural-64",
+    device: str = "cpu",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    loading: Loading | None = None,
 ) -> Iterator[tuple[str, Path]]:
     """Serve the page at its address, until the block ends.
 
     Args:
         port: 0 for any that is free.
+        loading: how the prior is loaded; None: as by default.
 
     Yields:
         the address, and the folder in which all is written.
@@ -69,7 +76,8 @@ def serving(
             if error.name not in ("gradio", "starlette"):
                 raise
             raise ValueError("the page needs Gradio: pip install 'cmidiff[app]'") from error
-        page = Page(limits, cmidiff.load_prior(prior, device=device), prior, device, root / "work")
+        how = loading or Loading()
+        page = Page(limits, how.load(prior, device), prior, device, root / "work", how)
         page.blocks.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
         page.blocks.launch(
             server_name=host,
@@ -109,14 +117,16 @@ def _find_port(host: str, port: int) -> int:
         raise ValueError(f"cannot listen on {host}, port {port} ({reason}): give another --port or --host") from error
 
 
-def serve(limits: Limits, *, prior: str, device: str, host: str, port: int, open_browser: bool) -> None:
+def serve(
+    limits: Limits, *, prior: str, device: str, host: str, port: int, open_browser: bool, loading: Loading
+) -> None:
     """Serve until interrupted."""
     over = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: over.set())
     # Without a screen, a browser would take the terminal.
     screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     try:
-        with serving(limits, prior=prior, device=device, host=host, port=port) as (address, _):
+        with serving(limits, prior=prior, device=device, host=host, port=port, loading=loading) as (address, _):
             print(f"{address}  (stop with Ctrl-C)", flush=True)
             if open_browser and screen:
                 webbrowser.open(address)

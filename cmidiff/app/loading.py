@@ -1,0 +1,54 @@
+"""How the prior of a run is loaded: the options of `cmidiff.load_prior` that the command line has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+import cmidiff
+from cmidiff.config import unknown
+from cmidiff.prior.base import Denoiser
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Options of a prior; see `cmidiff.load_prior`.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+    dtype: str = "float32"
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(unknown("dtype", self.dtype, DTYPES))
+
+    def describe(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def words(self) -> list[str]:
+        """The same as words of a command line."""
+        named = {f"--{name.replace('_', '-')}": value for name, value in self.describe().items()}
+        return [word for name, value in named.items() for word in ([name] if value is True else [name, str(value)])]
+
+    def load(self, name: str, device: str) -> Denoiser:
+        """The prior of a name on a device.
+
+        Raises:
+            ValueError, OSError: it cannot be loaded.
+        """
+        options = self.describe()
+        if "dtype" in options:
+            options["dtype"] = getattr(torch, self.dtype)
+        return cmidiff.load_prior(name, device=device, **options)

@@ -1,0 +1,102 @@
+"""Latent priors at the command line and on the page."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from cmidiff.app.cli import app
+from cmidiff.app.web.server import serving
+from tests import latents
+from tests.web import LIMITS, Visitor, png
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("latent") / "tiny-sd"
+    latents.stable_diffusion(path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    values = np.random.default_rng(0).integers(60, 200, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_a_latent_pipeline_restores_at_the_command_line(folder: Path, photo: Path, tmp_path: Path) -> None:
+    common = ("restore", photo, "--task", "denoise", "--noise-std", 0.1, "--prior", folder, "--steps", 3)
+    plain = run(*common, "--output", tmp_path / "plain")
+    assert plain.exit_code == 0, plain.output
+    assert Image.open(tmp_path / "plain" / "restored.png").size == (20, 16)
+    record = json.loads((tmp_path / "plain" / "run.json").read_text())["options"]
+    assert record["estimate"] is None
+    assert record["solver"]["name"] == "dps", "what samples where nothing is said"
+    told = ("--prompt", "a photo of a cat", "--guidance-scale", 3, "--dtype", "bfloat16", "--checkpointing")
+    guided = run(*common, *told, "--solver", "psld", "--cmi", "--output", tmp_path / "told")
+    assert guided.exit_code == 0, guided.output
+    options = json.loads((tmp_path / "told" / "run.json").read_text())["options"]
+    expected = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "dtype": "bfloat16", "checkpointing": True}
+    assert options["loading"] == expected
+    one, other = (load_file(tmp_path / name / "sample-00.safetensors")["sample"] for name in ("plain", "told"))
+    assert not torch.equal(one, other)
+    again = run(*common, "--prompt", "cat", "--output", tmp_path / "plain")
+    assert again.exit_code == 2
+    assert "another" in again.output
+
+
+def test_what_a_latent_prior_cannot_do_is_one_line(folder: Path, photo: Path, tmp_path: Path) -> None:
+    out, compressed = ("--output", tmp_path / "out"), photo.with_suffix(".jpg")
+    Image.open(photo).resize((64, 64)).save(compressed, quality=20)
+    jpeg = run("restore", compressed, "--task", "jpeg", "--prior", folder, *out)
+    assert jpeg.exit_code == 2, jpeg.output
+    assert "needs a prior of images" in " ".join(jpeg.output.split())
+    for arguments, message in (
+        (("--task", "denoise", "--noise-std", 0.1, "--prior", folder, "--solver", "ddrm"), "singular basis"),
+        (
+            ("--task", "denoise", "--noise-std", 0.1, "--prompt", "cat", "--prior", "natural-64"),
+            "are for latent priors",
+        ),
+        (("--task", "denoise", "--noise-std", 0.1, "--prior", folder, "--dtype", "int8"), "dtype"),
+    ):
+        result = run("restore", photo, *arguments, *out)
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split()), result.output
+        assert "Traceback" not in result.output
+
+
+def test_the_list_of_priors_says_how_large_a_download_is() -> None:
+    shown = " ".join(run("priors").output.split())
+    for part in ("latent priors of the hub", "4.3 GB", "34 GB", "cmidiff[latent]"):
+        assert part in shown
+
+
+def test_the_page_restores_with_a_latent_pipeline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By requests: a photograph in, the mean of samples by DPS out, with the command that repeats it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with serving(replace(LIMITS), prior=str(folder), device="cpu", port=0) as (address, _):
+        visitor = Visitor(address)
+        assert visitor.take(png(32, 24, grain=20)) == ""
+        status, archive = visitor.restore("denoise", solver="dpir", steps=2, noise=0.1)
+        assert "Finished" in status, status
+        command = archive["command.txt"].decode()
+        assert "--solver dps" in command
+        assert "--prior" in command
+        assert "result.png" in archive
