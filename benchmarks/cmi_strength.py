@@ -247,7 +247,7 @@ def _line(figures: Figures, setting: Setting, metrics: list[tuple[str, str, int]
 
 
 def _starred(difference: Estimate, digits: int) -> str:
-    star = "*" if abs(difference.mean) > (difference.half or math.inf) else ""
+    star = "*" if abs(difference.mean) > (math.inf if difference.half is None else difference.half) else ""
     return f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}{star}"
 
 

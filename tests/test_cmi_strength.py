@@ -21,6 +21,8 @@ CHOICES = {"task": "inpaint-random", "solver": "dps", "steps": "4", "eta": "-0.3
 CHOICES |= {"low": "0", "high": "3.5", "cap": "0.5", "every": "1", "covariance": "isotropic"}
 CHOICES |= {"contraction": "finite-difference", "direction": "gradient"}
 
+pytestmark = pytest.mark.usefixtures("without_weights")
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:

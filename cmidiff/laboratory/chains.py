@@ -188,6 +188,7 @@ def choose_strengths(
         return scale, 0.0
 
     def upper(eta: float) -> float:
-        return estimate(logs(scale, eta).tolist(), losses[scale].tolist()).high or math.inf
+        found = estimate(logs(scale, eta).tolist(), losses[scale].tolist())
+        return math.inf if found.high is None else found.high
 
     return scale, min(ETAS, key=upper)

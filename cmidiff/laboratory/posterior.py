@@ -14,7 +14,6 @@ shows what the steps cost.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -268,7 +267,9 @@ def _compare(every: Frame, families: Sequence[Family]) -> Table:
 
 def verdict(gap: Estimate) -> str:
     """Of a paired difference of distances, CMI minus base."""
-    return "no difference" if not abs(gap.mean) > (gap.half or math.inf) else "better" if gap.mean < 0 else "worse"
+    if gap.half is None or not abs(gap.mean) > gap.half:
+        return "no difference"
+    return "better" if gap.mean < 0 else "worse"
 
 
 def _scale_of(runs: Frame) -> str:

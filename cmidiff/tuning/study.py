@@ -180,7 +180,7 @@ class Outcome:
         """The outcome in one sentence."""
         if self.best is self.rows[0]:
             return "no setting was better than the solver alone on the tuning images: the preset is the solver alone"
-        figures = f"{self.gain.mean:+.3g} ± {self.gain.half or math.inf:.2g}"
+        figures = f"{self.gain.mean:+.3g} ± {math.inf if self.gain.half is None else self.gain.half:.2g}"
         where = f"{self.metric} gained {figures} on {self.gain.n} hold-out images"
         if not self.is_better:
             return f"{where}: not better than the solver alone, which the preset therefore holds"
