@@ -65,7 +65,7 @@ def test_the_control_moves_as_far_and_elsewhere(bench: ModuleType) -> None:
                 kept.append(step.correction)
                 return super().step(step, carry)
 
-        restore_problem(problem, prior(), Watched(0.0012), bench.cmi_of(setting), steps=4)
+        restore_problem(problem, prior(), Watched(0.0012), bench.cmi_of(setting), steps=12)
     assert any(move is not None for move in moves["gradient"])
     first, control = (next(m for m in moves[name] if m is not None) for name in ("gradient", "random"))
     torch.testing.assert_close(control.flatten(1).norm(dim=1), first.flatten(1).norm(dim=1))

@@ -604,7 +604,7 @@ def test_what_cannot_be_meant_is_refused():
         (Isotropic, {"data_variance": 0.0}, "data_variance"),
         (Exact, {"iterations": 0}, "iterations must be at least 1"),
         (Hybrid, {"switch": 0.0}, "switch must be a noise level > 0"),
-        (Hybrid, {"switch": math.nan}, "switch must be a noise level > 0"),
+        (Hybrid, {"switch": math.nan}, "switch must be a number, received nan"),
         (Diagonal, {"probes": 0}, "probes >= 1"),
         (Diagonal, {"window": 4}, "odd window"),
         (Diagonal, {"floor": 0.0}, "floor in"),
@@ -613,7 +613,7 @@ def test_what_cannot_be_meant_is_refused():
         (DPIR, {"start_level": math.inf}, "start_level must be a number > 0"),
         (DPIR, {"start_level": -1.0}, "start_level must be a number > 0"),
         (DSG, {"rate": 1.5}, "rate in"),
-        (DSG, {"rate": math.nan}, "rate in"),
+        (DSG, {"rate": math.nan}, "rate must be a number"),
         (DSG, {"interval": 0}, "interval >= 1"),
     ]
     for solver, options, match in wrong:
@@ -687,7 +687,7 @@ class Excused(Deaf):
 
 def test_cmi_is_used_or_refused_and_never_dropped():
     prior, physics, y = problem("inpaint-random")
-    options: dict[str, Any] = {"value_range": None, "steps": 4, "cmi": CMI(0.1)}
+    options: dict[str, Any] = {"value_range": None, "steps": 4, "cmi": CMI(0.1, window=(0.0, math.inf))}
     with pytest.raises(ValueError, match="Deaf does not use the correction of CMI"):
         restore(y, physics, prior, solver=Deaf(), **options)
     with pytest.raises(ValueError, match="CMI does not act on Excused: it takes no denoised image"):

@@ -448,13 +448,13 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
     [
         ([*TUNE, "--metric", "beauty"], "--metric must be one of psnr, ssim, lpips, crps, received 'beauty'"),
         ([*TUNE, "--count", "9"], "images holds 6 images, not 9 after the first 0: ask for fewer"),
-        ([*TUNE, "--solver", "unconditional"], "has no strength to tune: choose dps, pigdm, mcg, dsg or cadps"),
+        ([*TUNE, "--solver", "unconditional"], "choose dps, pigdm, mcg, dsg or cadps"),
         ([*TUNE, "--hidden", "2"], "'--hidden': must be a number from 0 to 1, received 2"),
-        ([*TUNE, "--factor", "2"], "has no parameter 'factor'"),
+        ([*TUNE, "--factor", "2"], "unknown parameter of the task inpaint-random 'factor'"),
         ([*TUNE, "--output", "images"], "images would replace the input images"),
         ([*TUNE, "--most-eta", "0"], "the largest |eta| must be a number > 0"),
         ([*TUNE, "--study", "images/0.png"], "images/0.png cannot be used as a study"),
-        (["tune", "blur", *TUNE[2:]], "There is no task 'blur'"),
+        (["tune", "blur", *TUNE[2:]], "unknown task 'blur'"),
         (["restore", "y.safetensors", "--preset", "none.toml"], "cannot read the preset none.toml"),
     ],
 )
