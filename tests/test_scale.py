@@ -56,7 +56,7 @@ def test_a_level_ramp_is_the_constant_in_a_whole_run() -> None:
 
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, -1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_ramps_that_cannot_be_meant_are_refused(ends: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="(start and end|end) must be (numbers > 0|a number)"):
+    with pytest.raises(ValueError, match=r"(start and end|end) must be (numbers > 0|a number)"):
         Ramp(*ends)
 
 
