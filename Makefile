@@ -33,7 +33,7 @@ serve: $(STAMP)  ## restore photographs in the browser
 	$(BIN)/cmidiff serve --open
 
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)  ## ruff, format check, types
 	$(BIN)/ruff check .
