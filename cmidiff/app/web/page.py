@@ -48,10 +48,12 @@ CONTROLS += ("side", "solver", "steps", "seed", "samples", "sampler", "cmi", "et
 OPEN = """async () => {
     while (!document.querySelector("#photo input[type=file]") || !document.querySelector("#paint canvas"))
         await new Promise(drawn => setTimeout(drawn, 50));
-    document.addEventListener("focusin", ({ target }) => {  // Gradio names each radio apart: arrow keys need one name
-        if (target.type === "radio")
-            for (const radio of target.closest("fieldset").querySelectorAll("input")) radio.name = target.name;
-    });
+    const join = group => {  // Gradio names each radio apart: arrow keys need one name
+        const radios = group.querySelectorAll("input[type=radio]");
+        for (const radio of radios) radio.name = radios[0].name;
+    };
+    document.querySelectorAll("fieldset").forEach(join);
+    document.addEventListener("focusin", ({ target }) => target.type === "radio" && join(target.closest("fieldset")));
     return [sessionStorage.getItem("cmidiff") || ""];
 }"""
 KEEP = "token => { sessionStorage.setItem('cmidiff', token); return []; }"
