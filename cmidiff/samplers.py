@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
@@ -57,12 +57,6 @@ class Ancestral(_Memoryless):
     """
 
     variance: Variance = "auto"
-
-    def __post_init__(self) -> None:
-        if self.variance not in get_args(Variance):
-            raise ValueError(
-                f"Ancestral: variance must be one of {', '.join(get_args(Variance))}, received {self.variance!r}"
-            )
 
     def coefficients(self, step: Step) -> tuple[float, float]:
         (_, sigma_t), (alpha_s, sigma_s) = step.level_t, step.level_s

@@ -742,7 +742,8 @@ def restored(name: str, solver: str) -> tuple[Restoration, Tensor]:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_with_every_physics(solver, name):
     """Finite samples that explain the measurement better than the prior's own; to the noise where ``S`` is solved. In
-    25 steps one sample in 150 of the isotropic covariance ends in another of the three images; none of this seed does."""
+    25 steps one sample in 150 of the isotropic covariance ends in another of the three images, and none of this seed.
+    """
     result, misfit = restored(name, solver)
     assert bool(result.ok.all())
     assert bool(result.samples.isfinite().all())

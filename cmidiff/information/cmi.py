@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from cmidiff.config import Checked
 from cmidiff.covariance import Covariance, make_covariance
@@ -63,10 +63,6 @@ class CMI(Checked):
     def __post_init__(self) -> None:
         check_options(self.estimator, self.contraction, self.probe, self.probes)
         object.__setattr__(self, "covariance", make_covariance(self.covariance, "CMI"))
-        if not callable(self.weight) and self.weight not in get_args(Weight):
-            raise ValueError(
-                f"CMI: weight must be a function or one of {', '.join(get_args(Weight))}, received {self.weight!r}"
-            )
         if not math.isfinite(self.eta):
             raise ValueError(f"CMI: eta must be finite, received {self.eta}")
         if self.every < 1:

@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -69,8 +69,6 @@ class DAPS(PosteriorMean):
 
     def __post_init__(self) -> None:
         checked_positive("DAPS", scale=self.scale, rate=self.rate, last_rate=self.last_rate, momentum=self.momentum)
-        if self.chain not in get_args(Chain):
-            raise ValueError(f"DAPS: chain must be one of {', '.join(get_args(Chain))}, received {self.chain!r}")
         high, low, end = self.levels
         if not (math.inf > high > low > end > 0 and self.momentum < 1 and min(self.flow_steps, self.moves) >= 1):
             raise ValueError(

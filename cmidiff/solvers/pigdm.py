@@ -13,7 +13,7 @@ https://openreview.net/forum?id=9_gsMA8MRKQ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -57,8 +57,6 @@ class PiGDM(Solver):
     def __post_init__(self) -> None:
         checked_positive("PiGDM", scale=self.scale)
         checked_variance("PiGDM", self.data_variance)
-        if self.weight not in get_args(Weight):
-            raise ValueError(f"PiGDM: weight must be one of {', '.join(get_args(Weight))}, received {self.weight!r}")
         if self.covariance is not None:
             if self.weight != "likelihood" or self.through_clip or self.data_variance is not None:
                 raise ValueError(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,8 +69,6 @@ class REDDiff(Solver):
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("rate", "grad_weight", "data_weight", "spread", "eps")}
         checked_positive("REDDiff", **numbers)
-        if self.weight not in get_args(Weight):
-            raise ValueError(f"REDDiff: weight must be one of {', '.join(get_args(Weight))}, received {self.weight!r}")
 
     @property
     def sampler(self) -> Sampler:
