@@ -7,6 +7,7 @@ from dataclasses import replace
 import deepinv
 import pytest
 import torch
+from azula.sample import DDIMSampler
 from deepinv.tests.dummy import DummyCircles
 from deepinv.tests.test_physics import find_operator
 from torch import Tensor
@@ -14,14 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cmidiff import DDIM, PiGDM, restore
 from cmidiff.draws import SeededDraws
+from cmidiff.interop.azula import PosteriorDenoiser, PriorSchedule
 from cmidiff.interop.deepinv import Reconstructor
 from cmidiff.loop import sample
 from cmidiff.physics import inpaint_random
 from cmidiff.prior import GaussianMixture
 from cmidiff.step import Carry, Problem
-
-azula = pytest.importorskip("azula.sample")
-from cmidiff.interop.azula import PosteriorDenoiser, PriorSchedule  # noqa: E402
 
 SHAPE = (3, 8, 8)
 OPERATORS = ("inpainting", "demosaicing", "denoising", "fftdeblur", "deblur_valid", "super_resolution_circular")
@@ -89,10 +88,10 @@ def test_samplers_of_azula_draw_the_same_posterior() -> None:
     measurement = replace(denoiser.intake.measurement, y=y.expand(2, *y.shape[1:]))
     problem = Problem(prior, measurement, DDIM(eta=0.0), SeededDraws([("0", 0), ("0", 1)]), (0, 0), prior.clip)
     start, _ = Started().start(problem, 0.0)
-    sampler = azula.DDIMSampler(denoiser, eta=0.0, steps=steps, silent=True, dtype=torch.float64)
+    sampler = DDIMSampler(denoiser, eta=0.0, steps=steps, silent=True, dtype=torch.float64)
     times = [PriorSchedule(prior.schedule).time(torch.tensor(1 - k / steps)) for k in range(steps)]
     *_, trace = sample(problem, Started(), times)
-    torch.testing.assert_close(denoiser.restored(sampler(start)), trace.x_s, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(denoiser.to_images(sampler(start)), trace.x_s, rtol=1e-5, atol=1e-5)
 
 
 def test_only_posterior_means_become_denoisers() -> None:

@@ -51,12 +51,17 @@ class Diagonal(Covariance):
             )
 
     def at(self, step: Step) -> BoundDiagonal:
-        x_t = step.x_t.detach()
-        total = torch.zeros_like(x_t)
+        total = torch.zeros_like(step.x_t.detach())
         for k in range(self.probes):
-            z = torch.where(step.draws.normal("covariance", step.index, x_t, inner=k) < 0, -1.0, 1.0).to(x_t)
+            z = draw_signs(step, k)
             total = total + z * slope(step, z)
         return bounded(step, smooth(total / self.probes, self.window), self.floor)
+
+
+def draw_signs(step: Step, inner: int) -> Tensor:
+    """Return independent random signs, shape of ``x_t``: probe number ``inner`` of the step."""
+    x_t = step.x_t.detach()
+    return torch.where(step.draws.normal("covariance", step.index, x_t, inner=inner) < 0, -1.0, 1.0).to(x_t)
 
 
 def of_paper() -> Diagonal:

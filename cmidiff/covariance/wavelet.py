@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.covariance.base import Covariance, Iterated
-from cmidiff.covariance.diagonal import ITERATIONS, slope, smooth
+from cmidiff.covariance.diagonal import ITERATIONS, draw_signs, slope, smooth
 from cmidiff.covariance.isotropic import isotropic_variance
 from cmidiff.step import Step
 
@@ -53,11 +53,9 @@ class Wavelet(Covariance):
             )
 
     def at(self, step: Step) -> BoundWavelet:
-        x_t = step.x_t.detach()
-        total = torch.zeros_like(x_t)
+        total = torch.zeros_like(step.x_t.detach())
         for k in range(self.probes):
-            signs = torch.where(step.draws.normal("covariance", step.index * self.probes + k, x_t) < 0, -1.0, 1.0)
-            signs = signs.to(x_t)
+            signs = draw_signs(step, k)
             total = total + signs * haar(slope(step, inverse_haar(signs, self.levels)), self.levels)
         for band in bands(tuple(total.shape), self.levels):
             total[band] = smooth(total[band] / self.probes, self.window)

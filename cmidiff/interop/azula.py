@@ -102,6 +102,6 @@ class PosteriorDenoiser(Denoiser):
         step = step if self.cmi is None else self.cmi(step)
         return DiracPosterior(step.corrected(self.solver.estimate(step)))
 
-    def restored(self, x: Tensor) -> Tensor:
+    def to_images(self, x: Tensor) -> Tensor:
         """Return a final state as images in ``value_range``, (B, C, H, W)."""
         return self.intake.outside(x)

@@ -10,22 +10,19 @@ by the distance. Samples with CMI share all random numbers with those without.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cmidiff import files
 from cmidiff.laboratory.findings import Cell, Findings, Table
+from cmidiff.laboratory.jobs import compute_all, compute_once
 from cmidiff.laboratory.levy_gibbs import Reference
 from cmidiff.laboratory.levy_problems import D, Problems, problems_of
 from cmidiff.laboratory.levy_scores import SAMPLES, score
@@ -244,31 +241,21 @@ class Job:
         return rows, self._kept("R-hat", lambda: float(self.test[1].r_hat.max()))
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
-        if self.settings.scratch is None:
-            return make()
         words = (self.task, self.family, name, self.settings.seed, self.settings.quick)
-        path = self.settings.scratch / f"{'-'.join(map(str, words))}.json".replace(" ", "_").replace(",", "")
-        if path.is_file():
-            return json.loads(path.read_text())
-        made = make()
-        files.write(path, json.dumps(made).encode())
-        return made
+        return compute_once(self.settings, "-".join(map(str, words)), make)
 
 
 def perform(job: Job) -> tuple[list[list[Cell]], float]:
     """`Job.perform` in a process of its own."""
-    torch.set_num_threads(1)
+    if job.settings.workers > 1:
+        torch.set_num_threads(1)
     return job.perform()
 
 
 def measure(settings: Settings) -> Findings:
     """All cells, several at once."""
     work = [Job(task, family, settings) for task, family in (QUICK if settings.quick else FULL).cells]
-    if settings.workers > 1 and len(work) > 1:
-        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(perform, work))
-    else:
-        found = [job.perform() for job in work]
+    found = compute_all(perform, work, settings.workers)
     every = Table("Every signal", COLUMNS, [row for rows, _ in found for row in rows], shown=False)
     size = work[0].size
     note = (

@@ -8,9 +8,7 @@ tuned.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -20,9 +18,10 @@ from matplotlib.ticker import NullFormatter
 from cmidiff.covariance import Exact
 from cmidiff.laboratory.chains import BlockDraws, draw_floor, judge, list_levels
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
+from cmidiff.laboratory.jobs import compute_all, compute_once
 from cmidiff.laboratory.mixtures import Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
-from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES, compute_once
+from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES
 from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.loop import sample
 from cmidiff.solvers import CADPS, FPS, TDS, MCGDiff, Solver
@@ -109,11 +108,7 @@ def run_job_once(job: Job) -> list[list[Cell]]:
 def measure(settings: Settings) -> Findings:
     """All jobs, several at once."""
     work = jobs(settings)
-    if settings.workers > 1:
-        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(run_job_once, work) for row in part]
-    else:
-        rows = [row for job in work for row in run_job_once(job)]
+    rows = [row for part in compute_all(run_job_once, work, settings.workers) for row in part]
     every = Table("Every problem", COLUMNS, rows, shown=False)
     keys = ["prior", "d", "m", "solver", "particles", "problem"]
     means = every.frame.groupby(keys, sort=False)[["distance", "mode error", "ess"]].mean().reset_index()

@@ -13,11 +13,8 @@ shows what the steps cost.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import pandas as pd
@@ -26,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from cmidiff import files
 from cmidiff.information import CMI
 from cmidiff.laboratory.chains import METHODS, Outcome, choose_strengths, draw_floor, run_solver
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
+from cmidiff.laboratory.jobs import compute_all, compute_once
 from cmidiff.laboratory.mixtures import NOISE_STD, Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, make_seed
@@ -189,11 +186,7 @@ def gaussian_errors(problems: Problems, x: Tensor) -> tuple[Tensor, Tensor]:
 def measure(settings: Settings) -> Findings:
     """All jobs, several at once."""
     work = list_jobs(settings)
-    if settings.workers > 1:
-        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            rows = [row for part in pool.map(run_job_once, work) for row in part]
-    else:
-        rows = [row for job in work for row in run_job_once(job)]
+    rows = [row for part in compute_all(run_job_once, work, settings.workers) for row in part]
     every = Table("Every problem", COLUMNS, rows, shown=False)
     mixture, conditionals = _compare(every.frame, ("mixture-25",)), _compare(every.frame, CONDITIONALS)
     return Findings(
@@ -211,20 +204,8 @@ def measure(settings: Settings) -> Findings:
 
 def run_job_once(job: Job) -> list[list[Cell]]:
     """`run_job`, or what an interrupted run of the section has left of it."""
-    name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}".replace(" ", "_")
+    name = f"{job.family}-{job.d}-{job.solver}-{job.settings.seed}-{job.settings.quick}"
     return compute_once(job.settings, name, lambda: run_job(job))
-
-
-def compute_once(settings: Settings, name: str, work: Callable[[], list[list[Cell]]]) -> list[list[Cell]]:
-    """The rows of a part of a section; those that an interrupted run has left are not computed again."""
-    if settings.scratch is None:
-        return work()
-    path = settings.scratch / f"{name}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    rows = work()
-    files.write(path, json.dumps(rows).encode())
-    return rows
 
 
 def _pm(found: Estimate) -> str:
