@@ -143,6 +143,12 @@ def even_levels(problem: Problem, steps: int, high: float = HIGHEST) -> Sequence
     return levels(problem, steps, high * problem.unit, LOWEST * problem.unit)
 
 
+def least_level(problem: Problem, low: float, lowest: float) -> float:
+    """The noise level at which a solver ends whose samples have that noise: ``low``, or ``sigma_y`` where that is less,
+    because more noise than in the measurement is seen in it; at least ``lowest``."""
+    return max(min(low, problem.measurement.noise_std), min(low, lowest))
+
+
 def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:
     """Times that go back: each stretch of ``length`` steps is made ``repeat`` times, counted from the end of the grid.
 

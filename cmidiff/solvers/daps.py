@@ -31,7 +31,7 @@ from cmidiff.covariance import NOISE_FLOOR
 from cmidiff.krylov import dot, per_sample
 from cmidiff.samplers import Renoise
 from cmidiff.schedule import karras
-from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.base import PosteriorMean, checked_positive, least_level
 from cmidiff.step import Problem, Sampler, Step
 from cmidiff.whitening import largest_eigenvalue
 
@@ -51,7 +51,7 @@ class DAPS(PosteriorMean):
             the target (for ``metropolis``, over the number of unknowns too). Langevin's chain is unstable from 2 on.
         momentum: of ``hmc``, in [0, 1); 0 is Langevin's chain.
         levels: first and last noise level ``sigma / alpha``, and the level at which the flow ends, for images in
-            [-1, 1].
+            [-1, 1]. The last one is at most ``noise_std`` (see `cmidiff.solvers.base.least_level`).
         scale: 1 is the method, 0 the unconditional sampler; a factor on the log-likelihood.
 
     Raises:
@@ -89,7 +89,8 @@ class DAPS(PosteriorMean):
         if self.scale == 0:
             return super().times(problem, steps)
         unit = problem.unit
-        high, low = min(self.levels[0] * unit, problem.noisiest), self.levels[1] * unit
+        high = min(self.levels[0] * unit, problem.noisiest)
+        low = least_level(problem, self.levels[1] * unit, self.levels[2] * unit)
         ratios = karras(steps + 1, min(low, high / 2), high, RHO)[:steps]
         return [problem.prior.schedule.time(ratio) for ratio in ratios]
 

@@ -27,7 +27,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.schedule import karras, pairs
-from cmidiff.solvers.base import Solver, levels
+from cmidiff.solvers.base import Solver, least_level, levels
 from cmidiff.step import Carry, Problem, Step
 
 RHO = 7.0  # of Karras' levels
@@ -38,9 +38,10 @@ class PnPDM(Solver):
     """Plug-and-play diffusion models (split Gibbs), for linear physics.
 
     Args:
-        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them.
+        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them. The
+            last one is at most ``noise_std`` (see `cmidiff.solvers.base.least_level`).
         inner_steps: evaluations of the denoiser for each draw of ``x``.
-        inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1].
+        inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1]; at most ``rho / 10``.
 
     Raises:
         ValueError: an option that has no meaning.
@@ -68,7 +69,8 @@ class PnPDM(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         unit = problem.unit
         high = min(self.start_level * unit, problem.noisiest)
-        return levels(problem, steps, high, min(self.end_level * unit, high))
+        low = least_level(problem, self.end_level * unit, self.inner_end * unit)
+        return levels(problem, steps, high, min(low, high))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         x = problem.like() if problem.initial is None else problem.initial
@@ -88,7 +90,7 @@ class PnPDM(Solver):
 
     def inner_times(self, step: Step) -> list[float]:
         """Times of the inner process, the first that of the step."""
-        end = min(self.inner_end * step.problem.unit, step.ratio)
+        end = min(self.inner_end * step.problem.unit, 0.1 * step.ratio)
         ratios = karras(self.inner_steps, end, step.ratio, RHO)
         return [step.t, *(step.prior.schedule.time(ratio) for ratio in ratios[1:])]
 
