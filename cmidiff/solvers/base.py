@@ -23,6 +23,7 @@ from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
 HIGHEST, LOWEST = 4.0, 0.02  # noise levels sigma / alpha, for images in [-1, 1]: steps beyond gain nothing
+END = 0.1  # last noise level of solvers whose samples have it, for images in [-1, 1]
 
 
 class Solver(Checked, ABC):
@@ -143,10 +144,18 @@ def even_levels(problem: Problem, steps: int, high: float = HIGHEST) -> Sequence
     return levels(problem, steps, high * problem.unit, LOWEST * problem.unit)
 
 
-def least_level(problem: Problem, low: float, lowest: float) -> float:
-    """The noise level at which a solver ends whose samples have that noise: ``low``, or ``sigma_y`` where that is less,
-    because more noise than in the measurement is seen in it; at least ``lowest``."""
-    return max(min(low, problem.measurement.noise_std), min(low, lowest))
+def last_level(problem: Problem, given: float | None, lowest: float) -> float:
+    """The noise level at which a solver ends whose samples have that noise.
+
+    Args:
+        problem: the noise of the measurement and the variance of the prior.
+        given: for images in [-1, 1]; None: `END`, or ``sigma_y`` where that is less, because more noise than in the
+            measurement is seen in it.
+        lowest: for images in [-1, 1]; the least level that None gives.
+    """
+    if given is not None:
+        return given * problem.unit
+    return min(END * problem.unit, max(problem.measurement.noise_std, lowest * problem.unit))
 
 
 def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:

@@ -27,7 +27,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.schedule import karras, pairs
-from cmidiff.solvers.base import Solver, least_level, levels
+from cmidiff.solvers.base import END, Solver, last_level, levels
 from cmidiff.step import Carry, Problem, Step
 
 RHO = 7.0  # of Karras' levels
@@ -38,8 +38,9 @@ class PnPDM(Solver):
     """Plug-and-play diffusion models (split Gibbs), for linear physics.
 
     Args:
-        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them. The
-            last one is at most ``noise_std`` (see `cmidiff.solvers.base.least_level`).
+        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them. None
+            for the last one: 0.1, and less where the measurement has less noise (see
+            `cmidiff.solvers.base.last_level`).
         inner_steps: evaluations of the denoiser for each draw of ``x``.
         inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1]; at most ``rho / 10``.
 
@@ -48,7 +49,7 @@ class PnPDM(Solver):
     """
 
     start_level: float = 10.0
-    end_level: float = 0.1
+    end_level: float | None = None
     inner_steps: int = 20
     inner_end: float = 0.01
 
@@ -60,7 +61,8 @@ class PnPDM(Solver):
     )
 
     def __post_init__(self) -> None:
-        if not (math.inf > self.start_level >= self.end_level > self.inner_end > 0 and self.inner_steps >= 1):
+        end = END if self.end_level is None else self.end_level
+        if not (math.inf > self.start_level >= end > self.inner_end > 0 and self.inner_steps >= 1):
             raise ValueError(
                 "PnPDM: need start_level >= end_level > inner_end > 0 and inner_steps >= 1, received "
                 f"{self.start_level}, {self.end_level}, {self.inner_end} and {self.inner_steps}"
@@ -69,7 +71,7 @@ class PnPDM(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         unit = problem.unit
         high = min(self.start_level * unit, problem.noisiest)
-        low = least_level(problem, self.end_level * unit, self.inner_end * unit)
+        low = last_level(problem, self.end_level, self.inner_end)
         return levels(problem, steps, high, min(low, high))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
