@@ -37,9 +37,9 @@ class _Setting:
         stated = [("max_batch=1", self.one), ("checkpointing=True", self.checkpointing)]
         stated.append(("dtype=torch.bfloat16", self.half))
         loading = ", ".join(word for word, on in stated if on)
-        return " and ".join(
-            filter(None, (loading and f"load_prior(..., {loading})", self.tile and f"restore(..., tile={self.tile})"))
-        )
+        parts = [f"load_prior(..., {loading})"] if loading else []
+        parts += [] if self.tile is None else [f"restore(..., tile={self.tile})"]
+        return " and ".join(parts)
 
 
 def check_memory(
