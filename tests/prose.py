@@ -14,6 +14,7 @@ COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 INLINE = re.compile(r"``.+?``|`[^`]+`|\$[^$\n]+\$", re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", re.DOTALL)
 ADDRESS = re.compile(r"https?://[^\s)]+")
+CITATION = re.compile(r"\s*\([^()]*\baddress\b[^()]*\)")
 COLUMNS = re.compile(r"\S {2,}\S")
 LIST = re.compile(r"^\s*(?:[-*+]|\d+\.) +")
 HEADING = re.compile(r"^#+ +")
@@ -47,7 +48,7 @@ def split(text: str, where: str) -> Iterator[Sentence]:
     """Split a paragraph into its sentences."""
     text = " ".join(LINK.sub(r"\1", text).split())
     codes = INLINE.findall(text)
-    held = INLINE.sub("\x00", ADDRESS.sub("address", text))
+    held = CITATION.sub("", INLINE.sub("\x00", ADDRESS.sub("address", text)))
     held = ABBREVIATION.sub(lambda found: found[0].replace(".", ""), held)
     for part in END.split(held):
         while "\x00" in part:
@@ -121,7 +122,7 @@ def _blocks(text: str) -> Iterator[str]:
             section = True
         elif line.strip() and indent == 0:
             section = False
-        if literal is not None or not line.strip() or heading or COLUMNS.search(line.strip()):
+        if literal is not None or not line.strip() or heading or COLUMNS.search(line.strip()) or line.lstrip().startswith("|"):
             continue
         if not section and indent >= 4 and not block:  # a formula or a command on lines of its own
             continue

@@ -1,6 +1,6 @@
 """``Sigma = diag(variance)``: the diagonal of the Jacobian, or its row sums, from finite differences of the denoiser.
 
-One random probe of signs ``z`` gives ``z * J z``, whose expectation is the diagonal and whose error is as large as the
+One random probe of signs ``z`` gives ``z * J z``. Its expectation is the diagonal, and its error is as large as the
 off-diagonal entries of its row. `Diagonal` therefore averages over several probes and over a window of neighbours,
 whose variances are alike. The paper's rule (`of_paper`) takes one probe as it is.
 

@@ -1,11 +1,11 @@
 """The step of the finite differences: truncation on one side, rounding on the other, the default in between.
 
-Two derivatives of the denoiser are taken by differences: the contraction ``C(u, u)`` of the CMI gradient
-(``finite-difference`` of vector-Jacobian products, ``second-difference`` of the denoiser) and the diagonal variance of
-CA-DPS. Both on the 12-dimensional mixture of `cmidiff.laboratory.gradient`, in float32 and float64, and on the embedded
-prior in float32; the reference is the exact derivative in float64 (for the second difference of the network, whose
-limit differs from the contraction, a float64 difference with a step of 0.002). Steps are relative to sigma_t (and the
-rms of the direction), as the library takes them.
+Two derivatives of the denoiser are taken by differences. One is the contraction ``C(u, u)`` of the CMI gradient
+(``finite-difference`` of vector-Jacobian products, ``second-difference`` of the denoiser). The other is the diagonal
+variance of CA-DPS. Both on the 12-dimensional mixture of `cmidiff.laboratory.gradient`, in float32 and float64, and on
+the embedded prior in float32. The reference is the exact derivative in float64. The limit of the network's second
+difference differs from the contraction; its reference is a float64 difference with a step of 0.002. Steps are relative
+to sigma_t (and the rms of the direction), as the library takes them.
 """
 
 from __future__ import annotations

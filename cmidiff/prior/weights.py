@@ -2,7 +2,7 @@
 
 A safetensors file is numbers. A ``.pt`` file is a pickle, a program that torch runs with all but its harmless
 instructions taken away (``weights_only``). What comes out is checked before it is used: every tensor that the network
-has must be there, with its shape, finite, and no other; the first one that differs is named.
+has must be there, with its shape, finite, and no other. The first one that differs is named.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The networks that are stored in one dictionary, as ``model.conv.weight`` beside ``ema.conv.weight``; one group if
+    """The networks that are stored in one dictionary, as ``model.conv.weight`` beside ``ema.conv.weight``. One group if
     the first parts of the names do not tell networks apart."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -202,7 +202,7 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names without what wrappers add to them.
 
     ``torch.compile`` adds a part ``_orig_mod`` wherever a module was compiled. Training on several devices, moving
-    averages and classes around a network put a part before all names (``module.``, ``model.``, ``net.``); tensors
+    averages and classes around a network put a part before all names (``module.``, ``model.``, ``net.``). Tensors
     without a dot, as the counter of a moving average or a noise schedule, then belong to the wrapper.
     """
     tensors = {".".join(p for p in name.split(".") if p != "_orig_mod"): value for name, value in tensors.items()}

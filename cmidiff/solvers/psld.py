@@ -7,7 +7,7 @@ objective) asks for latents that are unchanged by decoding, agreement with ``y``
 DPS. Without a decoder ``D`` and ``E`` are the identity.
 
 The paper's ``G(x) = A^T y + (I - A^T A) x`` is meant for ``A A^T = I``. Here ``G`` is the posterior mean of a pixel
-with the variance ``v`` of images around ``x``, which is the same for such an ``A`` without noise:
+with the variance ``v`` of images around ``x``. It is the same for such an ``A`` without noise:
 
     G(x) = x + v A^T (sigma_y^2 I + v A A^T)^-1 (y - A x)
 
@@ -15,7 +15,7 @@ Rout, Raoof, Daras, Caramanis, Dimakis, Shakkottai, "Solving Linear Inverse Prob
 with Latent Diffusion Models", 2023, https://arxiv.org/abs/2307.00619
 
 The official code adds fresh measurement noise to ``A D(x_hat)`` at every step and takes an up-sampling for ``A^T`` in
-super-resolution; its samples of inpainting are shown with the true pixels pasted in.
+super-resolution. Its samples of inpainting are shown with the true pixels pasted in.
 """
 
 from __future__ import annotations
