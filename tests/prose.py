@@ -50,7 +50,7 @@ def split(text: str, where: str) -> Iterator[Sentence]:
     codes = INLINE.findall(text)
     held = CITATION.sub("", INLINE.sub("\x00", ADDRESS.sub("address", text)))
     held = ABBREVIATION.sub(lambda found: found[0].replace(".", ""), held)
-    for part in END.split(held):
+    for part in (one for piece in held.split(" · ") for one in END.split(piece)):
         while "\x00" in part:
             part = part.replace("\x00", codes.pop(0), 1)
         if part.strip():
