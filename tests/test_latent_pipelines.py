@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmidiff import load_prior, restore
+from cmidiff.draws import SeededDraws
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
@@ -19,10 +21,13 @@ from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memo
 from cmidiff.prior.card import Fields
 from cmidiff.prior.hub import files_of
 from cmidiff.prior.scheduler import read_scheduler
+from cmidiff.prior.tiles import fitted
+from cmidiff.registry import SOLVERS
 from cmidiff.samplers import DDIM
 from cmidiff.solvers import Unconditional
 from tests import latents
 from tests.cases import problem_of
+from tests.device import Device, OnDevice, moved
 
 PROMPT = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "negative_prompt": "blurry"}
 
@@ -214,22 +219,95 @@ def test_the_autoencoder_linearises_exactly(made: dict[str, tuple[Path, Any]]) -
                 torch.testing.assert_close(linear.At(u)[row].flatten(), back, rtol=1e-5, atol=1e-6)
 
 
-def test_precision_offloading_and_moments(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+def test_precision_and_moments(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     from cmidiff.moments import SecondMoments
 
     folder = tmp_path / "sd"
     shutil.copytree(made["sd"][0], folder)
     SecondMoments(torch.zeros(4), torch.ones(4, 8, 8)).save(folder / "moments.safetensors")
-    plain, half = load(folder), load(folder, dtype=torch.bfloat16, offload=True)
+    plain, half = load(folder), load(folder, dtype=torch.bfloat16)
     z = z_of(plain)
     assert half(z, 500.0).mean.dtype == half.decode(z).dtype == torch.float32
     torch.testing.assert_close(half.decode(z), plain.decode(z), rtol=0, atol=0.1)
     assert plain.second_moments is not None
-    v = z.clone().requires_grad_()
-    gradients = []
-    for prior in (plain, load(folder, offload=True, checkpointing=True)):
-        gradients.append(torch.autograd.grad(prior.decode(v).square().sum(), v)[0])
-    torch.testing.assert_close(*gradients)
+
+
+def on_device(prior: LatentPrior) -> LatentPrior:
+    """The prior with its networks on the device of `tests.device`."""
+    assert prior.decoder is not None
+    for part in (prior.inner, prior.decoder.network, prior.decoder.encoder):
+        assert isinstance(part, NetworkPrior)
+        assert isinstance(part.network, torch.nn.Module)
+        moved(part.network)
+    return prior
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["plain", "offload"])
+@pytest.mark.parametrize("name", latents.PIPELINES)
+def test_a_pipeline_computes_on_its_device(
+    made: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, name: str, offload: bool
+) -> None:
+    """No tensor of the CPU is made or met; offloaded weights visit the device, also for a gradient that computes blocks
+    again."""
+    if (
+        name == "flux"
+    ):  # whose rotary embedding is computed in float64, except on devices that diffusers knows to lack it
+        monkeypatch.setattr("tests.device.MISSING", ())
+    here, there = (load(made[name][0], offload=offload, checkpointing=offload) for _ in range(2))
+    on_device(there)
+    z, x = z_of(here), torch.rand(2, 3, 16, 16)
+    t = here.schedule.grid(3)[1]
+
+    def results(prior: LatentPrior, z: Tensor, x: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            v = z.detach().requires_grad_()
+            gradient = torch.autograd.grad(prior.decode(prior(v, t).mean).square().sum(), v)[0]
+        return [prior(z, t).mean, prior.decode(z), prior.encode(x), gradient]
+
+    with torch.no_grad():
+        expected, moved_z, moved_x = results(here, z, x), OnDevice(z), OnDevice(x)
+        with Device(strict=True):
+            found = results(there, moved_z, moved_x)
+    for ours, other in zip(found, expected, strict=True):
+        assert isinstance(ours, OnDevice)
+        torch.testing.assert_close(ours.inner, other, rtol=1e-3, atol=1e-4)
+
+
+def test_offloaded_weights_stay_where_they_are(made: dict[str, tuple[Path, Any]]) -> None:
+    plain, offloaded = load(made["sd"][0]), load(made["sd"][0], offload=True)
+    assert plain.fingerprint == offloaded.fingerprint
+    z = z_of(plain)
+    for ours, other in zip(*(torch.func.jvp(p.decode, (z,), (z,)) for p in (offloaded, plain)), strict=True):
+        torch.testing.assert_close(ours, other)
+    assert offloaded.decoder is not None
+    assert offloaded.decoder.network is not None
+    network: Any = offloaded.decoder.network.network
+    network.to("meta")
+    assert network.decoder.conv_in.weight.device.type == "cpu"
+    assert network.gain.device.type == "meta"
+
+
+@pytest.mark.parametrize("solver", ["dps", "psld", "resample", "red-diff"])
+def test_a_solver_through_a_decoder_runs_on_a_device(made: dict[str, tuple[Path, Any]], solver: str) -> None:
+    """Those that take backward passes alone: forward-mode derivatives do not know tensors of `tests.device`."""
+    short = {"every": 1, "pixel_steps": 3, "latent_steps": 3} if solver == "resample" else None
+    made_solver, shape = SOLVERS.make(solver, short), (3, 16, 16)
+    physics, found = TASKS["super-resolution"](shape, factor=2, noise_std=0.1), []
+    y = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for prior, there in ((load(made["sd"][0]), False), (on_device(load(made["sd"][0])), True)):
+        measurement = Measurement(
+            OnDevice(y) if there else y,
+            moved(physics) if there else physics,  # pyright: ignore[reportArgumentType]
+            0.1,
+            (4, 8, 8),
+            shape,
+            decoder=prior.decoder,
+        )
+        problem = problem_of(prior, measurement, sampler=DDIM(), draws=SeededDraws([(0, 0)]))
+        with torch.no_grad(), Device() if there else contextlib.nullcontext():
+            *_, last = sample(problem, made_solver, made_solver.times(problem, 3))
+        found.append(last.x_s.inner if there else last.x_s)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
 def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]]) -> None:
@@ -247,6 +325,8 @@ def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]])
     assert need(load(folder, checkpointing=True)) < 0.6 * whole
     with pytest.raises(ValueError, match=r"checkpointing=True"):
         check_memory(plain.inner, (4, 16, 16), 1, graph=True, available=whole // 2)
+    tiled = fitted(plain, (4, 32, 32), 16)  # pixels: one tile of the decoder at a time
+    assert [(part.shape, part.batch) for part in tiled.evaluations((4, 32, 32), 2)] == [((4, 8, 8), 16), ((4, 8, 8), 2)]
 
 
 # What is refused

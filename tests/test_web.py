@@ -38,7 +38,7 @@ from cmidiff.app.web.inputs import result_size, work_of
 from cmidiff.app.web.jobs import Job
 from cmidiff.app.web.shown import doubt, status
 from cmidiff.app.web.visits import Visits
-from cmidiff.images import Image as Picture
+from cmidiff.images import Image as ReadImage
 from cmidiff.images import read_image, to_pil, write_image
 from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
@@ -114,7 +114,7 @@ def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
     """A restoration with a constant offset leaves no step at the border of the paint."""
     photo, painted = photograph_of(tmp_path, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     painted[:, 24:40, 24:40] = True
-    before = Picture(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
+    before = ReadImage(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
     after = put_back(before, before.values + 0.1, painted)
     difference = (after.values - before.values).abs().amax(0)
     assert float(difference[24, 24:40].max()) < 0.05, "half of the offset is gone at the first painted pixel"
@@ -124,7 +124,7 @@ def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
 
 
 def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
-    """A streak of 16 pixels in an upload of 256 is one of 4 in a picture of 64."""
+    """A streak of 16 pixels in an upload of 256 is one of 4 in an image of 64."""
     blur = torch.zeros(1, 24, 24)
     blur[:, 11:13, 4:20] = 1
     write_image(tmp_path / "blur.png", blur)
@@ -424,7 +424,7 @@ def test_a_file_without_end_is_refused_before_it_is_sent(page: tuple[str, Path],
 @pytest.mark.parametrize(
     ("data", "name", "told"),
     [
-        (b"no picture at all", "photo.png", "not an image that can be read"),
+        (b"no image at all", "photo.png", "not an image that can be read"),
         (b"", "photo.png", "not an image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "photo.eps", "not an image that can be read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "photo.svg", "not an image that can be read"),
@@ -655,7 +655,7 @@ def test_a_photograph_that_browsers_do_not_show_is_restored_itself(visitor: Visi
 
 
 def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
-    """Each gives a picture of its own colour and a seed, and gets what `restore` makes of them alone."""
+    """Each gives an image of its own colour and a seed, and gets what `restore` makes of them alone."""
     colours = [(10 * k + 20, 230 - 10 * k, 60 + 5 * k) for k in range(20)]
     barrier = threading.Barrier(20)
 

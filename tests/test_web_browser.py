@@ -32,7 +32,7 @@ from safetensors.torch import load
 
 from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import Limits
-from cmidiff.images import Image as Picture
+from cmidiff.images import Image as ReadImage
 from tests.web import LIMITS, Visitor, bomb, png, server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -237,7 +237,7 @@ def test_a_photograph_that_is_still_read_can_be_restored_once_it_is(
     reading = threading.Event()
     quickly = inputs.read_upload
 
-    def slowly(path: Path, limits: Limits) -> Picture:
+    def slowly(path: Path, limits: Limits) -> ReadImage:
         reading.wait(PATIENCE / 1000)
         return quickly(path, limits)
 

@@ -56,7 +56,7 @@ def server(folder: Path, delay: float = 0.0, limits: Limits = LIMITS) -> Iterato
 
 
 def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), grain: int = 0) -> bytes:
-    """A picture of one colour, with grain."""
+    """An image of one colour, with grain."""
     values = np.full((height, width, 3), colour, dtype=np.int64)
     values += np.random.default_rng(0).integers(-grain, grain + 1, values.shape)
     data = io.BytesIO()
@@ -65,7 +65,7 @@ def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), g
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be a picture of this size."""
+    """A PNG of a few bytes that claims to be an image of this size."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

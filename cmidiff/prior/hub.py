@@ -19,6 +19,7 @@ from cmidiff.prior.pipeline import (
     part_of,
     weights_beside,
 )
+from cmidiff.prior.weights import SUFFIXES
 
 HUB = "hf:"
 TEXT = ("tokenizer", "tokenizer_2", "tokenizer_3"), ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -69,6 +70,15 @@ LATENT_PRIORS = (
         "transformer",
     ),
 )
+
+
+def hub_name(name: str) -> str:
+    """Return ``hf:OWNER/NAME`` for a bare ``OWNER/NAME`` of the hub, and any other name unchanged.
+
+    A name is not of the hub if its first part is a folder here, or if it ends as a file of weights does.
+    """
+    bare = re.fullmatch(r"(?!\.)[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
+    return name if bare is None or Path(name).parent.is_dir() or Path(name).suffix in SUFFIXES else f"{HUB}{name}"
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:
