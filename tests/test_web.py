@@ -631,8 +631,7 @@ def test_a_run_without_a_size_has_the_one_that_is_offered(visitor: Visitor) -> N
     """The button may be pressed before the sizes come."""
     visitor.take(png(40, 32))
     for case, side in (("grainy", 40), ("small", 64)):
-        strength = {"strength": 2} if case == "small" else {}
-        results = [visitor.restore(case, side=chosen, **strength)[1]["result.png"] for chosen in (None, side)]
+        results = [visitor.restore(case, side=chosen)[1]["result.png"] for chosen in (None, side)]
         assert results[0] == results[1]
 
 
