@@ -48,7 +48,7 @@ class Draws(Protocol):
 class SeededDraws:
     """One (seed, sample) for each row of the batch.
 
-    The numbers are single-precision, whatever torch's defaults and the type of the run are.
+    The numbers are single-precision for all defaults of torch and types of the run.
     """
 
     rows: Sequence[tuple[int | str, int]]

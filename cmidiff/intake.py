@@ -205,7 +205,7 @@ def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:
 
 
 def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[float, float]:
-    """``(gain, offset)`` with image at the door = gain x + offset."""
+    """``(gain, offset)`` with the user's image = gain x + offset."""
     if value_range is None or prior.value_range is None:
         return 1.0, 0.0
     (low, high), (inner_low, inner_high) = value_range, prior.value_range

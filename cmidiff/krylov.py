@@ -1,6 +1,6 @@
 """Batched Krylov methods: every sample is a linear system of its own.
 
-An operator maps (B, ...) to (B, ...) and acts on each sample alone. Scalars of the iteration are kept per sample, and a
+An operator maps (B, ...) to (B, ...) and acts on each sample alone. Scalars of the iteration are per sample, and a
 sample that has converged or broken down is frozen. Therefore no sample's result depends on its neighbours in the batch.
 """
 
@@ -171,7 +171,8 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
 
 
 def lanczos_apply(operator: Operator, z: Tensor, f: Callable[[Tensor], Tensor], iterations: int) -> Tensor:
-    """``f(S) z`` for a symmetric ``S``, per sample; ``f`` acts on eigenvalues, which are kept positive."""
+    """``f(S) z`` for a symmetric ``S``, per sample; ``f`` acts on eigenvalues, which are bounded below by a positive
+    number."""
     m = z[0].numel()
     basis, values, vectors = lanczos(operator, z, min(iterations, m))
     first = vectors[:, 0, :]

@@ -1,4 +1,4 @@
-"""What comes out: the best estimate, samples of the posterior, and how each of them ended."""
+"""The result of a restoration: the best estimate, samples of the posterior, and how each of them ended."""
 
 from __future__ import annotations
 

@@ -356,7 +356,7 @@ class Step:
         return self.coefficients[1] * self.covariance_gain
 
     def clipped(self, x_hat: Tensor) -> Tensor:
-        """``x_hat`` in the clip range; a graph is kept, with zero gradient where it clips."""
+        """``x_hat`` in the clip range; the graph remains, with zero gradient where it clips."""
         if self.problem.clip is None:
             return x_hat
         with torch.enable_grad():

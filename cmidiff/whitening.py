@@ -5,7 +5,7 @@
 The integrand is analytic in the strip ``|Im u| < pi / 2`` and falls off exponentially, so the trapezoidal rule with
 step ``h`` errs by ``exp(-pi^2 / h)``. All its shifted systems share one Krylov space. Conjugate gradients on ``S``
 solve them together, with one product of ``S`` an iteration for any number of shifts, until the slowest has converged.
-No basis is kept, so the size of the signal does not limit the iterations.
+No basis is stored, so the size of the signal does not limit the iterations.
 
 Sources: Hale, Higham, Trefethen, "Computing A^alpha, log(A), and Related Matrix Functions by Contour Integrals", 2008,
 https://doi.org/10.1137/070700607; Jegerlehner, "Krylov space solvers for shifted linear systems", 1996,

@@ -122,7 +122,13 @@ def _blocks(text: str) -> Iterator[str]:
             section = True
         elif line.strip() and indent == 0:
             section = False
-        if literal is not None or not line.strip() or heading or COLUMNS.search(line.strip()) or line.lstrip().startswith("|"):
+        if (
+            literal is not None
+            or not line.strip()
+            or heading
+            or COLUMNS.search(line.strip())
+            or line.lstrip().startswith("|")
+        ):
             continue
         if not section and indent >= 4 and not block:  # a formula or a command on lines of its own
             continue

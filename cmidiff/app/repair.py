@@ -8,7 +8,7 @@ offset at the border continues into the paint and fades there:
     painted      x + min(1, 2 G m) * G(m (p - x)) / (G m)
     unpainted    p
 
-``G m`` is 1/2 at a straight border, where the whole offset is added, and 0 far inside, where ``x`` is kept.
+``G m`` is 1/2 at a straight border, where the whole offset is added, and 0 far inside, where ``x`` is unchanged.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Iterated(Bound):
 
 
 def precision(step: Step) -> float:
-    """Machine epsilon of what comes out of the denoiser: of the network's type if it is coarser than the state's."""
+    """Machine epsilon of the output of the denoiser: of the network's type if it is coarser than the state's."""
     own = step.prior.dtype or step.x_t.dtype
     return max(torch.finfo(own).eps, torch.finfo(step.x_t.dtype).eps)
 

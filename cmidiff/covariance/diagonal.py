@@ -117,8 +117,8 @@ def slope(step: Step, z: Tensor, size: float | None = None) -> Tensor:
 
 
 def bounded(step: Step, diagonal: Tensor, floor: float) -> BoundDiagonal:
-    """``(sigma_t^2 / alpha_t) diagonal``, kept between ``floor`` times ``r_t^2`` and ``sigma_t^2 / alpha_t^2``, which
-    bounds the variance of a log-concave ``p(x_0)``."""
+    """``(sigma_t^2 / alpha_t) diagonal``, limited to between ``floor`` times ``r_t^2`` and ``sigma_t^2 / alpha_t^2``,
+    which bounds the variance of a log-concave ``p(x_0)``."""
     variance = (step.covariance_gain * diagonal).clamp(floor * isotropic_variance(step), step.ratio**2)
     return BoundDiagonal(step, ITERATIONS, variance)
 

@@ -286,7 +286,7 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
 
 def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[int, ...]]:
     """The prior inside its wrappers, which change nothing, and the shape in which to draw from it. Images are drawn in
-    one size, whatever size is restored."""
+    one size, which does not depend on the restored size."""
     image = prior.value_range is not None and len(shape) == 3
     side = SIDE if prior.decoder is None else prior.size or min((SIDE, *shape[1:]))  # of latents
     while isinstance(prior, WrappedPrior):

@@ -2,7 +2,7 @@
 
 What is random depends on (image, task, seed) alone: mask or kernel, measurement noise and the sampler's numbers. So
 every solver, with and without CMI and at any number of steps, receives the same problem and the same numbers.
-Differences between them are paired. A unit is the same whatever the order, the engine or the worker; several images in
+Differences between them are paired. A unit does not depend on the order, the engine or the worker; several images in
 one batch change it by rounding only.
 """
 
@@ -45,7 +45,7 @@ class Job:
         task, parameters: the task's name in `cmidiff.physics.TASKS`, and all its parameters but the seed.
         setup: solver, CMI and sampler of the cell.
         samples: K.
-        lpips: network of LPIPS, or None where its weights are not at hand.
+        lpips: network of LPIPS, or None where its weights are not available.
     """
 
     cell: Cell

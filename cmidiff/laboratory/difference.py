@@ -97,7 +97,8 @@ def _on_network(settings: Settings) -> Iterator[Row]:
 def _curves(
     exact: Step, u: Tensor, step: Step, v: Tensor, on: str, level: float, sizes: Sequence[float]
 ) -> Iterator[Row]:
-    """Rows of all quantities: ``exact`` and ``u`` in float64, ``step`` and ``v`` the same in the precision to judge."""
+    """Rows of all quantities: ``exact`` and ``u`` in float64, ``step`` and ``v`` the same in the precision to
+    compare."""
     truth = contract(exact, u, u, "double-backward").detach()
     # The network's third derivative is not symmetric, so that its second difference has a limit of its own.
     second = truth if on == "mixture" else contract(exact, u, u, "second-difference", 2e-3)

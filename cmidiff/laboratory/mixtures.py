@@ -250,8 +250,8 @@ def make_problems(
     family: Family, d: int, m: int, count: int, generator: torch.Generator, noise_std: float = NOISE_STD
 ) -> Problems:
     """Random problems on a prior of ``family``: ``A`` with random singular vectors and singular values uniform in (0,
-    1], ``x_0`` from the prior. With ``two-modes``, ``A`` hardly sees what tells the modes apart (`BLIND`), so that both
-    stay possible."""
+    1], ``x_0`` from the prior. With ``two-modes``, ``A`` hardly measures the direction between the modes (`BLIND`), so
+    that both stay possible."""
     prior = make_prior(family, d, generator)
 
     inner, outer = (torch.randn(count, n, m, generator=generator, dtype=torch.float64) for n in (m, d))

@@ -1,7 +1,7 @@
 """The masks and signs of the named tasks, and facts about masks.
 
 Each is drawn on the CPU in float64 from its own generator, so a seed means the same everywhere. The precision of the
-physics changes nothing but the rounding. A mask is ``(1, 1, H, W)``: 1 where a pixel is measured, 0 where it is hidden.
+physics changes the rounding only. A mask is ``(1, 1, H, W)``: 1 where a pixel is measured, 0 where it is hidden.
 """
 
 import math

@@ -182,7 +182,7 @@ _GIVEN: dict[str, tuple[str, Callable[..., Physics]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A physics as data: what a measurement file must store to restore the exact physics, whatever the machine.
+    """A physics as data: what a measurement file must store to restore the exact physics on every machine.
 
     ``Task.draw("inpaint-random", (3, 64, 64), {"seed": 1})`` for a named task;
     ``Task("mask", {"noise_std": 0.05}, {"mask": mask})`` and

@@ -112,7 +112,7 @@ class ADMConfig:
 
         Args:
             shapes: of a state dictionary.
-            stated: what names and shapes do not tell: ``head_channels`` or ``heads``, ``heads_up``,
+            stated: what names and shapes do not state: ``head_channels`` or ``heads``, ``heads_up``,
                 ``new_attention_order``.
 
         Raises:
@@ -165,7 +165,7 @@ def _numbers(shapes: Mapping[str, tuple[int, ...]], part: str) -> set[int]:
 def _resolutions(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Resampling, int, int]:
     """How resolutions are joined, blocks at each, and how many there are.
 
-    Input and output blocks are ``L (r + 1)`` each; where the resolution changes tells ``r``.
+    Input and output blocks are ``L (r + 1)`` each; ``r`` follows from where the resolution changes.
     """
     held = _numbers(shapes, "input_blocks")
     inputs, outputs = max(held) + 1, max(_numbers(shapes, "output_blocks")) + 1

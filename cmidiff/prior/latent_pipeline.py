@@ -63,7 +63,7 @@ PIPELINES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a text-conditional prior is told.
+    """The condition of a text-conditional prior.
 
     Attributes:
         text: what the image shows; "" for no text.
@@ -97,7 +97,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
 
     Args:
         folder: the pipeline.
-        prompt: what its network is told.
+        prompt: the condition of its network.
         device, dtype: where and in which precision its text encoders compute.
 
     Raises:
@@ -114,7 +114,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
         )
     kind = PIPELINES[str(name)]
     if prompt.stated and kind.conditional is None:
-        raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
+        raise ValueError(f"{folder.name} takes no text: leave prompt and guidance_scale out")
     if index.values.get("requires_aesthetics_score"):
         raise index.wrong(
             "requires_aesthetics_score", "false: the refiner of Stable Diffusion XL is no prior by itself"

@@ -72,7 +72,7 @@ def load_prior(
         label: the class, from 0, of a class-conditional network; by default the card's.
         card: what a file does not say about itself, as an object or as the path of a JSON file. By default
             ``FILE.json`` or ``card.json`` beside it.
-        checkpointing: activations are computed again for a gradient instead of being kept.
+        checkpointing: activations are computed again for a gradient instead of being stored.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
         max_batch: at most this many rows are in a network at once.
         prompt: of a latent prior that is conditioned on text: what the image shows; "" for no text.

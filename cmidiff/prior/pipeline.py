@@ -126,7 +126,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_config(config: Fields) -> None:
-    """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
+    """Bounds on what decides how much is built; diffusers checks the rest."""
     kind = config.values.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise config.wrong(

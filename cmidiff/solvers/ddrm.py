@@ -35,7 +35,7 @@ class DDRM(Solver):
     """Denoising diffusion restoration models, for linear physics.
 
     Args:
-        eta: fresh part of the noise where the measurement says nothing, or less than the state.
+        eta: fresh part of the noise where the measurement has no information, or less than the state.
         eta_b: weight of the measurement where it is more precise than the state.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data, its length kept.
+"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data and its length is unchanged.
 
 A Gaussian step ends near the sphere of radius ``r = std sqrt(d)`` around the kernel's mean. On it the point of steepest
 descent of the residual is ``d* = -r g / |g|``, and

@@ -101,7 +101,7 @@ class PSLD(Solver):
         decoder = problem.prior.decoder
         if self.glue > 0 and decoder is not None and decoder.encode is None:
             raise ValueError(
-                f"PSLD: glue needs an encoder, which {problem.prior.name} has not: take glue=0 (latent DPS)"
+                f"PSLD: glue needs an encoder, and {problem.prior.name} has none: take glue=0 (latent DPS)"
             )
 
     def residual(self, step: Step, measurement: Measurement, image: Tensor) -> Tensor:
