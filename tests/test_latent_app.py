@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
@@ -20,7 +23,11 @@ from cmidiff import load_prior
 from cmidiff.app.cli import app
 from cmidiff.app.loading import Loading
 from cmidiff.app.options import LOADING_OPTIONS
+from cmidiff.app.settings import check_prior
 from cmidiff.app.web.server import serving
+from cmidiff.physics import TASKS
+from cmidiff.prior.hub import LATENT_PRIORS
+from cmidiff.registry import SOLVERS
 from tests import latents
 from tests.web import LIMITS, Visitor, png
 
@@ -99,9 +106,30 @@ def test_what_a_latent_prior_cannot_do_is_one_line(folder: Path, photo: Path, tm
         assert "Traceback" not in result.output
 
 
+def test_the_commands_of_the_manual_can_be_typed() -> None:
+    """Each goes through the parser of the command line; sizes are those of `cmidiff priors`."""
+    page = (Path(__file__).parents[1] / "docs" / "latent.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("|") and "`cmidiff " in row]
+    group: Any = typer.main.get_command(app)
+    seen = {}
+    for row in rows:
+        _, size, command = (cell.strip() for cell in row.strip("|").split("|"))
+        program, name, *words = shlex.split(command.strip("`"))
+        assert program == "cmidiff"
+        with group.commands[name].make_context(name, words) as context:
+            given = dict(context.params)
+        Loading(**{field.name: given[field.name] for field in dataclasses.fields(Loading)})
+        check_prior(given["prior"])
+        assert given["task"] is None or given["task"] in TASKS
+        assert given["solver"] is None or given["solver"] in SOLVERS
+        assert given["device"] == "cuda"
+        seen[given["prior"]] = size.removesuffix(", gated")
+    assert seen == {entry.name: entry.download for entry in LATENT_PRIORS}
+
+
 def test_the_list_of_priors_says_how_large_a_download_is() -> None:
     shown = " ".join(run("priors").output.split())
-    for part in ("latent priors of the hub", "4.3 GB", "34 GB", "cmidiff[latent]"):
+    for part in ("latent priors of the hub", "4.3 GB", "33.7 GB", "cmidiff[latent]"):
         assert part in shown
 
 
