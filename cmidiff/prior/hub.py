@@ -12,6 +12,7 @@ from cmidiff.prior.fetch import announce
 from cmidiff.prior.latent_pipeline import INDEX, PIPELINES, check_kind
 from cmidiff.prior.pipeline import CONFIG_FILE, PICKLED_FILE, SCHEDULER_FILE, WEIGHTS_FILE, is_folder, weights_of
 from cmidiff.prior.text import ENCODERS, TOKENIZERS
+from cmidiff.prior.weights import SUFFIXES
 
 HUB = "hf:"
 SMALL = (CONFIG_FILE, f"unet/{CONFIG_FILE}", INDEX, SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json")
@@ -76,6 +77,15 @@ LATENT_PRIORS = (
         width=2,
     ),
 )
+
+
+def hub_name(name: str) -> str:
+    """Return ``hf:OWNER/NAME`` for a bare ``OWNER/NAME`` of the hub, and any other name unchanged.
+
+    A name is not of the hub if its first part is a folder here, or if it ends as a file of weights does.
+    """
+    bare = re.fullmatch(r"(?!\.)[\w.-]+/[\w.-]+(@[\w.-]+)?", name)
+    return name if bare is None or Path(name).parent.is_dir() or Path(name).suffix in SUFFIXES else f"{HUB}{name}"
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:
