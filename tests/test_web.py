@@ -350,18 +350,21 @@ def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
 
 
 def test_old_visits_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their files and their jobs; a token that nobody was given opens a new visit."""
+    """With their files and their jobs; what is no token opens a visit that nobody finds again."""
     all_visits = Visits(tmp_path / "work", LIMITS)
-    visit = all_visits.open("")
+    visit = all_visits.open("0123456789abcdef" * 2)
     assert all_visits.open(visit.token) is visit
-    assert all_visits.open("unknown").token != "unknown"
+    for wrong in ("", "../../etc", "0123456789ABCDEF" * 2, visit.token + "\n", None, 7):
+        stray = all_visits.open(wrong)
+        assert stray.token not in (wrong, visit.token)
+        assert stray.folder.parent == visit.folder.parent
     job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), steps=200)
     all_visits.submit(visit, "result", job)
     monkeypatch.setattr(visits, "KEEP", -1.0)
     all_visits.sweep()
     assert job.wait(5)
     assert not visit.folder.exists()
-    assert all_visits.open(visit.token).token != visit.token
+    assert all_visits.open(visit.token) is not visit
     all_visits.close()
 
 
@@ -608,12 +611,46 @@ def test_a_window_that_reloads_finds_its_result(visitor: Visitor) -> None:
     visitor.take(png(40, 32))
     visitor.restore("grainy")
     again = Visitor(visitor.address, token=visitor.token)
-    assert again.token == visitor.token
     load = next(d for d in again.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
     assert again.run(load, [again.token])[again.ids["photo"]]["path"] == (visitor.photo or {})["path"]
     outputs = again.run(again.after(again.event("start", "click")), [again.token])
     assert "inished" in shown_text(outputs[again.ids["status"]])
-    assert Visitor(visitor.address, token="of nobody").token != "of nobody"
+
+
+def test_a_photograph_that_is_taken_after_its_run_began_keeps_it(visitor: Visitor) -> None:
+    """The browser sends both at once; a photograph that is another one ends the run."""
+    visitor.photo = visitor.upload(png(40, 32))
+    assert "inished" in visitor.restore("grainy")[0]
+    watch = visitor.after(visitor.event("start", "click"))
+    for data, text in ((png(40, 32), "inished"), (png(48, 32), "result appears here")):
+        assert visitor.take(data) == ""
+        assert text in shown_text(visitor.run(watch, [visitor.token])[visitor.ids["status"]])
+
+
+def test_a_run_without_a_size_has_the_one_that_is_offered(visitor: Visitor) -> None:
+    """The button may be pressed before the sizes come."""
+    visitor.take(png(40, 32))
+    for case, side in (("grainy", 40), ("small", 64)):
+        results = [visitor.restore(case, side=chosen)[1]["result.png"] for chosen in (None, side)]
+        assert results[0] == results[1]
+
+
+def test_a_photograph_that_browsers_do_not_show_is_restored_itself(visitor: Visitor) -> None:
+    """Not the image of it that is shown, which is smaller."""
+    file = io.BytesIO()
+    Image.new("RGB", (1100, 32), (120, 80, 40)).save(file, format="TIFF")
+    given = visitor.upload(file.getvalue(), "photo.tif")
+    outputs = visitor.run(visitor.event("photo", "upload"), [visitor.token, given])
+    visitor.photo = outputs[visitor.ids["photo"]]
+    assert Path((visitor.photo or {})["path"]).suffix == ".png"
+    assert Image.open((visitor.photo or {})["path"]).width == 1024
+    mask = Image.new("L", (1100, 32))
+    mask.paste(255, (500, 10, 520, 20))
+    file = io.BytesIO()
+    mask.save(file, format="PNG")
+    line, files = visitor.restore("scratches", mask=visitor.upload(file.getvalue(), "mask.png"))
+    assert "inished" in line, line
+    assert Image.open(io.BytesIO(files["result.png"])).size == (1100, 32)
 
 
 def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:

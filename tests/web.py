@@ -82,7 +82,7 @@ class Visitor:
 
     address: str
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    token: str = ""
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
     photo: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -90,8 +90,7 @@ class Visitor:
         self.config = self.http.get("/config").json()
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
         load = next(d for d in self.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
-        outputs = self.run(load, [self.token])
-        self.token = outputs[load["outputs"][0]]
+        self.run(load, [self.token])
 
     def event(self, element: str, trigger: str) -> dict[str, Any]:
         """What the server does at an event of a component, at once or after the browser has done something."""
