@@ -471,16 +471,26 @@ def test_the_guard_of_gradient_solvers_descends_to_the_noise_and_not_below():
     same(taken(DPS(50.0), far), posterior_kernel(far, denoised(far)[0]) - length[:, None] * gradient)
     same(taken(DPS(50.0), near), taken(Unconditional(), near))
     last, aim = last_step(noise_std=0.3), 0.3 * math.sqrt(M)
-    gradient, residual = norm_gradient(last), Y - denoised(last)[0] @ MATRIX.mT
+    x_hat, gradient = denoised(last)[0], norm_gradient(last)
+    residual = Y - x_hat @ MATRIX.mT
+    first = to_length(-gradient @ MATRIX.mT, residual, aim) * -gradient
+    left = residual - first @ MATRIX.mT
+    beyond = left.square().sum(1, keepdim=True) > 0.3**2 * (M + BEYOND * M**0.5)
+    second = to_length(left @ MATRIX @ MATRIX.mT, left, aim) * (left @ MATRIX) * beyond
     for solver in (DPS(1e9), DSG(0.5)):
-        moved = taken(solver, last) - denoised(last)[0]
-        length = -(moved * gradient).sum(1, keepdim=True) / gradient.square().sum(1, keepdim=True)
-        same(moved, -length * gradient, 1e-6)
-        pulled = -gradient @ MATRIX.mT  # what the move does to the measurement, per length
-        least = (pulled * residual).sum(1) / pulled.square().sum(1)
-        reachable = (residual - least[:, None] * pulled).norm(dim=1)
-        left = (residual - length * pulled).norm(dim=1)
-        torch.testing.assert_close(left, reachable.clamp_min(aim).minimum(residual.norm(dim=1)), rtol=1e-6, atol=0)
+        same(taken(solver, last), x_hat + first + second, 1e-6)
+    assert bool(beyond.any())
+
+
+def to_length(pulled: Tensor, residual: Tensor, aim: float) -> Tensor:
+    """The least ``l >= 0`` with ``|residual - l pulled| = aim``, or that of the least norm, (B, 1), by bisection."""
+    high = ((pulled * residual).sum(1) / pulled.square().sum(1)).clamp_min(0.0)
+    low = torch.zeros_like(high)
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        above = (residual - middle[:, None] * pulled).norm(dim=1) > aim
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return high[:, None]
 
 
 def test_the_guard_of_dsg_turns_no_further_than_to_the_noise():

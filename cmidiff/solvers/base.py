@@ -174,7 +174,8 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
     """A step of length ``scale`` down the gradient of the residual's norm, shape of ``x_t``.
 
     The gradient of a norm does not shrink with the norm. ``guard`` shortens the step to `reach`; in the last step,
-    which moves the image itself, to `length_to_noise` where the physics is linear.
+    which moves the image itself, to `length_to_noise`. If a residual is left there that the noise excludes, it goes on
+    along ``A^T r``: where the denoiser's Jacobian is small, the first direction does not lead.
 
     Args:
         step: the state.
@@ -185,16 +186,21 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
     gradient, most = reach(step, through_clip=through_clip)
     if not guard:
         return scale * gradient
-    measurement = step.measurement
-    if step.last and measurement.linear:
-        residual = measurement.residual(step.clipped(step.x_hat.detach()))
-        most = length_to_noise(measurement, measurement.A(-gradient), residual).clamp_min(0.0)
-    return per_sample(most.clamp_max(scale), gradient) * gradient
+    if not step.last:
+        return per_sample(most.clamp_max(scale), gradient) * gradient
+    x = step.clipped(step.x_hat.detach())
+    linear, residual = step.measurement.linearised(x), step.measurement.residual(x)
+    length = length_to_noise(linear, -linear.A(gradient), residual).clamp(0.0, scale)
+    move = per_sample(length, gradient) * gradient
+    left = residual + linear.A(move)
+    direction = linear.At(left)
+    length = length_to_noise(linear, linear.A(direction), left).clamp_min(0.0)
+    return move - per_sample(length.where(excluded(linear, left), 0.0), direction) * direction
 
 
 def reach(step: Step, *, through_clip: bool = False) -> tuple[Tensor, Tensor]:
     """The gradient ``g`` of the residual's norm, shape of ``x_t``, and the multiple of it, (B,), that leads to the
-    noise: ``(|r| - sigma_y sqrt(m)) / |g|^2``, or 0 where that is negative (Polyak's step). A longer one fits the noise.
+    noise: ``(|r| - sigma_y sqrt(m)) / |g|^2``, or 0 where that is negative (Polyak's step). More would fit the noise.
 
     Args:
         step: the state.
@@ -227,13 +233,18 @@ def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
     """
     measurement = step.measurement
     measured, s2 = measurement.A(move), measurement.noise_std**2
-    pulled, square, whole = dot(measured, residual), dot(measured, measured), dot(residual, residual)
+    pulled, square = dot(measured, residual), dot(measured, measured)
     curvature = square + s2 * dot(move, w).clamp_min(0.0)
     length = (pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0)
-    left = whole - length * (2 * pulled - length * square)  # |r - l A m|^2
-    m = measured_count(measurement.physics, measurement.y).to(square)
     longer = length_to_noise(measurement, measured, residual).clamp_max(LONGEST).maximum(length)
-    return per_sample(longer.where(left > s2 * (m + BEYOND * m.sqrt()), length), move) * move
+    left = residual - per_sample(length, measured) * measured
+    return per_sample(longer.where(excluded(measurement, left), length), move) * move
+
+
+def excluded(measurement: Measurement, residual: Tensor) -> Tensor:
+    """Whether the noise excludes a residual of the shape of ``y``, (B,): see `BEYOND`."""
+    m = measured_count(measurement.physics, measurement.y).to(residual.real)
+    return dot(residual, residual) > measurement.noise_std**2 * (m + BEYOND * m.sqrt())
 
 
 def length_to_noise(measurement: Measurement, measured: Tensor, residual: Tensor) -> Tensor:

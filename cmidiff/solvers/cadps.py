@@ -35,7 +35,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.covariance import Bound, Covariance, Diagonal, Hybrid, isotropic_variance, make_covariance
+from cmidiff.covariance import Bound, Covariance, Diagonal, Exact, Hybrid, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
@@ -146,8 +146,8 @@ def isotropic() -> CADPS:
 
 
 def exact() -> CADPS:
-    """The Jacobian below `cmidiff.covariance.Hybrid.switch`, second moments above: the default."""
-    return CADPS("hybrid")
+    """The default with twice as many iterations."""
+    return CADPS(Hybrid(low=Exact(8)))
 
 
 def free_hunch() -> CADPS:
