@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from cmidiff.information import CMI as CMI
+    from cmidiff.interop.diffusers import RestorationPipeline as RestorationPipeline
     from cmidiff.physics import measure as measure
     from cmidiff.prior import GaussianMixture as GaussianMixture
     from cmidiff.prior import NetworkPrior as NetworkPrior
@@ -42,6 +43,7 @@ _HOME = {
     "restore": "cmidiff.restoration",
     **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.samplers"),
     "CMI": "cmidiff.information",
+    "RestorationPipeline": "cmidiff.interop.diffusers",
     "measure": "cmidiff.physics",
 }
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "Ramp",
     "ReSample",
     "Restoration",
+    "RestorationPipeline",
     "Unconditional",
     "__version__",
     "load_prior",

@@ -69,7 +69,7 @@ def prior_of(network: Callable[[Tensor, Tensor], Tensor] = gaussian) -> NetworkP
     return NetworkPrior(network, "eps", SCHEDULE, second_moments=moments)
 
 
-def picture(path: Path, seed: int, side: int = SIDE) -> None:
+def write_noise(path: Path, seed: int, side: int = SIDE) -> None:
     values = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)
@@ -78,7 +78,7 @@ def picture(path: Path, seed: int, side: int = SIDE) -> None:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for k in range(3):
-        picture(tmp_path / "images" / f"im{k}.png", k)
+        write_noise(tmp_path / "images" / f"im{k}.png", k)
     return tmp_path / "images"
 
 
@@ -239,7 +239,7 @@ def test_a_difference_names_what_differs(images: Path) -> None:
 
 
 def test_images_of_an_archive_are_those_of_the_folder(images: Path, tmp_path: Path) -> None:
-    picture(images / "sub" / "im9.png", 9)
+    write_noise(images / "sub" / "im9.png", 9)
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for path in sorted(images.rglob("*.png"), reverse=True):
             tar.add(path, path.relative_to(images).as_posix())
@@ -286,7 +286,7 @@ def test_images_that_cannot_be_told_apart_or_found_are_refused(images: Path, tmp
 
 def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Halfway between two levels, float32 and float64 can round apart; the file must say what was scored."""
-    picture = ((torch.arange(243) + 0.5) / 255).reshape(1, 3, 9, 9)
+    image = ((torch.arange(243) + 0.5) / 255).reshape(1, 3, 9, 9)
     seen: list[Tensor] = []
 
     def distance(x: Tensor, truth: Tensor, *, net: str) -> Tensor:
@@ -294,8 +294,8 @@ def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, t
         return torch.zeros(len(x))
 
     monkeypatch.setattr(scores, "lpips", distance)
-    scores.compute_lpips(picture, picture, "alex")
-    (tmp_path / "saved.png").write_bytes(encode_image(picture[0]))
+    scores.compute_lpips(image, image, "alex")
+    (tmp_path / "saved.png").write_bytes(encode_image(image[0]))
     assert torch.equal((seen[0][0] * 255).round().byte(), scores.read_levels(tmp_path / "saved.png"))
 
 
@@ -336,7 +336,7 @@ def test_base_and_cmi_share_problem_and_random_numbers(images: Path, tmp_path: P
         assert len({make_seed(what, u) for u in units}) == len(problems)
 
 
-def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_images(images: Path, tmp_path: Path) -> None:
     """Recomputed from the PNG files, up to their eight bits."""
     filled(benchmark(images, limit=1), tmp_path / "run")
     truth = scores.read_levels(tmp_path / "run" / "truth" / "im0.png").double() / 255
@@ -431,7 +431,7 @@ def test_another_configuration_is_refused_with_the_difference(images: Path, tmp_
         with pytest.raises(RunError) as caught:
             filled(change, tmp_path / "run", prior)
         assert message in str(caught.value)
-    picture(images / "im1.png", 77)
+    write_noise(images / "im1.png", 77)
     with pytest.raises(RunError, match="im1 has changed"):
         filled(config, tmp_path / "run")
     (images / "im1.png").unlink()
@@ -501,7 +501,7 @@ def test_a_corrupt_image_fails_by_name_and_can_be_mended(images: Path, tmp_path:
             assert (row.status == "failed") == (row.unit.image != "im0")
             assert row.error is None or f"{row.unit.image}.png cannot be used" in row.error
     (images / "im1.png").write_bytes(good)
-    picture(images / "im2.png", 2)
+    write_noise(images / "im2.png", 2)
     assert filled(config, tmp_path / "run", retry_failed=True)["ok"] == 24
     filled(config, tmp_path / "whole")
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -532,7 +532,7 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     for open_it in (Results, Writer):
-        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 1"):
+        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 2"):
             open_it(tmp_path)
     (tmp_path / "results.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match="is no database of a run"):
@@ -566,10 +566,10 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
 
 
 def _check_files(folder: Path) -> None:
-    """Every recorded picture is there, whole."""
+    """Every recorded image is there, whole."""
     import hashlib
 
-    for _, _, path, digest in contents(folder)["picture"]:
+    for _, _, path, digest in contents(folder)["output"]:
         assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest
 
 

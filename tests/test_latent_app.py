@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from cmidiff import load_prior
 from cmidiff.app.cli import app
+from cmidiff.app.loading import Loading
+from cmidiff.app.options import LOADING_OPTIONS
+from cmidiff.app.settings import check_prior
 from cmidiff.app.web.server import serving
+from cmidiff.physics import TASKS
+from cmidiff.prior.hub import LATENT_PRIORS
+from cmidiff.registry import SOLVERS
 from tests import latents
 from tests.web import LIMITS, Visitor, png
 
@@ -48,16 +60,30 @@ def test_a_latent_pipeline_restores_at_the_command_line(folder: Path, photo: Pat
     assert record["estimate"] is None
     assert record["solver"]["name"] == "dps", "what samples where nothing is said"
     told = ("--prompt", "a photo of a cat", "--guidance-scale", 3, "--dtype", "bfloat16", "--checkpointing")
-    guided = run(*common, *told, "--solver", "psld", "--cmi", "--output", tmp_path / "told")
+    memory = ("--offload", "--max-batch", 1, "--channels-last")
+    guided = run(*common, *told, *memory, "--solver", "psld", "--cmi", "--output", tmp_path / "told")
     assert guided.exit_code == 0, guided.output
     options = json.loads((tmp_path / "told" / "run.json").read_text())["options"]
     expected = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "dtype": "bfloat16", "checkpointing": True}
+    expected |= {"offload": True, "max_batch": 1, "channels_last": True}
     assert options["loading"] == expected
     one, other = (load_file(tmp_path / name / "sample-00.safetensors")["sample"] for name in ("plain", "told"))
     assert not torch.equal(one, other)
     again = run(*common, "--prompt", "cat", "--output", tmp_path / "plain")
     assert again.exit_code == 2
     assert "another" in again.output
+
+
+def test_options_of_loading_have_one_meaning() -> None:
+    """Names and defaults of the command line, of `Loading` and of `load_prior` agree."""
+    python = inspect.signature(load_prior).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(Loading)}
+    assert fields == {name: option.default for name, option in LOADING_OPTIONS.items()}
+    assert fields.pop("dtype") == str(python["dtype"].default).removeprefix("torch.")
+    assert fields == {name: python[name].default for name in fields}
+    assert set(python) - set(fields) == {"name_or_path", "device", "dtype", "label", "card"}
+    chosen = Loading(prompt="a cat", offload=True, max_batch=2)
+    assert chosen.words == ["--prompt", "a cat", "--offload", "--max-batch", "2"]
 
 
 def test_what_a_latent_prior_cannot_do_is_one_line(folder: Path, photo: Path, tmp_path: Path) -> None:
@@ -80,9 +106,30 @@ def test_what_a_latent_prior_cannot_do_is_one_line(folder: Path, photo: Path, tm
         assert "Traceback" not in result.output
 
 
+def test_the_commands_of_the_manual_can_be_typed() -> None:
+    """Each goes through the parser of the command line; sizes are those of `cmidiff priors`."""
+    page = (Path(__file__).parents[1] / "docs" / "latent.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("|") and "`cmidiff " in row]
+    group: Any = typer.main.get_command(app)
+    seen = {}
+    for row in rows:
+        _, size, command = (cell.strip() for cell in row.strip("|").split("|"))
+        program, name, *words = shlex.split(command.strip("`"))
+        assert program == "cmidiff"
+        with group.commands[name].make_context(name, words) as context:
+            given = dict(context.params)
+        Loading(**{field.name: given[field.name] for field in dataclasses.fields(Loading)})
+        check_prior(given["prior"])
+        assert given["task"] is None or given["task"] in TASKS
+        assert given["solver"] is None or given["solver"] in SOLVERS
+        assert given["device"] == "cuda"
+        seen[given["prior"]] = size.removesuffix(", gated")
+    assert seen == {entry.name: entry.download for entry in LATENT_PRIORS}
+
+
 def test_the_list_of_priors_says_how_large_a_download_is() -> None:
     shown = " ".join(run("priors").output.split())
-    for part in ("latent priors of the hub", "4.3 GB", "34 GB", "cmidiff[latent]"):
+    for part in ("latent priors of the hub", "4.3 GB", "33.7 GB", "cmidiff[latent]"):
         assert part in shown
 
 

@@ -50,11 +50,11 @@ from tests.cases import (
     label,
     measured,
     mixture,
-    pictures,
     problem_of,
     randn,
     rows,
     step_at,
+    three_images,
     with_measurement,
 )
 
@@ -708,7 +708,7 @@ def test_a_users_own_solver_composes_with_cmi():
     assert corrected.correction is not None
     same(taken(Landweber(), corrected), theirs + step.coefficients[1] * corrected.correction)
     case = PHYSICS["inpaint-random"]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
     options: dict[str, Any] = {"solver": Landweber(), "steps": 20, "samples": 2, "value_range": None}
     base, with_cmi = (restore(y, physics, prior, cmi=cmi, **options) for cmi in (None, CMI(0.1)))
@@ -778,7 +778,7 @@ EXPLAINS = (
 @functools.cache
 def problem(name: str) -> tuple[GaussianMixture, LinearPhysics, Tensor]:
     case = PHYSICS[name]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     return prior, physics, measure(prior.sample(1, generator(3)), physics, seed=1)
 
 
@@ -822,9 +822,9 @@ def test_every_kind_of_solver_composes_with_cmi_on_every_physics(solver, name):
 
 @pytest.mark.parametrize("name", ["inpaint-box", "own", "super-resolution", "mri"])
 def test_the_exact_covariance_finds_the_exact_posterior(name):
-    """One picture with Gaussian pixels around it, whose posterior is known."""
+    """One image with Gaussian pixels around it, whose posterior is known."""
     case = PHYSICS[name]
-    three = pictures(case.shape)
+    three = three_images(case.shape)
     means = three.means[:1].reshape(1, *case.shape)
     prior = GaussianMixture(three.weights[:1], means, torch.full_like(means, 0.01), VE(2e-3, 50.0))
     physics = case.build(0.05)
@@ -843,7 +843,7 @@ def test_the_exact_covariance_finds_the_exact_posterior(name):
 
 def test_rows_of_the_table_depend_on_their_seed_alone():
     case = PHYSICS["inpaint-random"]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
     options: dict[str, Any] = {"solver": MCG(0.003), "cmi": CMI(0.1), "steps": 10, "value_range": None, "seed": 7}
     together = restore(y, physics, prior, samples=3, **options).samples
@@ -854,7 +854,7 @@ def test_rows_of_the_table_depend_on_their_seed_alone():
 
 def test_dpir_of_white_noise_is_one_evaluation_at_its_level():
     """The posterior mean of ``y = x + n`` is the denoiser itself: exact on a mixture, whatever the number of steps."""
-    prior, noise_std = pictures((3, 8, 8)), 0.2
+    prior, noise_std = three_images((3, 8, 8)), 0.2
     task = named.TASKS["denoise"]((3, 8, 8), noise_std=noise_std, dtype=F64)
     y = prior.sample(2, generator(3)) + noise_std * randn(2, 3, 8, 8, seed=4)
     found = restore(y, task, prior, solver="dpir", value_range=None, tile=None)

@@ -56,7 +56,7 @@ def server(folder: Path, delay: float = 0.0, limits: Limits = LIMITS) -> Iterato
 
 
 def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), grain: int = 0) -> bytes:
-    """A picture of one colour, with grain."""
+    """An image of one colour, with grain."""
     values = np.full((height, width, 3), colour, dtype=np.int64)
     values += np.random.default_rng(0).integers(-grain, grain + 1, values.shape)
     data = io.BytesIO()
@@ -65,7 +65,7 @@ def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), g
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be a picture of this size."""
+    """A PNG of a few bytes that claims to be an image of this size."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -82,7 +82,7 @@ class Visitor:
 
     address: str
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    token: str = ""
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
     photo: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -90,8 +90,7 @@ class Visitor:
         self.config = self.http.get("/config").json()
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
         load = next(d for d in self.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
-        outputs = self.run(load, [self.token])
-        self.token = outputs[load["outputs"][0]]
+        self.run(load, [self.token])
 
     def event(self, element: str, trigger: str) -> dict[str, Any]:
         """What the server does at an event of a component, at once or after the browser has done something."""

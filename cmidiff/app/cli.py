@@ -89,12 +89,14 @@ def degrade(
 
 
 @app.command()
+@o.loading_options
 @o.task_options("factor", "size", "position", "kernel_size", "std", "padding")
 def restore(
     measurement: Annotated[
         Path, typer.Argument(help="A file made by cmidiff degrade, or any degraded image.", show_default=False)
     ],
     parameters: dict[str, Any],
+    loading: Any,
     task: Annotated[str | None, o.option("--task", text=o.RESTORE_HELP)] = None,
     noise_std: o.NoiseOrNot = None,
     mask: o.PaintFile = None,
@@ -132,11 +134,6 @@ def restore(
         o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
     ] = None,
     prior: o.Prior = "photo",
-    prompt: o.Prompt = "",
-    negative_prompt: o.NegativePrompt = "",
-    guidance_scale: o.GuidanceScale = 1.0,
-    dtype: o.Precision = "float32",
-    checkpointing: o.Checkpointing = False,
     device: o.Device = "auto",
     batch: Annotated[
         int,
@@ -158,7 +155,6 @@ def restore(
     """
     from cmidiff.app import folder as f
     from cmidiff.app import summary as s
-    from cmidiff.app.loading import Loading
     from cmidiff.app.masks import describe_mask
     from cmidiff.app.photograph import read_problem, read_truth
     from cmidiff.app.run import compute
@@ -169,7 +165,6 @@ def restore(
     tuned = None if preset is None else load_preset(preset)
     chosen = {"solver": solver, "cmi": cmi, "eta": eta, "prior": prior, "steps": steps, "samples": samples}
     machine = {"seed": seed, "batch": batch, "device": device, "tile": tile}
-    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
     settings = make_settings(**chosen, **machine, preset=tuned, loading=loading)
     files = {"mask": mask, "seen": seen, "kernel": kernel}
     stated = {"value_range": value_range, "restore_all": restore_all}
@@ -269,16 +264,13 @@ def priors() -> None:
 
 
 @app.command()
+@o.loading_options
 def serve(
+    loading: Any,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     prior: o.Prior = "photo",
-    prompt: o.Prompt = "",
-    negative_prompt: o.NegativePrompt = "",
-    guidance_scale: o.GuidanceScale = 1.0,
-    dtype: o.Precision = "float32",
-    checkpointing: o.Checkpointing = False,
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -293,14 +285,12 @@ def serve(
     megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:
     """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
-    from cmidiff.app.loading import Loading
     from cmidiff.app.settings import check_prior, find_device
     from cmidiff.app.web.controls import Limits
     from cmidiff.app.web.server import serve as run
 
     check_prior(prior)
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
-    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
     place = {"host": host, "port": port, "open_browser": open_browser}
     run(limits, prior=prior, device=find_device(device), loading=loading, **place)
 

@@ -11,7 +11,7 @@ import cmidiff
 from cmidiff.config import unknown
 from cmidiff.prior.base import Denoiser
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class Loading:
     prompt: str = ""
     negative_prompt: str = ""
     guidance_scale: float = 1.0
+    offload: bool = False
     dtype: str = "float32"
     checkpointing: bool = False
+    max_batch: int | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -23,7 +23,7 @@ from cmidiff.covariance.diagonal import bounded, of_paper, slope
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.gradient import TIMES, M, make_problem, make_step
-from cmidiff.laboratory.pictures import pictures
+from cmidiff.laboratory.photographs import load_images
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.laboratory.symmetry import probe_embedded
@@ -86,7 +86,7 @@ def _signs(rows: int, settings: Settings, t: float) -> Tensor:
 
 
 def _on_network(settings: Settings) -> Iterator[Row]:
-    x_0 = pictures(settings.pictures, 1)
+    x_0 = load_images(settings.images, 1)
     for ratio in NETWORK_LEVELS[1:2] if settings.quick else NETWORK_LEVELS:
         seed = make_seed(settings.seed, "difference", ratio)
         exact, u = probe_embedded(x_0, "inpainting, 80% hidden", ratio, seed, torch.float64)

@@ -22,7 +22,7 @@ from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Findings, Table
 from cmidiff.laboratory.learned import compare_known
-from cmidiff.laboratory.pictures import SIDE, pictures
+from cmidiff.laboratory.photographs import SIDE, load_images
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.measurement import Measurement
@@ -77,7 +77,7 @@ def probe_embedded(
 
 def measure(settings: Settings) -> Findings:
     """Cosine and relative error by noise level."""
-    x_0 = pictures(settings.pictures, 2 if settings.quick else 5)
+    x_0 = load_images(settings.images, 2 if settings.quick else 5)
     levels = (0.2, 2.0) if settings.quick else LEVELS
     rows = [
         [name, ratio, how, number, *values]
@@ -87,11 +87,11 @@ def measure(settings: Settings) -> Findings:
     ]
     every = Table(
         "Contraction against double-backward, each image",
-        ("task", "sigma/alpha", "contraction", "picture", "cosine", "relative error"),
+        ("task", "sigma/alpha", "contraction", "image", "cosine", "relative error"),
         rows,
         shown=False,
     )
-    return Findings({"summary": _summarise(every), "known": compare_known(settings), "pictures": every})
+    return Findings({"summary": _summarise(every), "known": compare_known(settings), "images": every})
 
 
 def _compared(
@@ -123,7 +123,7 @@ def _summarise(every: Table) -> Table:
 
 def draw(found: Findings) -> dict[str, Figure]:
     """Cosine and relative error against the noise level."""
-    frame = found.tables["pictures"].frame
+    frame = found.tables["images"].frame
     figure, (left, right) = panels(["cosine with double-backward", "relative error"], columns=2, width=5)
     colours = dict(zip(frame["task"].unique(), COLOURS, strict=False))
     for (name, how), rows in frame.groupby(["task", "contraction"], sort=False):

@@ -100,7 +100,9 @@ class Tiled(WrappedPrior):
             return self.inner.evaluations(shape, batch)
         tile = (shape[0], *(min(side, self.tile) for side in shape[1:]))
         count = math.prod(len(self._starts(side)) for side in shape[1:])
-        return self.inner.evaluations(tile, batch * min(self.chunk, count))
+        decoder = None if self.inner.decoder is None else self.inner.decoder.network  # it sees one tile at a time
+        parts = self.inner.evaluations(tile, batch * min(self.chunk, count))
+        return [part._replace(batch=batch) if part.prior is decoder else part for part in parts]
 
     @property
     def decoder(self) -> Decoder | None:

@@ -1,8 +1,8 @@
 """What happens when a person does something on the page.
 
 The photograph that is shown is the one that is restored: each run reads the file of the component. Values arrive as the
-browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window keeps the token of its
-visit, so a reload finds the run and its result again.
+browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window chooses the token of its
+visit and keeps it, so its first event already has one, and a reload finds the run and its result again.
 """
 
 from __future__ import annotations
@@ -54,9 +54,16 @@ OPEN = """async () => {
     };
     document.querySelectorAll("fieldset").forEach(join);
     document.addEventListener("focusin", ({ target }) => target.type === "radio" && join(target.closest("fieldset")));
-    return [sessionStorage.getItem("cmidiff") || ""];
+    return (%s)("");
 }"""
-KEEP = "token => { sessionStorage.setItem('cmidiff', token); return []; }"
+# The token is made in the window: an event may come before the server's first answer.
+TOKEN = """(_, ...values) => {
+    if (!sessionStorage.cmidiff) {
+        const bytes = crypto.getRandomValues(new Uint8Array(16));
+        sessionStorage.cmidiff = Array.from(bytes, byte => byte.toString(16).padStart(2, "0")).join("");
+    }
+    return [sessionStorage.cmidiff, ...values];
+}"""
 HOLD, READY = (f"() => ({{ __type__: 'update', interactive: {value} }})" for value in ("false", "true"))
 CUT = "position => ({ __type__: 'update', slider_position: position })"
 Updates = dict[Any, Any]
@@ -116,7 +123,9 @@ class Page(Layout):
         def on(event: Any, handler: Any, given: Sequence[Any], changed: Sequence[Any], **options: Any) -> Any:
             shared = {"concurrency_limit": 4, "concurrency_id": "quick"} | options
             private = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-            return event(handler, list(given), list(changed), **private, **shared)
+            if given[0] is self.token:
+                private |= {"js": TOKEN}
+            return event(handler, list(given), list(changed), **private | shared)
 
         def size(event: Any, **options: Any) -> Any:
             return on(event, clear(self._size), asked, [self.side, self.size], **options)
@@ -126,19 +135,19 @@ class Page(Layout):
         def watch(event: Any) -> None:
             on(event.then, self._watch, [self.token], shows, trigger_mode="multiple", **unlimited)
 
-        def take(event: Any, handler: Any, given: Sequence[Any]) -> None:
-            taken = on(event(None, None, self.start, js=HOLD, **local).then, clear(handler), given, fresh)
+        def take(event: Any, handler: Any, given: Sequence[Any], changed: Sequence[Any] = fresh) -> None:
+            taken = on(event(None, None, self.start, js=HOLD, **local).then, clear(handler), given, changed)
             size(taken.then).then(None, None, self.start, js=READY, **local)
 
-        opened = on(self.blocks.load, self._open, [self.token], [self.token, *fresh], js=OPEN)
-        size(opened.then(None, self.token, None, js=KEEP, **local).then)
+        opened = on(self.blocks.load, self._open, [self.token], fresh, js=OPEN % TOKEN)
+        size(opened.then)
         watch(opened)
         take(self.photo.upload, self._take, [self.token, self.photo])
         take(self.photo.clear, self._clear, [self.token])
         take(self.example.click, self._take_example, [self.token])
         shape = [self.side, self.experiment, self.hint, self.strength, self.paint_box, self.blur_box]
         for event in (self.case.input, self.experiment.input):
-            size(on(event, clear(self._case), [self.case, self.experiment], shape).then)
+            take(event, self._case, [self.case, self.experiment], shape)
         for control in (self.strength, self.side, self.whole, self.solver, self.steps):
             size(control.input, trigger_mode="always_last")
         watch(on(self.start.click, clear(self._restore), asked, shows))
@@ -152,8 +161,7 @@ class Page(Layout):
         """Take up the visit of a window that was reloaded, or begin one."""
         visit = self.visits.open(token)
         photo = visit.photo if visit.photo is not None and visit.photo.is_file() else None
-        found = {} if photo is None else {self.photo: str(photo), self.paint: self._canvas(photo)}
-        return {self.token: visit.token} | found
+        return self._shown(visit, photo) if photo is not None else {self.photo: gr.skip()}
 
     def _take(self, token: Any, photo: Any) -> Updates:
         """Show a photograph, and forget the results of the one before."""
@@ -161,12 +169,13 @@ class Page(Layout):
         if path is None:
             return self._clear(token)
         try:
-            canvas = self._canvas(path)
+            shown = self._shown(visit, path)
         except ValueError as error:
             return self._clear(token) | {self.note: gr.HTML(refusal(str(error)), visible=True)}
+        if path == visit.photo and visit.jobs:  # the run of this photograph was started before this event came
+            return shown
         visit.photo = path
-        seen = {self.photo: canvas["background"]} if path.suffix.lower() in UNSEEN else {}
-        return self._without_results(visit) | {self.paint: canvas} | seen
+        return self._without_results(visit) | shown
 
     def _take_example(self, token: Any) -> Updates:
         return self._take(token, {"path": str(SAMPLE)}) | {self.photo: str(SAMPLE)}
@@ -182,9 +191,20 @@ class Page(Layout):
         files = {self.mask: None, self.blur: None, self.side: None}
         return {self.note: hidden, self.results: hidden, self.live: hidden, self.status: NOTHING} | files
 
-    def _canvas(self, path: Path) -> dict[str, Any]:
-        image = inputs.shrink(inputs.read_upload(path, self.limits), CANVAS)
-        return {"background": show_image(image.values), "layers": [], "composite": None}
+    def _shown(self, visit: Visit, path: Path) -> Updates:
+        """Show a photograph and the canvas over it; in place of a file that browsers do not show, an image of it."""
+        image = show_image(inputs.shrink(inputs.read_upload(path, self.limits), CANVAS).values)
+        if path.suffix.lower() in UNSEEN:
+            path = visit.new_folder().with_suffix(".png")
+            image.save(path)
+            visit.substitute = path.name
+        return {self.photo: str(path), self.paint: {"background": image, "layers": [], "composite": None}}
+
+    @staticmethod
+    def _photo(visit: Visit, value: Any) -> Path | None:
+        """Return the file of the photograph that is shown."""
+        path = file_of("photo", value)
+        return visit.photo if path is not None and path.name == visit.substitute else path
 
     # the controls
 
@@ -195,17 +215,25 @@ class Page(Layout):
             self.experiment: gr.update(visible=wish == EXPERIMENT),
             self.hint: gr.Markdown(CASES[name].hint, visible=bool(CASES[name].hint)),
             self.strength: gr.Slider(**strength_of(name)),
-            self.paint_box: gr.update(visible=name == "scratches"),
+            self.paint_box: gr.update(visible=name == "scratches" or "hidden"),  # Gradio fails to take the canvas away
             self.blur_box: gr.update(visible=name == "blurred"),
         }
 
-    def _size(self, _token: Any, *values: Any) -> Updates:
+    def _size(self, token: Any, *values: Any) -> Updates:
         """Offer the sizes that the server has time for, and say what the chosen one means."""
         controls = dict(zip(CONTROLS, values, strict=True))
-        path = file_of("photo", controls["photo"])
+        path = self._photo(self.visits.open(token), controls["photo"])
         if path is None or not path.is_file():
             return {self.size: ""}
         size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": LEAST}, self.limits)
+        found, best = self._sides(ask, size)
+        side = controls["side"] if controls["side"] in found else best
+        choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
+        words = self._words(replace(ask, side=side), size, *found[side])
+        return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
+
+    def _sides(self, ask: Ask, size: tuple[int, int]) -> tuple[dict[int, tuple[str, float]], int]:
+        """Return the longer sides that can be computed, each in words and with its seconds, and the best one."""
         natural = min(self.limits.side, max(size) * (int(ask.strength) if ask.case == "small" else 1))
         found = dict[int, tuple[str, float]]()
         sides = [] if ask.case == "blocks" else [n for n in SIDES if n < natural]
@@ -220,10 +248,7 @@ class Page(Layout):
         best = max([side for side, (_, seconds) in found.items() if seconds <= PATIENCE], default=min(found))
         if ask.case == "small" and best <= max(size):  # a result that is smaller than the photograph is no enlargement
             best = next((side for side in found if side > max(size)), best)
-        side = controls["side"] if controls["side"] in found else best
-        choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
-        words = self._words(replace(ask, side=side), size, *found[side])
-        return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
+        return found, best
 
     def _cost(self, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
         """What is computed for a size, in words, and how many seconds that takes."""
@@ -269,10 +294,14 @@ class Page(Layout):
     def _restore(self, token: Any, *values: Any) -> Updates:
         """Queue the run that the controls describe."""
         visit, controls = self.visits.open(token), dict(zip(CONTROLS, values, strict=True))
-        path = file_of("photo", controls["photo"])
+        path = self._photo(visit, controls["photo"])
         if path is None:
             return self._refuse(visit, "There is no photograph yet: give one above, or use the example.")
-        ask = Ask.read(controls, self.limits)
+        visit.photo = path
+        early = controls["side"] is None  # the sizes of a new wish have not come yet
+        ask = Ask.read(controls | ({"side": LEAST} if early else {}), self.limits)
+        if early:
+            ask = replace(ask, side=self._sides(ask, inputs.size_of(path, self.limits))[1])
         mask, blur = file_of("mask", controls["mask"]), file_of("blur", controls["blur"])
         layers = self._layers(controls["paint"])
         options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)

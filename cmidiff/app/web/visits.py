@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import threading
@@ -19,15 +20,19 @@ BUSY = "Too many runs are waiting already, so nothing was started: try again in 
 
 @dataclass
 class Visit:
-    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``;
-    and whether its last wish was refused.
+    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``.
 
-    Its token is the only way to it; the window keeps the token over a reload.
+    Its token is the only way to it; the window makes the token and keeps it over a reload.
+
+    Attributes:
+        substitute: name of the image that is shown in place of a photograph that browsers do not show.
+        refused: whether the last wish was refused.
     """
 
     folder: Path
     token: str
     photo: Path | None = None
+    substitute: str = ""
     refused: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
@@ -64,13 +69,14 @@ class Visits:
         threading.Thread(target=self._sweep_often, daemon=True).start()
 
     def open(self, token: object) -> Visit:
-        """Return the visit of a token, or a new one."""
+        """Return the visit of a token; of anything else than 32 hexadecimal digits, a visit that nobody finds again."""
+        valid = isinstance(token, str) and re.fullmatch("[0-9a-f]{32}", token)
+        name = str(token) if valid else secrets.token_hex(16)
         with self._lock:
-            visit = self._visits.get(token) if isinstance(token, str) else None
-            if visit is None:
-                name = secrets.token_hex(16)  # nobody can guess it
-                visit = self._visits[name] = Visit(self._root / name, name)
-                visit.folder.mkdir(parents=True)
+            if name not in self._visits:
+                self._visits[name] = Visit(self._root / name, name)
+                self._visits[name].folder.mkdir(parents=True, exist_ok=True)
+            visit = self._visits[name]
             visit.used = time.monotonic()
             return visit
 
