@@ -70,7 +70,7 @@ class TMPD(PosteriorMean):
         sums = step.covariance_gain * m.A(step.vjp(m.At(torch.ones_like(m.y))))
         if not self.guard:
             return sums
-        signs = torch.where(step.draws.normal("covariance", step.index, m.y.real) < 0, -1.0, 1.0).to(m.y)
+        signs = torch.where(step.draws.normal("covariance", step.index, m.y) < 0, -1.0, 1.0).to(m.y)
         pulled = m.At(signs)
         mean = dot(pulled, pulled) / measured_count(m.physics, m.y).to(pulled)
-        return sums.real.clamp_min(per_sample(FLOOR * isotropic_variance(step) * mean, sums)).to(sums)
+        return sums.clamp_min(per_sample(FLOOR * isotropic_variance(step) * mean, sums))
