@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cmidiff.measurement import Measurement
 from cmidiff.physics import known_entries, noise_of
+from cmidiff.physics.parts import split
 from cmidiff.prior.base import Denoiser
 
 
@@ -85,10 +86,13 @@ def take(
         )
     seeds = _seeds(seed, len(y))
     image = _image_shape(y, physics)
+    _check_type(y, physics, image)
     canvas = _canvas(image, prior)
     gain, offset = _affine(value_range, prior)
     exact = _exact(y, physics, noise_std)
     y, std, weight = _white(y, physics, noise_std, value_range)
+    if y.is_complex():
+        y, physics, std = torch.view_as_real(y), split(physics), std / math.sqrt(2)
     inside, affine = _inside(y, physics, image, gain, offset)
     inside = inside if weight is None else weight * inside
     state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
@@ -132,9 +136,8 @@ def _white(
     y: Tensor, physics: Physics, noise_std: float | None, value_range: tuple[float, float] | None
 ) -> tuple[Tensor, float, Tensor | None]:
     """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number.
-
-    Weights are 1 where ``A x`` is the middle of the range, for all images alike. The scales of DPS, MCG and DSG mean
-    what they mean with Gaussian noise. No image's result depends on another.
+    Weights are 1 where ``A x`` is the middle of the range, for all images alike: the scales of DPS, MCG and DSG mean
+    what they mean with Gaussian noise, and no image's result depends on another.
     """
     noise = noise_of(physics) if noise_std is None else None
     if noise is None or not bool((noise.gain > 0).any()):
@@ -189,6 +192,12 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
             f"{', '.join(map(str, expected))}) of images of {tuple(shape)}"
         )
     return tuple(shape)
+
+
+def _check_type(y: Tensor, physics: Physics, image: tuple[int, ...]) -> None:
+    predicted = physics.A(torch.zeros(len(y), *image, dtype=y.real.dtype, device=y.device))
+    if predicted.is_complex() != y.is_complex():
+        raise ValueError(f"y is of {y.dtype} and A(x) of {predicted.dtype}: both must be real, or both complex")
 
 
 def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from cmidiff.prior.card import Fields
 from cmidiff.prior.known import info_of
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
+from tests.hub import Hub
 from tests.test_adm import TINY, numbered
 
 UNET = {
@@ -337,35 +338,30 @@ def test_a_single_file_of_a_diffusers_network_needs_its_card(tmp_path: Path) -> 
         load_prior(path, card=card)
 
 
-def test_the_hub_is_asked_for_nothing_that_could_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def snapshot_download(repository: str, **options: Any) -> str:
-        asked.append({"repository": repository} | options)
-        return str(pipeline_folder(tmp_path / "snapshot"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+def test_the_hub_is_asked_for_nothing_that_could_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pipeline_folder(tmp_path / "source")
+    (source / "unet" / "own.py").write_text("raise SystemExit")
+    torch.save({}, source / "unet" / "diffusion_pytorch_model.bin")
+    hub = Hub(source, tmp_path / "cache", size=lambda path: 10**9).install(monkeypatch)
     prior = load_prior("hf:google/ddpm-cat-256@main")
     assert prior.name == "hf:google/ddpm-cat-256@main"
-    assert (asked[0]["repository"], asked[0]["revision"]) == ("google/ddpm-cat-256", "main")
-    assert all(name.endswith((".json", ".safetensors")) for ask in asked for name in ask["allow_patterns"])
-    assert len(asked) == 2, "a pickle is asked for only where there are no safetensors"
-    assert not any(name.endswith(".safetensors") for name in asked[0]["allow_patterns"]), "the kind is known first"
+    assert all(name.endswith((".json", ".safetensors")) for ask in hub.asked for name in ask)
+    assert len(hub.asked) == 2
+    assert not any(name.endswith(".safetensors") for name in hub.asked[0]), "the kind is known first"
+    assert "1.0 GB in 1 files of hf:google/ddpm-cat-256@main" in capsys.readouterr().err
 
 
 def test_a_pipeline_of_the_hub_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = pipeline_folder(tmp_path / "snapshot")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
+    source = pipeline_folder(tmp_path / "source")
+    weights = source / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
-
-    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
-        if f"unet/{weights.stem}.bin" in allow_patterns:
-            torch.save(tensors, weights.with_suffix(".bin"))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hub = Hub(source, tmp_path / "cache").install(monkeypatch)
     assert load_prior("hf:google/ddpm-cat-256").name == "hf:google/ddpm-cat-256"
+    hub.offline = True
+    assert load_prior("hf:google/ddpm-cat-256").name == "hf:google/ddpm-cat-256", "what is here is all"
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

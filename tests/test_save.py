@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -179,6 +180,11 @@ class Hub:
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
         shutil.copytree(folder_path, self.folder / repo_id)
+
+    def model_info(self, name: str, **_: Any) -> Any:
+        files = [path for path in (self.folder / name).rglob("*") if path.is_file()]
+        names = [str(path.relative_to(self.folder / name)) for path in files]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=1) for name in names])
 
 
 def test_a_pushed_prior_is_loaded_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def value_at(step: Step, covariance: Bound, *, probes: int = 8, iterations: int 
     def operator(v: Tensor) -> Tensor:
         return v + measurement.A(covariance.product(measurement.At(v))) / s2
 
-    m = torch.view_as_real(measurement.y[0]).numel() if measurement.y.is_complex() else measurement.y[0].numel()
+    m = measurement.y[0].numel()
     draws = []
     for z, _ in probe_pairs(step, measurement.y, "rademacher", probes, None, stream="information"):
         _, values, vectors = lanczos(operator, z, min(iterations, m))

@@ -114,6 +114,7 @@ def _changed(part: Evaluation, setting: _Setting) -> Evaluation:
     if not isinstance(part.prior, NetworkPrior) or not isinstance(part.prior.network, nn.Module):
         return part
     prior = copy.copy(part.prior)
+    prior._modules = dict(prior._modules)  # a copy of a module shares them
     if setting.one:
         prior.max_batch = 1
     if setting.checkpointing:

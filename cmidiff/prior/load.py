@@ -30,6 +30,7 @@ from cmidiff.registry import PRIORS
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
 DENOISERS = ("FFDNet", "DRUNet")
+SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.", "joint_blocks.")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -267,6 +268,12 @@ def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
         return pipeline.load_tensors(tensors, card, path, checkpointing=checkpointing)
     if kind in DENOISERS:
         return _load_denoiser(kind, tensors, card, path, checkpointing)
+    if kind is None and any(name.startswith(SINGLE_FILE) for name in tensors):
+        raise ValueError(
+            f"{path} is a single-file checkpoint of a latent model, or a part of one, which is not read: make a folder "
+            "of it with diffusers, pipeline = StableDiffusionPipeline.from_single_file(FILE) (or the class of your "
+            "model) and pipeline.save_pretrained(FOLDER), and pass the folder"
+        )
     if kind is None and not guided_diffusion.is_guided_diffusion(tensors):
         raise ValueError(
             f"{path} does not say what network it is for (its first tensor is {next(iter(tensors))}): state it in a "

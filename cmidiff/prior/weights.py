@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,26 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: not weights, truncated, or a pickle that does more than hold tensors.
     """
+    return _without_wrapper(_state_dict(_read(path), path, entry))
+
+
+def read_shards(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The state dictionary in files of which each holds some of the tensors, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_tensors`.
+    """
+    content: dict[Any, Any] = {}
+    for path in paths:
+        part = _read(path)
+        content |= part if isinstance(part, Mapping) else _state_dict(part, path, None)
+    return _without_wrapper(_state_dict(content, paths[0], None))
+
+
+def _read(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    content = _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickle(path)
-    return _without_wrapper(_state_dict(content, path, entry))
+    return _read_safetensors(path) if path.suffix.lower() in SAFETENSORS else _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels
+from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.grid import even_levels
 from cmidiff.step import Problem, Sampler, Step
 
 

@@ -26,7 +26,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.covariance import wiener_estimate
-from cmidiff.solvers.base import Solver, levels
+from cmidiff.solvers.base import Solver
+from cmidiff.solvers.grid import levels
 from cmidiff.step import Carry, Problem, Step
 
 TIGHT, LOOSE = 0.1, 0.15  # strengths, see `DPIR`

@@ -21,7 +21,7 @@ from torch import Tensor
 from cmidiff.covariance import checked_iterations
 from cmidiff.covariance.base import NOISE_FLOOR
 from cmidiff.krylov import conjugate_gradient, gmres
-from cmidiff.solvers.base import PosteriorMean, checked_positive, shortened
+from cmidiff.solvers.base import PosteriorMean, checked_positive, fitted
 from cmidiff.step import Step
 
 Method = Literal["gmres", "cg"]
@@ -74,4 +74,4 @@ class MMPS(PosteriorMean):
         step.record.residuals.append(found.residual)
         w = m.At(found.x)
         move = gain * step.vjp(w, last=True)
-        return x_hat + self.scale * (shortened(step, move, w, residual) if self.guard else move)
+        return x_hat + self.scale * (fitted(step, move, w, residual) if self.guard else move)

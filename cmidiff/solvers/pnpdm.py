@@ -27,7 +27,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.schedule import karras, pairs
-from cmidiff.solvers.base import Solver, levels
+from cmidiff.solvers.base import Solver
+from cmidiff.solvers.grid import levels
 from cmidiff.step import Carry, Problem, Step
 
 RHO = 7.0  # of Karras' levels
