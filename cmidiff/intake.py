@@ -135,9 +135,9 @@ def _seen(value: object) -> str:
 def _white(
     y: Tensor, physics: Physics, noise_std: float | None, value_range: tuple[float, float] | None
 ) -> tuple[Tensor, float, Tensor | None]:
-    """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number.
-    Weights are 1 where ``A x`` is the middle of the range, for all images alike: the scales of DPS, MCG and DSG mean
-    what they mean with Gaussian noise, and no image's result depends on another.
+    """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number. Weights
+    are 1 where ``A x`` is the middle of the range, for all images alike. The scales of DPS, MCG and DSG mean what they
+    mean with Gaussian noise. No image's result depends on another.
     """
     noise = noise_of(physics) if noise_std is None else None
     if noise is None or not bool((noise.gain > 0).any()):

@@ -62,7 +62,7 @@ def restore(
         prior: the denoiser, or its name for `load_prior`.
         solver: how the measurement is used: an object, a class or a name of `cmidiff.registry.SOLVERS`.
         cmi: the CMI correction of the samples; True for `CMI()`.
-        noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``, which may also be
+        noise_std: sigma_y, in units of ``value_range``. By default that of ``physics.noise_model``, which may also be
             deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light. For a
             complex ``y`` it is that of the whole number, and each part has half of the variance, as in deepinv.
         sampler: reverse process of the samples: an object, a class or a name; by default that of the solver, which is

@@ -134,7 +134,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
     name = index.values["_class_name"]
     kind = PIPELINES[str(name)]
     if prompt.stated and kind.conditional is None:
-        raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
+        raise ValueError(f"{folder.name} takes no text: leave prompt and guidance_scale out")
     autoencoder = autoencoder_of(_config(folder, kind.autoencoder), lambda cls: _model(folder, kind.autoencoder, cls))
     config = _config(folder, kind.network)
     noise = _noise(folder, config)

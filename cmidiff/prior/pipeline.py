@@ -183,8 +183,8 @@ def weights_beside(config: Path) -> Path | None:
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
-    """One set of weights among the files of a part: safetensors if there are any, those without a variant first, in one
-    file or in several; empty without any."""
+    """One set of weights among the files of a part. Safetensors are preferred, those without a variant first, in one
+    file or in several. Empty without any."""
     names = list(names)
     for end, variant, shard in itertools.product(("safetensors", "bin"), ("", ".fp16", ".bf16"), ("", r"-\d+-of-\d+")):
         middle = f"({re.escape(variant)}{shard}|{shard}{re.escape(variant)})"

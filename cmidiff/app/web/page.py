@@ -86,7 +86,7 @@ class Page(Layout):
     Args:
         limits: of what one person may ask.
         priors: what the visitor may choose from.
-        root: the folder in which each visit has one.
+        root: the folder in which each browser window has one.
     """
 
     def __init__(self, limits: Limits, priors: Priors, root: Path) -> None:
