@@ -102,7 +102,7 @@ def test_hidden_numbers_are_hidden_in_both_parts() -> None:
 
 
 def test_real_numbers_for_a_complex_map_are_refused() -> None:
-    with pytest.raises(ValueError, match="y of shape .* does not fit LinearPhysics"):
+    with pytest.raises(ValueError, match=r"y of shape .* does not fit LinearPhysics"):
         restore(Y.real, whole(), mixture(), value_range=None)
 
     class Phases(Physics):
