@@ -21,7 +21,7 @@ from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
 from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memory
 from cmidiff.prior.card import Fields
-from cmidiff.prior.hub import LATENT_PRIORS, files_of, is_present
+from cmidiff.prior.hub import LATENT_PRIORS, files_of, folder_of
 from cmidiff.prior.pipeline import weights_of
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.prior.tiles import fitted
@@ -486,20 +486,20 @@ def test_the_size_of_a_download_is_said_first(
         size=lambda path: 10**9 if path.suffix == ".safetensors" else 1000,
         before=lambda: said.append(capsys.readouterr().err),
     ).install(monkeypatch)
-    assert not is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") is None
     prior = load_prior("hf:owner/model")
     assert prior.name == "hf:owner/model"
     assert said[0] == ""
     assert "fetching 3.0 GB in " in said[1]
     assert "files of hf:owner/model from https://huggingface.co/owner/model" in said[1].replace("\n", " ")
     assert not list(hub.cache.rglob("made*"))
-    assert is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") == hub.cache
     load_prior("hf:owner/model")
     assert "fetching" not in capsys.readouterr().err
     hub.offline = True
     assert load_prior("hf:owner/model").fingerprint == prior.fingerprint
     (hub.cache / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert not is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") is None
     with pytest.raises(FileNotFoundError, match="is not on this machine and cannot be fetched"):
         load_prior("hf:owner/model")
 

@@ -270,7 +270,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    prior: o.Prior = "photo",
+    prior: o.Priors = None,
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -289,10 +289,11 @@ def serve(
     from cmidiff.app.web.controls import Limits
     from cmidiff.app.web.server import serve as run
 
-    check_prior(prior)
+    for name in prior or ():
+        check_prior(name)
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
     place = {"host": host, "port": port, "open_browser": open_browser}
-    run(limits, prior=prior, device=find_device(device), loading=loading, **place)
+    run(limits, priors=prior or (), device=find_device(device), loading=loading, **place)
 
 
 for command in (studies.tune, studies.evaluate, studies.report, studies.validate, studies.train):
