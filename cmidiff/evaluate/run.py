@@ -184,9 +184,9 @@ class _Log(logging.FileHandler):
 def _logging(out: Path) -> Iterator[None]:
     handler = _Log(out / "run.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
     try:
         yield
     except KeyboardInterrupt:
@@ -197,6 +197,7 @@ def _logging(out: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         handler.close()
 
 
@@ -207,6 +208,8 @@ def _check_same(before: dict[str, Any], about: dict[str, Any], *, extend: bool) 
     old, new = before["prior"], about["prior"]
     if old["digest"] != new["digest"]:
         lines.append(f"prior: {old['name']} ({old['digest'][:12]}) -> {new['name']} ({new['digest'][:12]})")
+    ran, runs = before["versions"], about["versions"]
+    lines += [f"{name}: version {ran.get(name)} -> {runs[name]}" for name in runs if runs[name] != ran.get(name)]
     if lines:
         hint = "" if extend else ", or --extend if images, cells or seeds were only added"
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
