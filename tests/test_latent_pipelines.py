@@ -390,7 +390,7 @@ def test_further_inputs_and_missing_files_are_named(
     (other / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights are missing: .*vae"):
         load_prior(other)
-    with pytest.raises(ValueError, match="is not told what to show"):
+    with pytest.raises(ValueError, match="takes no text"):
         load_prior(made["ldm"][0], prompt="cat")
     with pytest.raises(ValueError, match="are for latent priors, which natural-64 is not"):
         load_prior("natural-64", prompt="cat")

@@ -23,7 +23,7 @@ FILL = "make room, and give the same command again"
 
 
 def say(message: object) -> None:
-    """Print one line on standard error, whatever is in the message."""
+    """Print one line on standard error, for every message."""
     print(" ".join(str(message).split()), file=sys.stderr)
 
 

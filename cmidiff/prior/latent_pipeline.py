@@ -65,7 +65,7 @@ PIPELINES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a text-conditional prior is told.
+    """The condition of a text-conditional prior.
 
     Attributes:
         text: what the image shows; "" for no text.
@@ -127,7 +127,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
 
     Args:
         folder: the pipeline.
-        prompt: what its network is told.
+        prompt: the condition of its network.
         device, dtype: where and in which precision its text encoders compute.
 
     Raises:
@@ -139,7 +139,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
     name = index.values["_class_name"]
     kind = PIPELINES[str(name)]
     if prompt.stated and kind.conditional is None:
-        raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
+        raise ValueError(f"{folder.name} takes no text: leave prompt and guidance_scale out")
     autoencoder = autoencoder_of(_config(folder, kind.autoencoder), lambda cls: _model(folder, kind.autoencoder, cls))
     config = _config(folder, kind.network)
     noise = _noise(folder, config)
