@@ -574,7 +574,7 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
         write(path, data, command)
 
     monkeypatch.setattr(files, "write", full)
-    with pytest.raises(Unwritable, match=r"the disk is full\. What is finished is kept"):
+    with pytest.raises(Unwritable, match=r"the disk is full\. Finished units remain"):
         filled(config, tmp_path / "run")
     with Results(tmp_path / "run") as results:
         assert 0 < results.counts()["ok"] < 24

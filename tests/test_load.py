@@ -590,7 +590,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "inf": (lambda d: d["time_embed.0.bias"][:1].fill_(torch.inf), r"time_embed\.0\.bias has 1 values"),
     "surplus": (
         lambda d: d.update({"extra": torch.zeros(3)}),
-        r"it has extra of shape \(3,\), which the network has not",
+        r"it has extra of shape \(3,\), which the network does not have",
     ),
     "integers": (lambda d: d.update({"out.2.bias": torch.zeros(6, dtype=torch.int32)}), "must be plain floating-point"),
     "repeated": (lambda d: d.update({"out.2.bias": torch.zeros(1).expand(6)}), "must be plain floating-point"),

@@ -106,7 +106,8 @@ def restore(
     restore_all: Annotated[
         bool,
         typer.Option(
-            "--restore-all", help="Restore the pixels that --mask leaves unpainted, too; without it, they are kept."
+            "--restore-all",
+            help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged.",
         ),
     ] = False,
     output: o.Output = Path("restored"),

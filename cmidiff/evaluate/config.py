@@ -71,8 +71,8 @@ class TaskChoice:
 
 @dataclass(frozen=True, config=STRICT)
 class SolverChoice:
-    """A solver: its name in `cmidiff.registry.SOLVERS`, its label in the tables, by default the name, its strengths of
-    CMI, and its options, which replace those of a preset of `cmidiff tune`."""
+    """A solver: its name in `cmidiff.registry.SOLVERS`, its label in the tables (by default the name), its strengths of
+    CMI, and its options. The options replace those of a preset of `cmidiff tune`."""
 
     solver: str
     label: str = ""

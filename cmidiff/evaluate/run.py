@@ -1,4 +1,4 @@
-"""A run: refuse what cannot be meant, go on where an earlier call stopped, and keep everything that is finished."""
+"""A run: check the arguments, continue where an earlier call stopped, and store everything that is finished."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = ("cmidiff", "torch", "deepinv", "diffusers", "torchmetrics")
 
 
 class Unwritable(RuntimeError):
-    """The run's folder takes no more, as when the disk is full; what was finished is kept."""
+    """The run's folder takes no more, as when the disk is full; finished units remain."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate(
     Raises:
         ValueError: images, configuration or folder that cannot be used; nothing was changed.
         Unwritable: the folder takes no more.
-        KeyboardInterrupt: passed on; what was finished is kept.
+        KeyboardInterrupt: passed on; finished units remain.
     """
     about = describe(config, prior)
     found = list_sources(config)
@@ -169,7 +169,7 @@ def _writing(out: Path) -> Iterator[None]:
         full = "full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else str(error)
         raise Unwritable(
-            f"cannot write to {out}: {reason}. What is finished is kept: make room, and the same command goes on"
+            f"cannot write to {out}: {reason}. Finished units remain: make room, and the same command goes on"
         ) from error
 
 
@@ -280,7 +280,7 @@ def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Tell) -> N
 
 
 def _fill_lpips(writer: Writer, net: str) -> None:
-    """LPIPS of units that were finished before its weights were at hand."""
+    """LPIPS of units that were finished before its weights were available."""
     paths = {image.name: image.path for image in writer.images()}
     for row in writer.units():
         if row.status == "ok" and "lpips" not in row.scores:

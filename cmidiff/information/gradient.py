@@ -57,8 +57,8 @@ def gradient_at(
         estimator: which of the four above.
         contraction: see `contract`; None for `default_contraction`.
         probe: random signs, normal numbers, or ``coordinate``: scaled unit vectors in random order, without
-            replacement, so that as many probes as measured numbers (as unknowns for the estimators with probes in
-            R^d) give the trace exactly.
+            replacement. As many of these as measured numbers give the trace exactly (as unknowns, for the estimators
+            with probes in R^d).
         probes: how many, averaged.
     """
     how = default_contraction(estimator) if contraction is None else contraction

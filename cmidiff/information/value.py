@@ -2,8 +2,8 @@
 
     I = 1/2 log det(S / sigma_y^2),    S = sigma_y^2 I + A Sigma A^T        in nats
 
-Of a non-linear physics ``A`` is the derivative at ``x_hat``, held constant where ``I`` is differentiated: the paper's
-third open question, answered by its simplest choice.
+Of a non-linear physics ``A`` is the derivative at ``x_hat``, held constant where ``I`` is differentiated. The paper
+leaves this question open; this is the simplest choice.
 
 Source: Hamidi, Yang 2025, https://arxiv.org/abs/2501.02880 (Theorem 1, in measurement space).
 """

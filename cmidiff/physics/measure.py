@@ -53,24 +53,23 @@ def noise_of(physics: Physics) -> Noise | None:
 def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Tensor:
     """The noisy measurement ``y = A(x) + n`` of each image of a batch; ``x`` is left as it is.
 
-    The noise of an image is drawn by a generator of its own: it depends neither on the other images, nor on torch's
-    global state, nor on the precision. With one seed, the noise of image i depends on the seed and on i, and image 0
-    has that of the seed itself; with several, image i depends on ``seed[i]`` alone. Where a mask hides an entry of
-    ``y`` there is no noise. Half of the variance of a complex number's noise is in its real part, as in deepinv.
+    The noise of an image is drawn by a generator of its own. It does not depend on the other images, on torch's global
+    state or on the precision. With one seed, the noise of image i depends on the seed and on i, and image 0 has that of
+    the seed itself. With several, image i depends on ``seed[i]`` alone. Where a mask hides an entry of ``y`` there is
+    no noise. Half of the variance of a complex number's noise is in its real part, as in deepinv.
 
     Args:
         x: clean images in [0, 1], ``(B, C, H, W)``, float.
-        physics: carries a ``deepinv.physics.GaussianNoise`` (its sigma is in units of an image in [0, 1]),
-            ``PoissonNoise`` or ``PoissonGaussianNoise`` (its gain is what one photon is worth; where ``A(x)`` is
-            negative there are none).
+        physics: carries a ``deepinv.physics.GaussianNoise``, ``PoissonNoise`` or ``PoissonGaussianNoise``. Sigma is in
+            units of an image in [0, 1]. The gain is the value of one photon; where ``A(x)`` is negative there are none.
         seed: one for all images, or one per image.
 
     Returns:
         ``y``, ``(B, ...)``, of the dtype of ``A(x)``.
 
     Raises:
-        ValueError: for images that are no floats, not finite, empty or of a size the physics is not for; for another
-            number of seeds than images; for a physics with other noise.
+        ValueError: the images are no floats, not finite, empty or of a size the physics is not for. Or the number of
+            seeds is not that of the images, or the physics has other noise.
     """
     _check_images(x, physics)
     generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(x))]
@@ -99,8 +98,8 @@ def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
 
     Args:
         physics: ``Inpainting`` and ``MRI`` of deepinv keep hidden entries in ``y``, as zeros. So does a composition
-            whose last operator is one of them, as ``mask * blur``: the noise of a composition is added last; and the
-            `cmidiff.physics.parts` of all these.
+            whose last operator is one of them, as ``mask * blur``, because the noise of a composition is added last. So
+            do the `cmidiff.physics.parts` of all these.
         y: measurement, ``(B, ...)``.
 
     Returns:

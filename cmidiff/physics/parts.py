@@ -1,6 +1,6 @@
 """A complex measurement as twice as many real numbers.
 
-The loop, the solvers and CMI know real measurements alone: a complex number is two measured numbers, its real and its
+The loop, the solvers and CMI take real measurements alone. A complex number is two measured numbers, its real and its
 imaginary part, each with half of the noise variance.
 """
 

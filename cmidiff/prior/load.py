@@ -66,14 +66,14 @@ def load_prior(
     read. Every tensor of the network must be in the file, with its shape and finite.
 
     Args:
-        name_or_path: a name of the table; ``hf:OWNER/NAME`` or ``OWNER/NAME``, a pipeline of the hub; a folder in
-            diffusers' format; a ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
+        name_or_path: a name of the table. Or ``hf:OWNER/NAME`` or ``OWNER/NAME``, a pipeline of the hub. Or a folder in
+            diffusers' format. Or a ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
         device: where the networks run.
         dtype: precision of the networks; the state keeps its own.
         label: the class, from 0, of a class-conditional network; by default the card's.
-        card: what a file does not say about itself, as an object or as the path of a JSON file; by default
+        card: what a file does not say about itself, as an object or as the path of a JSON file. By default
             ``FILE.json`` or ``card.json`` beside it.
-        checkpointing: activations are computed again for a gradient instead of being kept.
+        checkpointing: activations are computed again for a gradient instead of being stored.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
         max_batch: at most this many rows are in a network at once.
         prompt: of a latent prior that is conditioned on text: what the image shows; "" for no text.

@@ -1,8 +1,8 @@
 """What happens when a person does something on the page.
 
 The photograph that is shown is the one that is restored: each run reads the file of the component. Values arrive as the
-browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window chooses the token of its
-visit and keeps it, so its first event already has one, and a reload finds the run and its result again.
+browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window chooses its token, so its
+first event already has one. A reload finds the run and its result again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Page(Layout):
     Args:
         limits: of what one person may ask.
         priors: what the visitor may choose from.
-        root: the folder in which each visit has one.
+        root: the folder in which each browser window has one.
     """
 
     def __init__(self, limits: Limits, priors: Priors, root: Path) -> None:
@@ -153,7 +153,7 @@ class Page(Layout):
     # the photograph
 
     def _open(self, token: Any) -> Updates:
-        """Take up the visit of a window that was reloaded, or begin one."""
+        """Find the state of a window that was reloaded, or begin a new one."""
         visit = self.visits.open(token)
         photo = visit.photo if visit.photo is not None and visit.photo.is_file() else None
         return self._shown(visit, photo) if photo is not None else {self.photo: gr.skip()}
@@ -382,7 +382,7 @@ class Page(Layout):
         return {self.status: line("cancelling" if jobs else "nothing is running")}
 
     async def _watch(self, token: Any) -> AsyncIterator[Updates]:
-        """Show how the jobs of a visit stand, until they end."""
+        """Show the progress of a window's jobs until they end."""
         visit, told = self.visits.open(token), set[Job]()
         if visit.refused:  # the reason stays on the page
             visit.refused = False

@@ -43,8 +43,8 @@ class Priors:
     """The priors of a page; each is loaded once.
 
     Args:
-        names: of the command line, loaded at once and fetched if they are not here; without any, `DEFAULT`, and all
-            that are on this machine are offered.
+        names: of the command line, loaded at once and fetched if they are not here. Without any, `DEFAULT` and all that
+            are on this machine are offered.
         device: where they compute.
         loading: how they are loaded; options of latent priors do not reach others where several are offered.
 

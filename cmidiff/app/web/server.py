@@ -1,7 +1,7 @@
 """The process behind the page: its address and its own temporary folder.
 
-Everything that is written is under one temporary folder, which goes with the process: what browsers send and fetch in
-``cache``, a folder of each visitor in ``work``.
+Everything that is written is under one temporary folder, which is removed with the process. It holds what browsers send
+and fetch in ``cache``, a folder of each visitor in ``work``.
 """
 
 from __future__ import annotations
