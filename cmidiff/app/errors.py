@@ -39,7 +39,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"the disk is full: {FILL}", UNWRITABLE
     if isinstance(error, MemoryError) or "memory" in message:
         return (
-            f"this does not fit into memory: use a smaller image, --tile, a lower --batch, --checkpointing or --dtype bfloat16 ({message})",
+            "this does not fit into memory: use a smaller image, --tile, a lower --batch, --checkpointing or --dtype "
+            f"bfloat16 ({message})",
             FAILED,
         )
     advice = f"an error of cmidiff; {TRACEBACK}=1 shows where: please report it"
