@@ -99,9 +99,13 @@ class SecondMoments:
             variances = 0.5 * (variances + variances.mT)
         return cls(mean, variances.clamp_min(SMALLEST * float(variances.max())))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds: the mean, and the logarithms of the variances in single precision."""
+        return {"mean": self.mean.float(), "log_variances": self.variances.log().float()}
+
     def save(self, path: Path) -> None:
-        """Write a safetensors file: the mean, and the logarithms of the variances in single precision."""
-        save_file({"mean": self.mean.float(), "log_variances": self.variances.log().float()}, path)
+        """Write a safetensors file."""
+        save_file(self.tensors(), path)
 
     @classmethod
     def load(cls, path: Path) -> SecondMoments:

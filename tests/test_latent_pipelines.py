@@ -98,6 +98,18 @@ def test_an_unconditional_pipeline_is_its_own_ddim(made: dict[str, tuple[Path, A
     torch.testing.assert_close(prior.encode(x), encoded)
 
 
+def test_a_vq_model_without_a_factor_has_one(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    """The files of CompVis/ldm-celebahq-256 state none: https://github.com/huggingface/diffusers/issues/6725"""
+    folder = changed(made["ldm"][0], tmp_path / "old", "vqvae/config.json")
+    path = folder / "vqvae" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "scaling_factor"}))
+    prior, vqvae = load(folder), made["ldm"][1].vqvae
+    z = z_of(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.decode(z), vqvae.decode(z).sample)
+        torch.testing.assert_close(prior.encode(z), vqvae.encode(z).latents)
+
+
 @pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_a_text_pipeline_draws_what_its_own_code_draws(
@@ -382,6 +394,10 @@ def test_further_inputs_and_missing_files_are_named(
         load_prior(made["ldm"][0], prompt="cat")
     with pytest.raises(ValueError, match="are for latent priors, which natural-64 is not"):
         load_prior("natural-64", prompt="cat")
+    with pytest.raises(ValueError, match="negative_prompt counts only with guidance"):
+        load_prior(made["sd"][0], negative_prompt="blurry")
+    with pytest.raises(ValueError, match="no negative text, leave negative_prompt out"):
+        load_prior(made["flux"][0], negative_prompt="blurry", guidance_scale=3.0)
     with pytest.raises(ValueError, match="guidance_scale must be a number >= 0"):
         load_prior(made["sd"][0], guidance_scale=-1.0)
     real = importlib_find_spec()

@@ -236,8 +236,23 @@ def demo(
 
 
 @app.command()
-def priors() -> None:
-    """What can be loaded, and what is on this machine."""
+def priors(
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="Measure the second moments of these images (folder, archive).")
+    ] = None,
+    prior: Annotated[str, typer.Option("--prior", help="With --moments: the folder or file of your prior.")] = "",
+    device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """What can be loaded, and what is on this machine; with --moments, second moments for a prior of yours."""
+    if moments is not None:
+        from cmidiff.app.moments import write_moments
+        from cmidiff.app.settings import find_device
+
+        print(write_moments(prior, moments, device=find_device(device), overwrite=overwrite))
+        return
+    if prior:
+        raise ValueError("--prior goes with --moments: without it all priors are listed")
     from rich.table import Table
 
     from cmidiff.prior.hub import LATENT_PRIORS

@@ -227,6 +227,6 @@ def files_of(names: Iterable[str], kind: str | None) -> list[str]:
         wanted += [n for n in names if n.startswith(f"{part}/") and n.endswith((".json", ".txt", ".model"))]
     for part in (PIPELINES[kind].network, PIPELINES[kind].autoencoder, *ENCODERS):
         inside = [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")]
-        needed = [n for n in inside if n == CONFIG_FILE or n.endswith(".safetensors.index.json")]
+        needed = [n for n in inside if n == CONFIG_FILE or re.search(r"\.safetensors\.index(\.\w+)?\.json$", n)]
         wanted += [f"{part}/{n}" for n in (*needed, *weights_of(inside)) if f"{part}/{n}" not in wanted]
     return wanted

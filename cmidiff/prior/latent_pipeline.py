@@ -82,6 +82,11 @@ class Prompt:
             raise TypeError(f"prompt must be a text, received {self.text!r} and {self.negative!r}")
         if not 0 <= self.guidance_scale < 1000:
             raise ValueError(f"guidance_scale must be a number >= 0 (1 is none), received {self.guidance_scale}")
+        if self.negative and self.guidance_scale == 1:
+            raise ValueError(
+                f"negative_prompt counts only with guidance, received {self.negative!r} and guidance_scale=1: pass "
+                "guidance_scale=3, or leave negative_prompt out"
+            )
 
     @property
     def stated(self) -> bool:
@@ -171,6 +176,11 @@ def _conditional(
     if config.values.get("addition_embed_type") != wanted:
         raise config.wrong("addition_embed_type", f"{wanted or 'absent'} in a {name}")
     distilled = bool(config.values.get("guidance_embeds"))
+    if distilled and prompt.negative:
+        raise ValueError(
+            f"{folder.name} was distilled with guidance: it takes guidance_scale as an input and no negative text, "
+            "leave negative_prompt out"
+        )
     negative = None if prompt.guidance_scale == 1 or distilled else prompt.negative
     embeddings = encode_text(folder, name, prompt.text, negative, *place)
     network = _model(folder, kind.network, getattr(diffusers, kind.model))

@@ -135,9 +135,7 @@ def _load_latent(
     loaded, autoencoder = load_latent(folder, prompt, options.device, options.dtype)
     own = read_card(folder) if card is None else dict(card.values)
     known = own | {"prompt": vars(prompt)} if prompt.stated else own
-    moments = folder / MOMENTS
-    if moments.is_file():
-        loaded = replace(loaded, second_moments=SecondMoments.load(moments))
+    loaded = _with_moments(loaded, folder)
     network = _as_prior(loaded, name, known, None, options)
     for module in checkpointed(loaded.network):
         module.checkpointing = options.checkpointing
@@ -253,12 +251,24 @@ def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
 
 
 def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
-    """The network of a folder, with the second moments beside it if there are any."""
-    loaded, moments = pipeline.load_folder(folder, checkpointing=checkpointing), folder / MOMENTS
-    return replace(loaded, second_moments=SecondMoments.load(moments)) if moments.is_file() else loaded
+    return _with_moments(pipeline.load_folder(folder, checkpointing=checkpointing), folder)
+
+
+def moments_file(path: Path) -> Path:
+    """Return where the second moments of a prior lie: in its folder, or beside its file of weights."""
+    return path / MOMENTS if path.is_dir() else path.with_name(f"{path.name}.{MOMENTS}")
+
+
+def _with_moments(loaded: Loaded, path: Path) -> Loaded:
+    file = moments_file(path)
+    return replace(loaded, second_moments=SecondMoments.load(file)) if file.is_file() else loaded
 
 
 def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
+    return _with_moments(_read_file(path, card, checkpointing), path)
+
+
+def _read_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}: weights in another format are not read")
     entry = card.values.get("entry")

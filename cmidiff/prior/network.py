@@ -200,7 +200,8 @@ class NetworkPrior(nn.Module, Prior):
     def fingerprint(self) -> str:
         state = self.network.state_dict() if isinstance(self.network, nn.Module) else {"": self.name}
         facts = self.parametrisation, levels(self.schedule), self.label, self.value_range, self.clip, self.dtype
-        return digest(facts, *(part for item in sorted(state.items()) for part in item))
+        moments = () if self._moments is None else (self._moments.mean, self._moments.variances)
+        return digest(facts, *moments, *(part for item in sorted(state.items()) for part in item))
 
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         return [Evaluation(self, shape, batch)]

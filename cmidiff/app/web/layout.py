@@ -22,7 +22,7 @@ UNCERTAINTY = (
     "What is lost can only be guessed. Samples are several guesses that agree with the photograph; where they differ, "
     "the result is uncertain."
 )
-ABSENT = "Other priors are not on the server. `cmidiff serve --prior NAME` fetches one of them, then offers it:\n"
+ABSENT = "The command `cmidiff serve --prior NAME` fetches one of them, then offers it:\n"
 MISFIT = "Misfit: how far an image is from explaining the photograph, in units of the noise."
 ARCHIVE = "The archive holds the measurement and all results. In its unpacked folder, this repeats the run:"
 
@@ -104,8 +104,6 @@ class Layout:
             filterable=False,
             elem_id="prior",
         )
-        if self._absent:
-            gr.Markdown(ABSENT + "\n".join(f"- `{name}`: {size}, {what}" for name, size, what in self._absent))
         with gr.Row():
             self.solver = gr.Dropdown(SOLVERS.loadable(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
             self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
@@ -115,6 +113,9 @@ class Layout:
                 min_width=140,
                 elem_id="steps",
             )
+        if self._absent:
+            with gr.Accordion("Priors that are not on the server", open=False):
+                gr.Markdown(ABSENT + "\n".join(f"- `{name}`: {size}, {what}" for name, size, what in self._absent))
 
     def _answers(self) -> None:
         self.status = gr.HTML(NOTHING, elem_id="status")
