@@ -315,7 +315,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="CSV file that keeps every finished cell")] = Path("runs/cmi_strength.csv"),
     only_report: Annotated[bool, typer.Option("--report", help="run nothing, print what the file holds")] = False,
-    plotted: Annotated[Path | None, typer.Option("--plot", help="draw the differences into this picture")] = None,
+    plotted: Annotated[Path | None, typer.Option("--plot", help="draw the differences into this image")] = None,
 ) -> None:
     """Print, as Markdown, PSNR, SSIM and LPIPS against eta with paired 95% intervals."""
     wanted = range(offset, offset + count)

@@ -1,8 +1,8 @@
-"""Pictures larger than the prior was trained for: as a whole or in tiles? Quality, time, memory and seams.
+"""Images larger than the prior was trained for: as a whole or in tiles? Quality, time, memory and seams.
 
 Each setting runs in a process of its own, so that the peak of its memory is its own: the resident set of the whole
-process. Time is that of the processor, for one picture. The pictures are the archive's in sorted order, evenly spaced,
-scaled so that the short side is at least ``--side`` (never shrunk) and cropped at the centre; picture i has seed i for
+process. Time is that of the processor, for one image. The images are the archive's in sorted order, evenly spaced,
+scaled so that the short side is at least ``--side`` (never shrunk) and cropped at the centre; image i has seed i for
 its mask, noise and sampler.
 
 A seam is a jump across the border of a tile. For each line of pixels where a tile begins or ends, the mean absolute
@@ -48,7 +48,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the result: ``tile`` 0 is the picture as a whole."""
+    """One row of the result: ``tile`` 0 is the image as a whole."""
 
     task: str
     solver: str
@@ -59,7 +59,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """Of each picture, PSNR in dB and SSIM; seconds for all, GiB at most; seams of the restoration and the truth."""
+    """Of each image, PSNR in dB and SSIM; seconds for all, GiB at most; seams of the restoration and the truth."""
 
     psnr: list[float]
     ssim: list[float]
@@ -69,7 +69,7 @@ class Result:
     seam_of_truth: tuple[float, float]
 
 
-def read_pictures(archive: Path, count: int, side: int) -> Tensor:
+def read_images(archive: Path, count: int, side: int) -> Tensor:
     """(count, 3, side, side) in [0, 1]."""
     found = list_sources(archive)
     return torch.stack([_square(read_source(one), side) for one in found[:: max(1, len(found) // count)][:count]])
@@ -99,7 +99,7 @@ def seam(x: Tensor, lines: list[int]) -> tuple[float, float]:
 
 
 def run(setting: Setting, truth: Tensor, save: Path | None) -> Result:
-    """Restore each picture alone."""
+    """Restore each image alone."""
     network = load_prior("natural-64")
     prior = Tiled(network, setting.tile, setting.overlap) if setting.tile else network
     before, restored = time.process_time(), []
@@ -109,8 +109,8 @@ def run(setting: Setting, truth: Tensor, save: Path | None) -> Result:
         solver = SOLVERS[setting.solver]
         restored.append(restore(y, physics, prior, solver=solver, steps=setting.steps, seed=i, tile=None).mean)
         if save is not None:
-            for name, picture in (("truth", x), ("restored", restored[-1][0]), ("measured", y[0])):
-                write_image(save / f"{setting.task}-{setting.solver}-{setting.tile}-{i}-{name}.png", picture)
+            for name, image in (("truth", x), ("restored", restored[-1][0]), ("measured", y[0])):
+                write_image(save / f"{setting.task}-{setting.solver}-{setting.tile}-{i}-{name}.png", image)
     x_hat, seconds = torch.cat(restored).clamp(0, 1), time.process_time() - before
     side, tile = truth.shape[-1], setting.tile or 64
     begins = starts(side, tile, setting.overlap, network.multiple)
@@ -130,17 +130,17 @@ def paired(ours: list[float], theirs: list[float]) -> str:
 
 def main(
     data: Annotated[Path, typer.Option(help="A tar archive of photographs.")],
-    side: Annotated[int, typer.Option(help="Side of the pictures.")] = 256,
+    side: Annotated[int, typer.Option(help="Side of the images.")] = 256,
     tile: Annotated[str, typer.Option(help="Sides of the tiles, 0 for none.")] = "0,64",
     overlap: Annotated[int, typer.Option(help="What neighbouring tiles share.")] = 16,
     task: Annotated[str, typer.Option(help=f"Of {', '.join(TASKS)}.")] = "super-resolution,inpaint-random",
     solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "pigdm",
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
-    count: Annotated[int, typer.Option(help="Pictures.")] = 4,
-    save: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    count: Annotated[int, typer.Option(help="Images.")] = 4,
+    save: Annotated[Path | None, typer.Option(help="Folder for the images.")] = None,
 ) -> None:
     """Print a table in Markdown; gaps are paired, to the first tile."""
-    truth = read_pictures(data, count, side)
+    truth = read_images(data, count, side)
     print("| side | task | solver | tile | PSNR | gap | SSIM | CPU s/step | GiB | seam % (z) | of the truth |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in task.split(","):

@@ -57,7 +57,7 @@ from cmidiff.step import Problem, Step
 
 NOISE_STD = 0.05  # of images in [0, 1]
 SHAPE = (3, 64, 64)
-PICTURE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
+PHOTOGRAPH = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
 TASKS = {
     "inpaint-random": lambda: tasks.inpaint_random(SHAPE, hidden=0.9, noise_std=NOISE_STD),
     "super-resolution": lambda: tasks.super_resolution(SHAPE, noise_std=NOISE_STD),
@@ -147,7 +147,7 @@ class Bench:
 
 def bench(batch: int, task: str, device: torch.device) -> Bench:
     physics = TASKS[task]().to(device)
-    truth = picture(device).expand(batch, *SHAPE)
+    truth = read_photograph(device).expand(batch, *SHAPE)
     y = measure((truth + 1) / 2, physics)
     inside = 2 * y - physics.A(torch.ones_like(truth))
     return Bench(
@@ -158,9 +158,9 @@ def bench(batch: int, task: str, device: torch.device) -> Bench:
     )
 
 
-def picture(device: torch.device) -> Tensor:
+def read_photograph(device: torch.device) -> Tensor:
     """The photograph of the demo, (1, 3, 64, 64) in [-1, 1]."""
-    values = read_image(PICTURE).values[None]
+    values = read_image(PHOTOGRAPH).values[None]
     return (2 * interpolate(values, SHAPE[1:], mode="area") - 1).to(device)
 
 
@@ -410,7 +410,7 @@ ESTIMATORS: dict[str, tuple[Estimator, Contraction]] = {
 
 def variance_table(b: Bench, task: str, cost: dict[str, float], probes: int) -> None:
     """Cost at equal variance relative to the default: the ratio of cost times variance, with the network's cost."""
-    x_0 = picture(b.device)
+    x_0 = read_photograph(b.device)
     steps = mixture_steps() + [standing(b.prior, b.measurement, x_0, ratio, b.batch) for ratio in LEVELS]
     counts = [20_000] * 3 + [probes] * 3
     lines, reference = [], [0.0] * len(steps)

@@ -1,7 +1,8 @@
 """cmidiff: posterior sampling with diffusion priors and conditional mutual information.
 
-A measurement ``y`` of a physics is explained by a prior; a guidance pulls each step of the one sampling loop towards
-``y``, information (CMI) corrects it, and a restoration comes out. The names below are loaded when they are first used.
+A measurement ``y`` of a physics is explained by a prior. A guidance pulls each step of the one sampling loop towards
+``y``, information (CMI) corrects it, and the result is a restoration. The names below are loaded when they are first
+used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from cmidiff.information import CMI as CMI
+    from cmidiff.interop.diffusers import RestorationPipeline as RestorationPipeline
     from cmidiff.physics import measure as measure
     from cmidiff.prior import GaussianMixture as GaussianMixture
     from cmidiff.prior import NetworkPrior as NetworkPrior
@@ -42,6 +44,7 @@ _HOME = {
     "restore": "cmidiff.restoration",
     **dict.fromkeys(("DDIM", "Ancestral", "ProbabilityFlow"), "cmidiff.samplers"),
     "CMI": "cmidiff.information",
+    "RestorationPipeline": "cmidiff.interop.diffusers",
     "measure": "cmidiff.physics",
 }
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "Ramp",
     "ReSample",
     "Restoration",
+    "RestorationPipeline",
     "Unconditional",
     "__version__",
     "load_prior",

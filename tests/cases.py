@@ -295,8 +295,8 @@ def gaussian(d: int = 6, *, seed: int = 0, schedule: Schedule | None = None) -> 
     return GaussianMixture(torch.ones(1, dtype=F64), randn(1, d, seed=seed), spd(d, seed=seed + 1)[None], schedule)
 
 
-def pictures(shape: Shape, *, seed: int = 0, schedule: Schedule | None = None) -> GaussianMixture:
-    """Three smooth pictures in [0, 1], each with independent pixels of standard deviation 0.1 around them."""
+def three_images(shape: Shape, *, seed: int = 0, schedule: Schedule | None = None) -> GaussianMixture:
+    """Three smooth images in [0, 1], each with independent pixels of standard deviation 0.1 around them."""
     rows = torch.linspace(0, 1, shape[-2], dtype=F64)[:, None]
     columns = torch.linspace(0, 1, shape[-1], dtype=F64)
     bases = [rows * columns, 1 - rows + 0 * columns, 0.5 + 0.3 * torch.sin(6 * columns) + 0 * rows]

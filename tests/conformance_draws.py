@@ -24,8 +24,6 @@ from cmidiff.step import Carry, Problem, Sampler, Step
 from tests.cases import problem_of
 from tests.conformance import F64, Network, dense_physics, operator, origin, relative, tensor
 
-Picture = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Streams:
@@ -53,7 +51,7 @@ class InOrder:
         return next(self._left).reshape(like.shape).to(like)
 
 
-def image_of(data: Any) -> Picture:
+def image_of(data: Any) -> tuple[int, ...]:
     return tuple(data["x_true"].shape[1:])
 
 

@@ -86,8 +86,10 @@ def _wrapped(func: Any, value: Tensor, ours: list[OnDevice]) -> Tensor:
 
 
 def moved(module: nn.Module) -> nn.Module:
-    """A module with its parameters and buffers on the device."""
+    """A module with its parameters and buffers on the device, but for layers that stay where they are."""
     for part in module.modules():
+        if "_apply" in vars(part):
+            continue
         for name, value in part._buffers.items():
             part._buffers[name] = None if value is None else OnDevice(value)
         for name, parameter in part._parameters.items():

@@ -69,7 +69,7 @@ def prior(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Denoiser
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    """A colour picture of 20x12 pixels: no side is a multiple of the prior's."""
+    """A colour image of 20x12 pixels: no side is a multiple of the prior's."""
     values = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
@@ -253,7 +253,7 @@ def test_another_run_is_not_overwritten_unasked(photograph: Path) -> None:
     assert len(list(Path("restored").glob("sample-*.png"))) == 1
 
 
-def test_an_ordinary_picture_is_enlarged(photograph: Path) -> None:
+def test_an_ordinary_image_is_enlarged(photograph: Path) -> None:
     arguments = ("--task", "super-resolution", "--factor", 2, "--noise-std", 0.02)
     result = cmidiff("restore", photograph, *arguments, *FAST)
     assert result.exit_code == 0, result.output
@@ -261,7 +261,7 @@ def test_an_ordinary_picture_is_enlarged(photograph: Path) -> None:
     assert read_image(Path("restored/restored.png")).values.shape == (3, 24, 40)
 
 
-def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
+def test_a_mask_says_what_is_missing_in_an_image(photograph: Path) -> None:
     mask = np.zeros((12, 20), dtype=np.uint8)
     mask[3:7, 5:9] = 255
     Image.fromarray(mask).save("mask.png")
@@ -281,7 +281,7 @@ def test_a_mask_says_what_is_missing_in_a_picture(photograph: Path) -> None:
     torch.testing.assert_close(shown[0, ~seen], 0.5 + 0.5 * photo[0, ~seen], rtol=0, atol=0.51 / 255)
 
 
-def test_a_kernel_says_how_a_picture_was_blurred(photograph: Path) -> None:
+def test_a_kernel_says_how_an_image_was_blurred(photograph: Path) -> None:
     Image.fromarray(np.diag([0, 0, 200]).astype(np.uint8)).save("kernel.png")
     made = read_problem(photograph, noise_std=0.1, kernel=Path("kernel.png"))
     x = torch.rand(1, *made.shape, generator=torch.Generator().manual_seed(1))
@@ -353,10 +353,10 @@ def test_damaged_measurements_are_refused(photograph: Path) -> None:
 
 
 WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
-    "a missing picture": (("degrade", "absent.png", "--task", "denoise"), "no such file: absent.png"),
+    "a missing image": (("degrade", "absent.png", "--task", "denoise"), "no such file: absent.png"),
     "a missing measurement": (("restore", "absent.safetensors"), "no such file: absent.safetensors"),
     "a folder": (("restore", ".", "--task", "denoise"), ". is no file"),
-    "no picture": (("degrade", "text.png", "--task", "denoise"), "text.png cannot be read as an image"),
+    "no image": (("degrade", "text.png", "--task", "denoise"), "text.png cannot be read as an image"),
     "an empty file": (("degrade", "empty.png", "--task", "denoise"), "empty.png is empty (0 bytes)"),
     "a truth of another size": (
         ("restore", "photo.png", "--task", "denoise", "--truth", "small.png"),
@@ -386,7 +386,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "a hole that is nowhere": (("restore", "photo.png", "--task", "inpaint-box"), "where is the hole?"),
     "pixels that are unknown": (("restore", "photo.png", "--task", "inpaint-random"), "--mask"),
     "a blur that is unknown": (("restore", "photo.png", "--task", "deblur-motion"), "--kernel"),
-    "no picture to measure": (("restore", "photo.png", "--task", "compressed-sensing"), "cmidiff degrade"),
+    "no image to measure": (("restore", "photo.png", "--task", "compressed-sensing"), "cmidiff degrade"),
     "everything hidden": (("degrade", "photo.png", "--task", "inpaint-random", "--hidden", 1.0), "hidden"),
     "a size in words": (("degrade", "photo.png", "--task", "denoise", "--resize", "big"), "received 'big'"),
     "a size of zero": (("degrade", "photo.png", "--task", "denoise", "--resize", "0"), "received '0'"),

@@ -90,7 +90,7 @@ def test_finished_cells_are_kept_and_a_torn_line_is_not_read(
     settings, out = list(bench.grid(**CHOICES | {"weight": "reverse-sde"})), tmp_path / "out" / "figures.csv"
 
     def run(last: int) -> None:
-        bench._run(settings, tmp_path / "images", range(last), 2, "pictures", "cpu", out)
+        bench._run(settings, tmp_path / "images", range(last), 2, "three-images", "cpu", out)
 
     run(2)
     assert ran == [(0.0, (0, 1)), (-0.3, (0, 1)), (0.3, (0, 1))]

@@ -39,8 +39,8 @@ RUN = [page for page in PAGES if code(page.read_text())]
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    with Image.open(ROOT / "cmidiff" / "assets" / "plane.png") as picture:
-        picture.convert("RGB").resize((64, 64)).save(tmp_path / "photo.png")  # what pages call photo.png
+    with Image.open(ROOT / "cmidiff" / "assets" / "plane.png") as image:
+        image.convert("RGB").resize((64, 64)).save(tmp_path / "photo.png")  # what pages call photo.png
     (tmp_path / page.name).with_suffix(".py").write_text(code(page.read_text()))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     command = [sys.executable, "-W", "ignore", f"{page.stem}.py"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import math
 import os
 import re
@@ -69,7 +70,7 @@ def prior_of(network: Callable[[Tensor, Tensor], Tensor] = gaussian) -> NetworkP
     return NetworkPrior(network, "eps", SCHEDULE, second_moments=moments)
 
 
-def picture(path: Path, seed: int, side: int = SIDE) -> None:
+def write_noise(path: Path, seed: int, side: int = SIDE) -> None:
     values = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)
@@ -78,7 +79,7 @@ def picture(path: Path, seed: int, side: int = SIDE) -> None:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for k in range(3):
-        picture(tmp_path / "images" / f"im{k}.png", k)
+        write_noise(tmp_path / "images" / f"im{k}.png", k)
     return tmp_path / "images"
 
 
@@ -203,11 +204,16 @@ def test_a_tuned_preset_is_a_solver(tmp_path: Path, images: Path) -> None:
     save_preset(tmp_path / "dps.toml", Preset(DPS(6.5), CMI(-0.25, every=2), DDIM(1.0), 4))
     text = 'steps = 4\n[[tasks]]\ntask = "denoise"\n[[solvers]]\nsolver = "dps"\npreset = "dps.toml"\n'
     config = load(written(tmp_path, text))
+    before = resolve(config)
+    save_preset(tmp_path / "dps.toml", Preset(DPS(9.0), CMI(-0.5), DDIM(0.5), 4))
+    assert resolve(config) == before, "an edit during the run changes nothing"
     base, corrected = (setup(config, c) for c in list_cells(config))
     assert base == (DPS(6.5), None, DDIM(1.0))
     assert corrected == (DPS(6.5), CMI(-0.25, every=2), DDIM(1.0))
     with pytest.raises(ValueError, match="at 4 steps, the run takes DPS at \\[5\\]"):
-        resolve(override(load(written(tmp_path, text)), {"steps": (5,)}))
+        resolve(override(config, {"steps": (5,)}))
+    with pytest.raises(ValueError, match="preset must be a path"):
+        load(written(tmp_path, text.replace('"dps.toml"', "3")))
 
 
 def test_the_paper_s_table() -> None:
@@ -239,7 +245,7 @@ def test_a_difference_names_what_differs(images: Path) -> None:
 
 
 def test_images_of_an_archive_are_those_of_the_folder(images: Path, tmp_path: Path) -> None:
-    picture(images / "sub" / "im9.png", 9)
+    write_noise(images / "sub" / "im9.png", 9)
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for path in sorted(images.rglob("*.png"), reverse=True):
             tar.add(path, path.relative_to(images).as_posix())
@@ -286,7 +292,7 @@ def test_images_that_cannot_be_told_apart_or_found_are_refused(images: Path, tmp
 
 def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Halfway between two levels, float32 and float64 can round apart; the file must say what was scored."""
-    picture = ((torch.arange(243) + 0.5) / 255).reshape(1, 3, 9, 9)
+    image = ((torch.arange(243) + 0.5) / 255).reshape(1, 3, 9, 9)
     seen: list[Tensor] = []
 
     def distance(x: Tensor, truth: Tensor, *, net: str) -> Tensor:
@@ -294,8 +300,8 @@ def test_lpips_sees_the_levels_that_are_saved(monkeypatch: pytest.MonkeyPatch, t
         return torch.zeros(len(x))
 
     monkeypatch.setattr(scores, "lpips", distance)
-    scores.compute_lpips(picture, picture, "alex")
-    (tmp_path / "saved.png").write_bytes(encode_image(picture[0]))
+    scores.compute_lpips(image, image, "alex")
+    (tmp_path / "saved.png").write_bytes(encode_image(image[0]))
     assert torch.equal((seen[0][0] * 255).round().byte(), scores.read_levels(tmp_path / "saved.png"))
 
 
@@ -336,7 +342,7 @@ def test_base_and_cmi_share_problem_and_random_numbers(images: Path, tmp_path: P
         assert len({make_seed(what, u) for u in units}) == len(problems)
 
 
-def test_scores_are_those_of_the_pictures(images: Path, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_images(images: Path, tmp_path: Path) -> None:
     """Recomputed from the PNG files, up to their eight bits."""
     filled(benchmark(images, limit=1), tmp_path / "run")
     truth = scores.read_levels(tmp_path / "run" / "truth" / "im0.png").double() / 255
@@ -431,12 +437,25 @@ def test_another_configuration_is_refused_with_the_difference(images: Path, tmp_
         with pytest.raises(RunError) as caught:
             filled(change, tmp_path / "run", prior)
         assert message in str(caught.value)
-    picture(images / "im1.png", 77)
+    write_noise(images / "im1.png", 77)
     with pytest.raises(RunError, match="im1 has changed"):
         filled(config, tmp_path / "run")
     (images / "im1.png").unlink()
     with pytest.raises(RunError, match="im1 is gone"):
         filled(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_another_version_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the run says of itself stays."""
+    config = benchmark(images)
+    filled(config, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.1" if name == "deepinv" else version(name))
+    for extend in (False, True):
+        with pytest.raises(RunError, match=rf"deepinv: version {version('deepinv')} -> 99.1"):
+            filled(config, tmp_path / "run", extend=extend)
     assert contents(tmp_path / "run") == before
 
 
@@ -501,7 +520,7 @@ def test_a_corrupt_image_fails_by_name_and_can_be_mended(images: Path, tmp_path:
             assert (row.status == "failed") == (row.unit.image != "im0")
             assert row.error is None or f"{row.unit.image}.png cannot be used" in row.error
     (images / "im1.png").write_bytes(good)
-    picture(images / "im2.png", 2)
+    write_noise(images / "im2.png", 2)
     assert filled(config, tmp_path / "run", retry_failed=True)["ok"] == 24
     filled(config, tmp_path / "whole")
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -532,7 +551,7 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     for open_it in (Results, Writer):
-        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 1"):
+        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 2"):
             open_it(tmp_path)
     (tmp_path / "results.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match="is no database of a run"):
@@ -555,7 +574,7 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
         write(path, data, command)
 
     monkeypatch.setattr(files, "write", full)
-    with pytest.raises(Unwritable, match=r"the disk is full\. What is finished is kept"):
+    with pytest.raises(Unwritable, match=r"the disk is full\. Finished units remain"):
         filled(config, tmp_path / "run")
     with Results(tmp_path / "run") as results:
         assert 0 < results.counts()["ok"] < 24
@@ -566,10 +585,10 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
 
 
 def _check_files(folder: Path) -> None:
-    """Every recorded picture is there, whole."""
+    """Every recorded image is there, whole."""
     import hashlib
 
-    for _, _, path, digest in contents(folder)["picture"]:
+    for _, _, path, digest in contents(folder)["output"]:
         assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest
 
 

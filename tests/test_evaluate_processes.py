@@ -89,8 +89,8 @@ def filled(config: Config, out: Path, engine: Engine | None = None, **options: A
 
 
 def check_files(folder: Path) -> None:
-    """Every recorded picture is there, whole."""
-    for _, _, path, digest in contents(folder)["picture"]:
+    """Every recorded image is there, whole."""
+    for _, _, path, digest in contents(folder)["output"]:
         assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest
 
 
@@ -284,8 +284,8 @@ class Small(torch.nn.Module):
 
     num_features = 4
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        values = pictures.float() / 255
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.float() / 255
         return torch.cat([values.mean((2, 3)), values.std((1, 2, 3))[:, None]], 1)
 
 

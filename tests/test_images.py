@@ -344,7 +344,7 @@ def test_what_is_written_says_that_it_is_srgb() -> None:
             assert written.info["srgb"] == 0
 
 
-def test_a_resized_picture_is_the_centre() -> None:
+def test_a_resized_image_is_the_centre() -> None:
     ramp = torch.arange(12.0).expand(1, 6, 12) / 12
     same = resize(Image(ramp), (6, 6)).values
     torch.testing.assert_close(same, ramp[..., 3:9])
@@ -364,7 +364,7 @@ def test_values_out_of_range_are_clipped_on_writing() -> None:
     assert list(np.asarray(image).ravel()) == [0, 128, 255]
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
+def test_small_images_are_enlarged_by_a_whole_factor() -> None:
     values = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     tile = Tile(to_pil(values), "title", "note")
     sheet = np.asarray(side_by_side([tile] * 7))

@@ -25,7 +25,7 @@ from cmidiff.laboratory.mixtures import (
     make_problems,
     sliced_wasserstein,
 )
-from cmidiff.laboratory.pictures import pictures
+from cmidiff.laboratory.photographs import load_images
 from cmidiff.laboratory.posterior import FLOOR, Job, gaussian_errors, verdict
 from cmidiff.laboratory.run import Section
 from cmidiff.prior import GaussianMixture
@@ -303,9 +303,9 @@ def test_the_difference_section_in_quick_form():
 
 def test_the_symmetry_section_in_quick_form():
     found = SECTIONS["symmetry"].measure(QUICK)
-    for row in found.tables["pictures"].records(contraction="finite-difference"):
+    for row in found.tables["images"].records(contraction="finite-difference"):
         assert row["cosine"] > 0.99
-    for row in found.tables["pictures"].records(contraction="second-difference"):
+    for row in found.tables["images"].records(contraction="second-difference"):
         assert -1 <= row["cosine"] < 0.99  # the network's third derivative is not symmetric
     errors = [row["denoiser's error"] for row in found.tables["known"].records()]
     assert max(errors) < 1  # little training, yet nearer to the exact denoiser than x_0 is
@@ -334,20 +334,20 @@ def test_a_finished_section_is_kept_until_its_settings_change(tmp_path: Path, mo
         next(iter(validate(tmp_path, Settings(), ["nothing"])))
 
 
-def test_pictures_from_a_folder_are_square_and_in_range(tmp_path: Path):
+def test_images_from_a_folder_are_square_and_in_range(tmp_path: Path):
     from PIL import Image
 
     Image.new("RGB", (80, 70), (255, 0, 0)).save(tmp_path / "red.png")
-    (picture,) = pictures(tmp_path, 3)
-    assert picture.shape == (3, 64, 64)
-    assert picture.amax((1, 2)).tolist() == [1, -1, -1]
+    (image,) = load_images(tmp_path, 3)
+    assert image.shape == (3, 64, 64)
+    assert image.amax((1, 2)).tolist() == [1, -1, -1]
     with pytest.raises(ValueError, match="does not exist"):
-        pictures(tmp_path / "nothing", 1)
-    assert len(pictures(None, 5)) == 5
+        load_images(tmp_path / "nothing", 1)
+    assert len(load_images(None, 5)) == 5
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path):
-    for options, message in ((["--only", "gradent"], "did you mean gradient"), (["--pictures", "no.tar"], "exist")):
+    for options, message in ((["--only", "gradent"], "did you mean gradient"), (["--images", "no.tar"], "exist")):
         result = CliRunner().invoke(app, ["validate", "--output", str(tmp_path), *options])
         error = result.exception if isinstance(result.exception, ValueError) else None
         assert result.exit_code != 0

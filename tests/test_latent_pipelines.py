@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -9,20 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cmidiff import load_prior, restore
+from cmidiff.draws import SeededDraws
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
 from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memory
 from cmidiff.prior.card import Fields
-from cmidiff.prior.hub import files_of
+from cmidiff.prior.hub import LATENT_PRIORS, files_of, folder_of
+from cmidiff.prior.pipeline import weights_of
 from cmidiff.prior.scheduler import read_scheduler
+from cmidiff.prior.tiles import fitted
+from cmidiff.registry import SOLVERS
 from cmidiff.samplers import DDIM
 from cmidiff.solvers import Unconditional
 from tests import latents
 from tests.cases import problem_of
+from tests.device import Device, OnDevice, moved
+from tests.hub import Hub
 
 PROMPT = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "negative_prompt": "blurry"}
 
@@ -87,6 +96,18 @@ def test_an_unconditional_pipeline_is_its_own_ddim(made: dict[str, tuple[Path, A
     with torch.no_grad():
         encoded = pipeline.vqvae.encode(x).latents * pipeline.vqvae.config.scaling_factor
     torch.testing.assert_close(prior.encode(x), encoded)
+
+
+def test_a_vq_model_without_a_factor_has_one(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    """The files of CompVis/ldm-celebahq-256 state none: https://github.com/huggingface/diffusers/issues/6725"""
+    folder = changed(made["ldm"][0], tmp_path / "old", "vqvae/config.json")
+    path = folder / "vqvae" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "scaling_factor"}))
+    prior, vqvae = load(folder), made["ldm"][1].vqvae
+    z = z_of(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.decode(z), vqvae.decode(z).sample)
+        torch.testing.assert_close(prior.encode(z), vqvae.encode(z).latents)
 
 
 @pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
@@ -214,22 +235,95 @@ def test_the_autoencoder_linearises_exactly(made: dict[str, tuple[Path, Any]]) -
                 torch.testing.assert_close(linear.At(u)[row].flatten(), back, rtol=1e-5, atol=1e-6)
 
 
-def test_precision_offloading_and_moments(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+def test_precision_and_moments(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     from cmidiff.moments import SecondMoments
 
     folder = tmp_path / "sd"
     shutil.copytree(made["sd"][0], folder)
     SecondMoments(torch.zeros(4), torch.ones(4, 8, 8)).save(folder / "moments.safetensors")
-    plain, half = load(folder), load(folder, dtype=torch.bfloat16, offload=True)
+    plain, half = load(folder), load(folder, dtype=torch.bfloat16)
     z = z_of(plain)
     assert half(z, 500.0).mean.dtype == half.decode(z).dtype == torch.float32
     torch.testing.assert_close(half.decode(z), plain.decode(z), rtol=0, atol=0.1)
     assert plain.second_moments is not None
-    v = z.clone().requires_grad_()
-    gradients = []
-    for prior in (plain, load(folder, offload=True, checkpointing=True)):
-        gradients.append(torch.autograd.grad(prior.decode(v).square().sum(), v)[0])
-    torch.testing.assert_close(*gradients)
+
+
+def on_device(prior: LatentPrior) -> LatentPrior:
+    """The prior with its networks on the device of `tests.device`."""
+    assert prior.decoder is not None
+    for part in (prior.inner, prior.decoder.network, prior.decoder.encoder):
+        assert isinstance(part, NetworkPrior)
+        assert isinstance(part.network, torch.nn.Module)
+        moved(part.network)
+    return prior
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["plain", "offload"])
+@pytest.mark.parametrize("name", latents.PIPELINES)
+def test_a_pipeline_computes_on_its_device(
+    made: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, name: str, offload: bool
+) -> None:
+    """No tensor of the CPU is made or met; offloaded weights visit the device, also for a gradient that computes blocks
+    again."""
+    if (
+        name == "flux"
+    ):  # whose rotary embedding is computed in float64, except on devices that diffusers knows to lack it
+        monkeypatch.setattr("tests.device.MISSING", ())
+    here, there = (load(made[name][0], offload=offload, checkpointing=offload) for _ in range(2))
+    on_device(there)
+    z, x = z_of(here), torch.rand(2, 3, 16, 16)
+    t = here.schedule.grid(3)[1]
+
+    def results(prior: LatentPrior, z: Tensor, x: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            v = z.detach().requires_grad_()
+            gradient = torch.autograd.grad(prior.decode(prior(v, t).mean).square().sum(), v)[0]
+        return [prior(z, t).mean, prior.decode(z), prior.encode(x), gradient]
+
+    with torch.no_grad():
+        expected, moved_z, moved_x = results(here, z, x), OnDevice(z), OnDevice(x)
+        with Device(strict=True):
+            found = results(there, moved_z, moved_x)
+    for ours, other in zip(found, expected, strict=True):
+        assert isinstance(ours, OnDevice)
+        torch.testing.assert_close(ours.inner, other, rtol=1e-3, atol=1e-4)
+
+
+def test_offloaded_weights_stay_where_they_are(made: dict[str, tuple[Path, Any]]) -> None:
+    plain, offloaded = load(made["sd"][0]), load(made["sd"][0], offload=True)
+    assert plain.fingerprint == offloaded.fingerprint
+    z = z_of(plain)
+    for ours, other in zip(*(torch.func.jvp(p.decode, (z,), (z,)) for p in (offloaded, plain)), strict=True):
+        torch.testing.assert_close(ours, other)
+    assert offloaded.decoder is not None
+    assert offloaded.decoder.network is not None
+    network: Any = offloaded.decoder.network.network
+    network.to("meta")
+    assert network.decoder.conv_in.weight.device.type == "cpu"
+    assert network.gain.device.type == "meta"
+
+
+@pytest.mark.parametrize("solver", ["dps", "psld", "resample", "red-diff"])
+def test_a_solver_through_a_decoder_runs_on_a_device(made: dict[str, tuple[Path, Any]], solver: str) -> None:
+    """Those that take backward passes alone: forward-mode derivatives do not know tensors of `tests.device`."""
+    short = {"every": 1, "pixel_steps": 3, "latent_steps": 3} if solver == "resample" else None
+    made_solver, shape = SOLVERS.make(solver, short), (3, 16, 16)
+    physics, found = TASKS["super-resolution"](shape, factor=2, noise_std=0.1), []
+    y = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for prior, there in ((load(made["sd"][0]), False), (on_device(load(made["sd"][0])), True)):
+        measurement = Measurement(
+            OnDevice(y) if there else y,
+            moved(physics) if there else physics,  # pyright: ignore[reportArgumentType]
+            0.1,
+            (4, 8, 8),
+            shape,
+            decoder=prior.decoder,
+        )
+        problem = problem_of(prior, measurement, sampler=DDIM(), draws=SeededDraws([(0, 0)]))
+        with torch.no_grad(), Device() if there else contextlib.nullcontext():
+            *_, last = sample(problem, made_solver, made_solver.times(problem, 3))
+        found.append(last.x_s.inner if there else last.x_s)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
 def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]]) -> None:
@@ -247,6 +341,8 @@ def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]])
     assert need(load(folder, checkpointing=True)) < 0.6 * whole
     with pytest.raises(ValueError, match=r"checkpointing=True"):
         check_memory(plain.inner, (4, 16, 16), 1, graph=True, available=whole // 2)
+    tiled = fitted(plain, (4, 32, 32), 16)  # pixels: one tile of the decoder at a time
+    assert [(part.shape, part.batch) for part in tiled.evaluations((4, 32, 32), 2)] == [((4, 8, 8), 16), ((4, 8, 8), 2)]
 
 
 # What is refused
@@ -290,20 +386,60 @@ def test_further_inputs_and_missing_files_are_named(
     latents.stable_diffusion(tmp_path / "inpaint", in_channels=9)
     with pytest.raises(ValueError, match="takes 9 channels and its autoencoder has 4"):
         load_prior(tmp_path / "inpaint")
-    copy = changed(made["sd"][0], tmp_path / "copy", "model_index.json")
-    (copy / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    other = changed(made["sd"][0], tmp_path / "copy", "model_index.json")
+    (other / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights are missing: .*vae"):
-        load_prior(copy)
-    with pytest.raises(ValueError, match="is not told what to show"):
+        load_prior(other)
+    with pytest.raises(ValueError, match="takes no text"):
         load_prior(made["ldm"][0], prompt="cat")
     with pytest.raises(ValueError, match="are for latent priors, which natural-64 is not"):
         load_prior("natural-64", prompt="cat")
+    with pytest.raises(ValueError, match="negative_prompt counts only with guidance"):
+        load_prior(made["sd"][0], negative_prompt="blurry")
+    with pytest.raises(ValueError, match="no negative text, leave negative_prompt out"):
+        load_prior(made["flux"][0], negative_prompt="blurry", guidance_scale=3.0)
     with pytest.raises(ValueError, match="guidance_scale must be a number >= 0"):
         load_prior(made["sd"][0], guidance_scale=-1.0)
     real = importlib_find_spec()
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "transformers" else real(name, *a))
     with pytest.raises(ValueError, match=r"needs the package transformers: pip install 'cmidiff\[latent\]'"):
         load_prior(made["sd"][0])
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3"])
+def test_a_folder_in_half_precision_is_read(made: dict[str, tuple[Path, Any]], tmp_path: Path, name: str) -> None:
+    """As the hub's variants are: fp16 in the names of all weights, and in several files."""
+    pipeline = copy.deepcopy(made[name][1]).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20KB")
+    assert not list((tmp_path / "half").rglob("model.safetensors"))
+    half, whole = load(tmp_path / "half"), load(made[name][0])
+    z, t = z_of(whole), whole.schedule.grid(3)[1]
+    torch.testing.assert_close(half(z, t).mean, whole(z, t).mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(half.decode(z), whole.decode(z), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("sd", "text_encoder"), ("xl", "text_encoder_2"), ("flux", "text_encoder_2")]
+)
+def test_a_missing_text_encoder_is_named(
+    made: dict[str, tuple[Path, Any]], tmp_path: Path, name: str, part: str
+) -> None:
+    folder = changed(made[name][0], tmp_path / "copy", "model_index.json")
+    shutil.rmtree(folder / part)
+    with pytest.raises(ValueError, match=rf"has no {part} with weights.*put .*copy/{part} there"):
+        load_prior(folder)
+    again = changed(made[name][0], tmp_path / "null", "model_index.json", **{part: [None, None]})
+    with pytest.raises(ValueError, match=f"has no {part} with weights"):
+        load_prior(again)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.diffusion_model.input_blocks.0.0.weight", "double_blocks.0.img_attn.qkv.weight"]
+)
+def test_a_single_file_checkpoint_is_refused_with_the_way_to_convert_it(tmp_path: Path, name: str) -> None:
+    save_file({name: torch.zeros(2, 2), "final.weight": torch.zeros(2)}, tmp_path / "sd.safetensors")
+    with pytest.raises(ValueError, match=r"single-file checkpoint.*from_single_file\(FILE\).*save_pretrained"):
+        load_prior(tmp_path / "sd.safetensors")
 
 
 def importlib_find_spec() -> Any:
@@ -334,34 +470,100 @@ def test_only_what_is_needed_is_fetched() -> None:
     assert not any(name.startswith("safety") or name == "README.md" for name in wanted)
 
 
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("model.safetensors", "model.fp16.safetensors", "model.bin"), ("model.safetensors",)),
+        (("model.fp16.safetensors", "model.bin"), ("model.fp16.safetensors",)),
+        (("model.bf16.safetensors",), ("model.bf16.safetensors",)),
+        (
+            ("diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.bin"),
+            ("diffusion_pytorch_model.bin",),
+        ),
+        (("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"),) * 2,
+        (("diffusion_pytorch_model.fp16-00001-of-00001.safetensors", "x.json"),) * 2,
+        (("pytorch_model.bin", "flax_model.msgpack"), ()),
+    ],
+)
+def test_one_set_of_weights(names: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    assert weights_of(names) == sorted(name for name in wanted if name.endswith((".safetensors", ".bin")))
+
+
 def test_the_size_of_a_download_is_said_first(
     made: dict[str, tuple[Path, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import huggingface_hub
-
-    source, here, order = made["sd"][0], tmp_path / "snapshot", []
-    files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-
-    def snapshot_download(repository: str, *, allow_patterns: list[str], **_: Any) -> str:
-        order.append(capsys.readouterr().err)
-        for name in set(files) & set(allow_patterns):
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, here / name)
-        return str(here)
-
-    class Api:
-        def model_info(self, repository: str, **_: Any) -> Any:
-            sibling = [type("File", (), {"rfilename": name, "size": 10**9}) for name in files]
-            return type("Info", (), {"siblings": sibling})
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    said: list[str] = []
+    hub = Hub(
+        made["sd"][0],
+        tmp_path / "snapshot",
+        size=lambda path: 10**9 if path.suffix == ".safetensors" else 1000,
+        before=lambda: said.append(capsys.readouterr().err),
+    ).install(monkeypatch)
+    assert folder_of("hf:owner/model") is None
     prior = load_prior("hf:owner/model")
     assert prior.name == "hf:owner/model"
-    assert order[0] == ""
-    assert "GB in" in order[1]
-    assert "files of hf:owner/model from https://huggingface.co/owner/model" in order[1].replace("\n", " ")
-    assert not list(here.rglob("made*"))
+    assert said[0] == ""
+    assert "fetching 3.0 GB in " in said[1]
+    assert "files of hf:owner/model from https://huggingface.co/owner/model" in said[1].replace("\n", " ")
+    assert not list(hub.cache.rglob("made*"))
+    assert folder_of("hf:owner/model") == hub.cache
+    load_prior("hf:owner/model")
+    assert "fetching" not in capsys.readouterr().err
+    hub.offline = True
+    assert load_prior("hf:owner/model").fingerprint == prior.fingerprint
+    (hub.cache / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert folder_of("hf:owner/model") is None
+    with pytest.raises(FileNotFoundError, match="is not on this machine and cannot be fetched"):
+        load_prior("hf:owner/model")
+
+
+def test_an_unknown_kind_is_refused_before_its_weights_are_fetched(
+    made: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = changed(
+        made["sd"][0], tmp_path / "other", "model_index.json", _class_name="StableDiffusionInpaintPipeline"
+    )
+    hub = Hub(source, tmp_path / "cache").install(monkeypatch)
+    with pytest.raises(ValueError, match="_class_name must be one of LDMPipeline"):
+        load_prior("hf:owner/model")
+    assert len(hub.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("GatedRepoError", "is gated: accept its licence at https://huggingface.co/owner/model, then log in"),
+        ("RepositoryNotFoundError", "there is no https://huggingface.co/owner/model, or it is private"),
+        ("RevisionNotFoundError", "names a revision that https://huggingface.co/owner/model does not have"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
+    import httpx
+    from huggingface_hub import errors
+
+    def refuse(*_: Any, **__: Any) -> str:
+        answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        raise getattr(errors, error)("refused", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(FileNotFoundError, match=message):
+        load_prior("hf:owner/model")
+
+
+def test_the_sizes_in_the_list_are_those_of_the_published_networks() -> None:
+    """The smallest of them, built without weights from its published configuration; see the manual for the others."""
+    with torch.device("meta"):
+        unet = latents.diffusers.UNet2DModel(
+            sample_size=64,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(224, 448, 672, 896),
+            attention_head_dim=32,
+            down_block_types=("DownBlock2D", *("AttnDownBlock2D",) * 3),
+            up_block_types=(*("AttnUpBlock2D",) * 3, "UpBlock2D"),
+        )
+    assert round(sum(value.numel() for value in unet.parameters()) / 1e6) == LATENT_PRIORS[0].millions[0]
+    assert [entry.download for entry in LATENT_PRIORS] == ["1.3 GB", "4.3 GB", "13.9 GB", "16.3 GB", "33.7 GB"]

@@ -21,12 +21,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
 from cmidiff.prior.known import info_of
+from cmidiff.prior.load import moments_file
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
+from tests.hub import Hub
 from tests.test_adm import TINY, numbered
 
 UNET = {
@@ -337,35 +340,30 @@ def test_a_single_file_of_a_diffusers_network_needs_its_card(tmp_path: Path) -> 
         load_prior(path, card=card)
 
 
-def test_the_hub_is_asked_for_nothing_that_could_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def snapshot_download(repository: str, **options: Any) -> str:
-        asked.append({"repository": repository} | options)
-        return str(pipeline_folder(tmp_path / "snapshot"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+def test_the_hub_is_asked_for_nothing_that_could_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pipeline_folder(tmp_path / "source")
+    (source / "unet" / "own.py").write_text("raise SystemExit")
+    torch.save({}, source / "unet" / "diffusion_pytorch_model.bin")
+    hub = Hub(source, tmp_path / "cache", size=lambda path: 10**9).install(monkeypatch)
     prior = load_prior("hf:google/ddpm-cat-256@main")
     assert prior.name == "hf:google/ddpm-cat-256@main"
-    assert (asked[0]["repository"], asked[0]["revision"]) == ("google/ddpm-cat-256", "main")
-    assert all(name.endswith((".json", ".safetensors")) for ask in asked for name in ask["allow_patterns"])
-    assert len(asked) == 2, "a pickle is asked for only where there are no safetensors"
-    assert not any(name.endswith(".safetensors") for name in asked[0]["allow_patterns"]), "the kind is known first"
+    assert all(name.endswith((".json", ".safetensors")) for ask in hub.asked for name in ask)
+    assert len(hub.asked) == 2
+    assert not any(name.endswith(".safetensors") for name in hub.asked[0]), "the kind is known first"
+    assert "1.0 GB in 1 files of hf:google/ddpm-cat-256@main" in capsys.readouterr().err
 
 
 def test_a_pipeline_of_the_hub_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = pipeline_folder(tmp_path / "snapshot")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
+    source = pipeline_folder(tmp_path / "source")
+    weights = source / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
-
-    def snapshot_download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
-        if f"unet/{weights.stem}.bin" in allow_patterns:
-            torch.save(tensors, weights.with_suffix(".bin"))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    hub = Hub(source, tmp_path / "cache").install(monkeypatch)
     assert load_prior("hf:google/ddpm-cat-256").name == "hf:google/ddpm-cat-256"
+    hub.offline = True
+    assert load_prior("hf:google/ddpm-cat-256").name == "hf:google/ddpm-cat-256", "what is here is all"
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -592,7 +590,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "inf": (lambda d: d["time_embed.0.bias"][:1].fill_(torch.inf), r"time_embed\.0\.bias has 1 values"),
     "surplus": (
         lambda d: d.update({"extra": torch.zeros(3)}),
-        r"it has extra of shape \(3,\), which the network has not",
+        r"it has extra of shape \(3,\), which the network does not have",
     ),
     "integers": (lambda d: d.update({"out.2.bias": torch.zeros(6, dtype=torch.int32)}), "must be plain floating-point"),
     "repeated": (lambda d: d.update({"out.2.bias": torch.zeros(1).expand(6)}), "must be plain floating-point"),
@@ -633,6 +631,15 @@ def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str, 
     (tmp_path / f"file{suffix}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_prior(tmp_path / f"file{suffix}")
+
+
+def test_second_moments_lie_beside_a_file(adm_file: Path) -> None:
+    assert load_prior(adm_file, card=HEADS).second_moments is None
+    moments = SecondMoments(torch.zeros(3), torch.rand(3, 16, 16, dtype=torch.float64) + 0.1)
+    moments.save(moments_file(adm_file))
+    found = load_prior(adm_file, card=HEADS).second_moments
+    assert found is not None
+    torch.testing.assert_close(found.variances, moments.variances, rtol=1e-5, atol=0)
 
 
 def test_half_a_file_and_another_file_s_hash(tmp_path: Path, adm_file: Path) -> None:

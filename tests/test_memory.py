@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, load_network, memory
 from cmidiff.prior.adm import ADMConfig, ADMUNet
+from cmidiff.prior.checkpointed import Checkpointed
 from cmidiff.prior.memory import Need
 from tests.test_adm import TINY, numbered
 
@@ -96,6 +98,47 @@ def test_a_run_that_fits_passes_and_one_that_does_not_is_refused_with_advice() -
     assert check_memory(prior, shape, 4, graph=True, available=need.beside) == need
     with pytest.raises(ValueError, match=r"4 x \(3, 64, 64\) with network and its gradient takes about .*max_batch=1"):
         check_memory(prior, shape, 4, graph=True, available=int(0.6 * need.beside))
+
+
+class Blocks(Checkpointed):
+    """Wide layers on few channels: most of the memory of a gradient is inside of the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 3, 3, padding=1)) for _ in range(4)
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_t = self.run(block, x_t)
+        return x_t
+
+
+def test_a_run_that_does_not_fit_is_told_the_setting_that_does() -> None:
+    """With that setting, and as much memory as is free, the same check passes."""
+    network, shape = Blocks().requires_grad_(False), (3, 128, 128)
+    prior = NetworkPrior(network, "x0", dtype=torch.float32)
+
+    def need(batch: int = 1, **options: Any) -> int:
+        changed = NetworkPrior(network, "x0", dtype=torch.float32, **options)
+        return known(estimate_memory(changed, shape, batch, graph=True)).beside
+
+    def advice(available: float, batch: int = 1) -> str:
+        with pytest.raises(ValueError, match="are free") as refusal:
+            check_memory(prior, shape, batch, graph=True, available=int(available))
+        return str(refusal.value).split("are free: ")[1]
+
+    assert advice(need(4, max_batch=1), batch=4).startswith("load_prior(..., max_batch=1) takes about")
+    network.checkpointing = True
+    again = need()
+    network.checkpointing = False
+    assert again < 0.6 * need()
+    assert advice(again).startswith("load_prior(..., checkpointing=True) takes about")
+    assert not network.checkpointing
+    assert "checkpointing=True, dtype=torch.bfloat16) takes about" in advice(0.8 * again)
+    assert "bfloat16) and restore(..., tile=64) takes about" in advice(0.55 * again)
+    assert "use a smaller image" in advice(1000)
 
 
 def test_what_cannot_be_known_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:

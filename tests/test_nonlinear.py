@@ -26,9 +26,9 @@ from tests.cases import (
     SOLVERS,
     Shape,
     generator,
-    pictures,
     randn,
     step_at,
+    three_images,
     with_measurement,
 )
 
@@ -114,7 +114,7 @@ def test_a_covariance_takes_the_linearisation_for_the_measurement(name: str, cov
     """What CMI asks of it: ``A^T S^-1 e`` with ``S`` from the covariance's own products."""
     case = NONLINEAR[name]
     m, x_hat, jacobian = at(name, case.shape)
-    step = step_at(pictures(case.shape), m, x_hat, 300.0, 250.0)
+    step = step_at(three_images(case.shape), m, x_hat, 300.0, 250.0)
     bound = covariance.at(with_measurement(step, m.linearised(x_hat)))
     e = torch.randn(m.y.shape, generator=generator(5), dtype=F64)
     d = jacobian.shape[2]
@@ -153,7 +153,7 @@ class Disguised(Physics):
         return self.linear.A(x)
 
 
-def gaussian_pictures(shape: Shape, std: float = 0.3) -> NetworkPrior:
+def gaussian_images(shape: Shape, std: float = 0.3) -> NetworkPrior:
     """Independent pixels ``N(0, std^2)`` in [-1, 1]."""
     schedule = NetworkPrior(lambda x, t: x).schedule
 
@@ -173,7 +173,7 @@ def test_a_linear_map_in_disguise_is_restored_as_itself(solver, value_range) -> 
     physics = super_resolution(shape, factor=2, noise_std=0.1, dtype=F64)
     y = value_range[0] + (value_range[1] - value_range[0]) * measure(uniform(2, *shape), physics)
     options: dict[str, Any] = {"solver": solver, "steps": 12, "value_range": value_range, "noise_std": 0.4}
-    prior = gaussian_pictures(shape)
+    prior = gaussian_images(shape)
     known, hidden = (restore(y, p, prior, **options) for p in (physics, Disguised(physics, shape)))
     torch.testing.assert_close(hidden.samples, known.samples, rtol=0, atol=1e-9 * (value_range[1] - value_range[0]))
     torch.testing.assert_close(hidden.stats["misfit"], known.stats["misfit"])
@@ -187,7 +187,7 @@ def test_a_linear_map_in_disguise_is_restored_as_itself(solver, value_range) -> 
 def test_every_solver_explains_a_nonlinear_measurement_or_refuses(name: str, solver: str) -> None:
     case, used = NONLINEAR[name], SOLVERS[solver]
     physics = case.build(0.1)
-    prior = pictures(case.shape)
+    prior = three_images(case.shape)
     y = measure(prior.sample(2, generator(3)), physics, seed=[0, 1])
     if used.needs_linear:
         with pytest.raises(TypeError, match=f"{type(used).__name__} needs a linear physics, received.*use DPS or"):
@@ -207,7 +207,7 @@ def test_cmi_takes_the_linearisation_at_the_denoised_image(name: str) -> None:
     """Its move is that of the linear physics which the dense derivative makes, and a run with it ends."""
     case = NONLINEAR[name]
     m, x_hat, _ = at(name, case.shape)
-    prior = pictures(case.shape)
+    prior = three_images(case.shape)
     step = step_at(prior, m, x_hat, 300.0, 250.0)
     _, _, jacobian = at_point(m, step.x_hat.detach(), case.shape)
     fixed = LinearPhysics(
@@ -228,7 +228,7 @@ def test_cmi_takes_the_linearisation_at_the_denoised_image(name: str) -> None:
 
 
 def test_physics_without_a_size_or_with_another_is_refused() -> None:
-    prior = gaussian_pictures((3, 8, 8))
+    prior = gaussian_images((3, 8, 8))
     physics = Physics(A=lambda x: x**2, noise_model=GaussianNoise(0.1))
     with pytest.raises(ValueError, match="not linear and has no img_size"):
         restore(torch.rand(1, 3, 8, 8), physics, prior, steps=2)
@@ -241,11 +241,11 @@ def test_dsg_without_noise_is_refused_before_the_run(sampler) -> None:
     physics, seen = denoise((3, 8, 8), noise_std=0.1, dtype=F64), []
     y = uniform(1, 3, 8, 8)
     with pytest.raises(ValueError, match=r"DSG uses the noise of the sampler.*has none: use sampler=Ancestral"):
-        restore(y, physics, pictures((3, 8, 8)), solver=DSG(), sampler=sampler, steps=4, callback=seen.append)
+        restore(y, physics, three_images((3, 8, 8)), solver=DSG(), sampler=sampler, steps=4, callback=seen.append)
     assert not seen
-    assert restore(y, physics, pictures((3, 8, 8)), solver=DSG(0.0), sampler=sampler, steps=2).ok.all()
+    assert restore(y, physics, three_images((3, 8, 8)), solver=DSG(0.0), sampler=sampler, steps=2).ok.all()
     for noisy in (DDIM(1.0), Ancestral()):
-        assert restore(y, physics, pictures((3, 8, 8)), solver=DSG(), sampler=noisy, steps=2).ok.all()
+        assert restore(y, physics, three_images((3, 8, 8)), solver=DSG(), sampler=noisy, steps=2).ok.all()
 
 
 class Once(torch.autograd.Function):
@@ -266,7 +266,7 @@ class Once(torch.autograd.Function):
 def test_a_contraction_that_the_prior_has_not_is_refused_before_the_run(how) -> None:
     """``double-backward`` alone would not notice the tiles: their derivative would be taken for a constant."""
     physics, y = denoise((3, 8, 16), noise_std=0.1, dtype=F64), uniform(1, 3, 8, 16)
-    tiled = Tiled(pictures((3, 8, 8)), tile=8, overlap=4)
+    tiled = Tiled(three_images((3, 8, 8)), tile=8, overlap=4)
     once = NetworkPrior(lambda x, t: 0.1 * Once.apply(x), "x0", channels=3)  # pyright: ignore
     seen: list[Any] = []
     for prior in (tiled, once) if how == "reverse-over-forward" else (tiled,):
@@ -278,7 +278,7 @@ def test_a_contraction_that_the_prior_has_not_is_refused_before_the_run(how) -> 
         assert restore(y, physics, prior, cmi=CMI(0.0, contraction=how), **options).ok.all()
     small = denoise((3, 8, 8), noise_std=0.1, dtype=F64)
     options = {"solver": PiGDM(), "cmi": CMI(contraction=how), "steps": 3}
-    assert restore(y[..., :8], small, pictures((3, 8, 8)), **options).ok.all()
+    assert restore(y[..., :8], small, three_images((3, 8, 8)), **options).ok.all()
 
 
 # photons
@@ -307,7 +307,7 @@ def test_photons_weigh_the_data_by_their_variance(model) -> None:
     physics.noise_model = model
     solver = CADPS(Isotropic(std**2))
     found = restore(
-        y, physics, gaussian_pictures(shape, std), solver=solver, sampler=ProbabilityFlow(), steps=100, samples=4
+        y, physics, gaussian_images(shape, std), solver=solver, sampler=ProbabilityFlow(), steps=100, samples=4
     ).samples
     prior_variance = (0.5 * std) ** 2
     sigma = float(getattr(model, "sigma", torch.zeros(1)))
@@ -360,7 +360,7 @@ def test_misfit_of_the_truth_under_photons_is_one() -> None:
 def test_every_solver_takes_photons(solver: str) -> None:
     physics = inpaint_box((3, 8, 8), dtype=F64)
     physics.noise_model = PoissonNoise(1 / 64)
-    prior = pictures((3, 8, 8))
+    prior = three_images((3, 8, 8))
     y = measure(prior.sample(2, generator(1)).clamp(0, 1), physics, seed=[0, 1])
     found = restore(y, physics, prior, solver=SOLVERS[solver], cmi=CMI(), steps=30, seed=[0, 1])
     assert bool(found.ok.all())
@@ -371,7 +371,7 @@ def test_every_solver_takes_photons(solver: str) -> None:
 
 def test_a_stated_noise_std_overrides_photons_and_complex_photons_are_refused() -> None:
     y = uniform(1, 3, 8, 8)
-    prior = gaussian_pictures((3, 8, 8))
+    prior = gaussian_images((3, 8, 8))
     gauss = restore(y, denoise((3, 8, 8), noise_std=0.2, dtype=F64), prior, steps=4).estimate
     assert torch.equal(restore(y, photons((3, 8, 8), 0.01), prior, noise_std=0.2, steps=4).estimate, gauss)
     physics = LinearPhysics(A=lambda x: x * 1j, A_adjoint=lambda u: (u * -1j).real, img_size=(3, 8, 8))

@@ -19,7 +19,7 @@ from cmidiff.schedule import VP, pairs
 from cmidiff.solvers import FPS, TDS, MCGDiff, Unconditional
 from cmidiff.solvers.particles import Particles, direction, stratified, systematic
 from cmidiff.step import Group, Problem
-from tests.cases import F64, Bulk, gaussian_posterior, measured, mixture, pictures, problem_of, randn, rows, spd
+from tests.cases import F64, Bulk, gaussian_posterior, measured, mixture, problem_of, randn, rows, spd, three_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmidiff.result.RestorationWarning")
 D, M, NOISE, K = 4, 2, 0.3, 800
@@ -171,7 +171,7 @@ def test_power_zero_is_the_unconditional_sampler_bit_for_bit():
 def test_a_cloud_depends_on_its_image_and_seed_alone(solver, monkeypatch):
     """Not on the other images of a batch, nor on the parts in which its particles are computed."""
     shape = (1, 8, 8)
-    prior, task = pictures(shape), TASKS["inpaint-random"](shape, hidden=0.5, noise_std=0.05, seed=1, dtype=F64)
+    prior, task = three_images(shape), TASKS["inpaint-random"](shape, hidden=0.5, noise_std=0.05, seed=1, dtype=F64)
     y = measure(prior.sample(2, torch.Generator().manual_seed(2)), task, seed=2)
     options: dict[str, Any] = {"solver": solver, "steps": 6, "value_range": None, "samples": 5}
     both = restore(y, task, prior, seed=[4, 7], **options)
@@ -223,4 +223,4 @@ def test_what_has_no_meaning_is_refused():
     y = 0 * task.A(torch.ones(1, *shape, dtype=F64))
     for name in ("tds", "mcgdiff", "fps"):
         with pytest.raises(ValueError, match="uses the noise of the sampler"):
-            restore(y, task, pictures(shape), solver=name, sampler="ddim")
+            restore(y, task, three_images(shape), solver=name, sampler="ddim")

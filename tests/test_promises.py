@@ -375,7 +375,7 @@ def test_progress_is_shown_and_an_interrupt_goes_through(problem: tuple[Tensor, 
 
 
 def test_what_cannot_fit_in_memory_is_refused_before_the_run(monkeypatch):
-    monkeypatch.setattr("cmidiff.prior.memory.free_memory", lambda device: 2**24)
+    monkeypatch.setattr("cmidiff.prior.fitting.free_memory", lambda device: 2**24)
     physics = TASKS["denoise"]((3, 256, 256), noise_std=0.1)
     with pytest.raises(ValueError, match="not enough memory"):
         restore(torch.rand(1, 3, 256, 256), physics, load_prior("natural-64"), steps=1, tile=None)

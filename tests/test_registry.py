@@ -17,7 +17,7 @@ from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry, describe
 from cmidiff.samplers import DDIM, DPMSolver
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
-from tests.cases import F64, label, pictures
+from tests.cases import F64, label, three_images
 
 REGISTRIES: dict[str, tuple[Registry, Any]] = {
     "solvers": (SOLVERS, Solver),
@@ -119,7 +119,7 @@ def test_an_installed_distribution_adds_a_solver(foreign: Registry) -> None:
     made = foreign.make("landweber", {"size": 0.7})
     assert made.size == 0.7
     assert foreign.spell(made) == {"name": "landweber", "size": 0.7}
-    physics, prior = denoise((3, 8, 8), noise_std=0.1, dtype=F64), pictures((3, 8, 8))
+    physics, prior = denoise((3, 8, 8), noise_std=0.1, dtype=F64), three_images((3, 8, 8))
     y = physics.A(prior.means[:1].reshape(1, 3, 8, 8))
     assert restore(y, physics, prior, solver="landweber", steps=3, value_range=None).ok.all()
 

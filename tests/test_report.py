@@ -78,7 +78,7 @@ def name(index: int) -> str:
     return f"{index}-{HOSTILE}"
 
 
-def picture(run: Path, path: str, shade: int, mode: str = "RGB") -> ImageFile:
+def write_shade(run: Path, path: str, shade: int, mode: str = "RGB") -> ImageFile:
     (run / path).parent.mkdir(parents=True, exist_ok=True)
     values = np.full((16, 16), shade, np.uint16 if mode == "I;16" else np.uint8)
     Image.fromarray(values).convert(mode if mode == "RGB" else None).save(run / path)
@@ -86,10 +86,10 @@ def picture(run: Path, path: str, shade: int, mode: str = "RGB") -> ImageFile:
 
 
 def outcome(run: Path, unit: Unit, index: int, scores: dict[str, float]) -> Outcome:
-    """A finished unit whose pictures have the shade of its number."""
+    """A finished unit whose images have the shade of its number."""
     kinds = {"sample-0": "RGB", "sample-1": "RGB", "mean": "RGB", "std": "I;16"}
-    pictures = {
-        kind: picture(run, f"restored/{index}-{kind}.png", index % 256 if mode == "RGB" else 6553, mode)
+    written = {
+        kind: write_shade(run, f"restored/{index}-{kind}.png", index % 256 if mode == "RGB" else 6553, mode)
         for kind, mode in kinds.items()
     }
     return Outcome(
@@ -99,7 +99,7 @@ def outcome(run: Path, unit: Unit, index: int, scores: dict[str, float]) -> Outc
         gradients=100 + 50 * unit.cmi,
         seconds=2.0,
         samples=(Status(True, None, ""),) * 2,
-        images=pictures,
+        images=written,
         scores=scores,
     )
 
@@ -115,16 +115,16 @@ def make_run(
     """A run whose units end as ``score`` says; those in ``left_out`` otherwise, or not at all."""
     noise = np.random.default_rng(0)
     names = dict.fromkeys(unit.image for unit in units)
-    images = [ImageRow(n, n, "", 16, 16, picture(run, f"truth/{i}.png", i).path, None) for i, n in enumerate(names)]
+    images = [ImageRow(n, n, "", 16, 16, write_shade(run, f"truth/{i}.png", i).path, None) for i, n in enumerate(names)]
     if bad_image:
-        images.append(ImageRow("broken.png", "broken.png", None, None, None, None, "no picture: the file is cut off"))
+        images.append(ImageRow("broken.png", "broken.png", None, None, None, None, "no image: the file is cut off"))
     with Writer(run) as writer:
         writer.plan(ABOUT, images, units, METRICS)
         for index, unit in enumerate(units):
             other = (left_out or {}).get(index, outcome(run, unit, index, score(unit, noise)))
             if other is not None:
                 writer.record([other])
-        measured = picture(run, "measured/y.png", 200).path
+        measured = write_shade(run, "measured/y.png", 200).path
         writer.record([], [(u.image, u.task, u.seed, measured) for u in units])
         writer.record_cells([CellScore(units[0].cell, "fid", 123.45, len(names), "Inception")])
     return run
@@ -261,7 +261,7 @@ def test_an_unfinished_run_with_failures_says_so(tmp_path: Path) -> None:
             assert said in text, (file, said)
         assert "1 single samples" in text
         assert "(8 of 12)" in text
-        assert "broken.png: no picture: the file is cut off" in text
+        assert "broken.png: no image: the file is cut off" in text
     assert "dagger" in (run / "report" / "table.tex").read_text()
 
 

@@ -398,7 +398,7 @@ def test_the_statistic_of_cmi_is_the_move_of_the_state(name, clip):
     measurement = measured(MATRIX, randn(2, M, seed=4), 0.5)
     problem = replace(problem_of(prior, measurement, sampler=SAMPLERS[name]), clip=clip)
     cmi = CMI(3.0, window=(0, 1e9), cap=10.0)
-    for solver in (Unconditional(), PiGDM()):
+    for solver in (Unconditional(), PiGDM(grid="schedule")):
         base, moved = (next(sample(problem, solver, [300.0, 200.0], cmi)) for cmi in (None, cmi))
         difference = (moved.x_s - base.x_s).norm(dim=1)
         if isinstance(solver, Unconditional) or clip is None:  # a clip takes another part of a guided image's move

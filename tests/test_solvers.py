@@ -33,7 +33,7 @@ from cmidiff.solvers import (
     Unconditional,
     misfit_gradient,
 )
-from cmidiff.solvers.cadps import shortened
+from cmidiff.solvers.base import BEYOND, LONGEST, fitted
 from cmidiff.step import Carry, Step
 from tests.cases import (
     COVARIANCES,
@@ -50,11 +50,11 @@ from tests.cases import (
     label,
     measured,
     mixture,
-    pictures,
     problem_of,
     randn,
     rows,
     step_at,
+    three_images,
     with_measurement,
 )
 
@@ -281,24 +281,50 @@ def test_pigdm_with_a_covariance_is_cadps_without_its_guard(schedule, t, s, name
 # the length of the move
 
 
-def lengths(step: Step, bound: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """``l`` for each row, by minimising the quadratic over a grid and by `shortened`; and the move."""
+def lengths(step: Step, bound: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``l`` for each row by minimising the quadratic over a grid, by `fitted`, and of the least residual; the misfit,
+    squared, that the first of them leaves."""
     residual = step.measurement.residual(step.x_hat.detach())
     w = bound.solve(residual)
     move = bound.move(w)
     a_move, noise = move @ MATRIX.mT, step.measurement.noise_std
     grid = torch.linspace(0, 1, 20001, dtype=F64)[:, None]
-    fit = ((residual[None] - grid[..., None] * a_move) ** 2).sum(-1) / noise**2 + grid**2 * (move * w).sum(-1)
-    ours = (shortened(step, move, w, residual) * move).sum(1) / (move * move).sum(1)
-    return grid[fit.argmin(0), 0], ours, move
+    misfit = ((residual[None] - grid[..., None] * a_move) ** 2).sum(-1) / noise**2
+    best = (misfit + grid**2 * (move * w).sum(-1)).argmin(0)
+    ours = (fitted(step, move, w, residual) * move).sum(1) / (move * move).sum(1)
+    flattest = (a_move * residual).sum(1) / (a_move * a_move).sum(1)
+    return grid[best, 0], ours, flattest, misfit.gather(0, best[None])[0]
 
 
 @each_level
 def test_the_guard_minimises_the_negative_log_posterior_along_the_move(schedule, t, s):
-    step = a_step(schedule, t, s)
-    least, ours, _ = lengths(step, Isotropic(0.02).at(step))
+    """Unless the residual that is left is one that the noise excludes: then it goes on, to the noise or to the least
+    residual."""
+    least, ours, flattest, left = lengths(a_step(schedule, t, s), Isotropic(0.02).at(a_step(schedule, t, s)))
     assert float(least.min()) < 0.99
-    torch.testing.assert_close(ours, least, rtol=0, atol=1e-4)
+    excluded = left > M + BEYOND * M**0.5
+    torch.testing.assert_close(ours[~excluded], least[~excluded], rtol=0, atol=1e-4)
+    assert bool(((ours >= least - 1e-4) & (ours <= flattest.clamp_max(LONGEST).maximum(least) + 1e-4)).all())
+
+
+@each_level
+@pytest.mark.parametrize("far", [3.0, 30.0])
+def test_a_residual_that_the_covariance_excludes_is_reduced_to_the_noise(schedule, t, s, far):
+    """``x_hat`` is many standard deviations of its own covariance away from ``y``: the covariance is too small."""
+    step = a_step(schedule, t, s, noise_std=0.01)
+    residual = randn(B, M, seed=5)
+    residual = far * 0.01 * (M + BEYOND * M**0.5) ** 0.5 * residual / residual.norm(dim=1, keepdim=True)
+    w = Isotropic(1e-6).at(step).solve(residual)
+    move = fitted(step, 1e-6 * w, w, residual)
+    assert float((move / (1e-6 * w)).max()) == pytest.approx(LONGEST)
+    along = w / (MATRIX @ w.mT).norm(dim=0)[:, None] * residual.norm(dim=1, keepdim=True)
+    move = fitted(step, 0.2 * along, torch.zeros_like(w), residual)
+    left = residual - move @ MATRIX.mT
+    least = residual - (along @ MATRIX.mT) * ((along @ MATRIX.mT) * residual).sum(1, keepdim=True) / (
+        (along @ MATRIX.mT) ** 2
+    ).sum(1, keepdim=True)
+    theirs = least.norm(dim=1).clamp_min(0.01 * M**0.5)
+    torch.testing.assert_close(left.norm(dim=1), theirs, rtol=1e-9, atol=1e-12)
 
 
 @each_level
@@ -308,7 +334,7 @@ def test_the_guard_leaves_a_consistent_covariance_alone(schedule, t, s):
         torch.ones(1, dtype=F64), torch.zeros(1, D, dtype=F64), torch.full((1, D), 0.6, dtype=F64), schedule
     )
     step = a_step(t=t, s=s, prior=white)
-    _, ours, _ = lengths(step, Isotropic(0.6).at(step))
+    ours = lengths(step, Isotropic(0.6).at(step))[1]
     torch.testing.assert_close(ours, torch.ones(B, dtype=F64), rtol=1e-9, atol=0)
     same(CADPS(Isotropic(0.6)).estimate(step), posterior_means(step))
 
@@ -414,7 +440,7 @@ def test_dsg(schedule, t, s, sampler):
     radius = std * math.sqrt(D)
     for w in (0.1, 1.0):
         direction = (1 - w) * noise - w * radius * g / g.norm(dim=1, keepdim=True)
-        x_s = taken(DSG(w), step)
+        x_s = taken(DSG(w, guard=False), step)
         torch.testing.assert_close((x_s - mean).norm(dim=1), torch.full((B,), radius, dtype=F64), rtol=1e-6, atol=0)
         same(x_s, mean + radius * direction / direction.norm(dim=1, keepdim=True), 1e-6)
 
@@ -444,12 +470,41 @@ def test_the_guard_of_gradient_solvers_descends_to_the_noise_and_not_below():
     assert bool((excess > 0).all())
     same(taken(DPS(50.0), far), posterior_kernel(far, denoised(far)[0]) - length[:, None] * gradient)
     same(taken(DPS(50.0), near), taken(Unconditional(), near))
-    last = last_step(noise_std=0.3)
+    last, aim = last_step(noise_std=0.3), 0.3 * math.sqrt(M)
+    x_hat, gradient = denoised(last)[0], norm_gradient(last)
+    residual = Y - x_hat @ MATRIX.mT
+    first = to_length(-gradient @ MATRIX.mT, residual, aim) * -gradient
+    left = residual - first @ MATRIX.mT
+    beyond = left.square().sum(1, keepdim=True) > 0.3**2 * (M + BEYOND * M**0.5)
+    second = to_length(left @ MATRIX @ MATRIX.mT, left, aim) * (left @ MATRIX) * beyond
     for solver in (DPS(1e9), DSG(0.5)):
-        moved = taken(solver, last) - denoised(last)[0]
-        gradient, residual = norm_gradient(last), (Y - denoised(last)[0] @ MATRIX.mT).norm(dim=1)
-        length = ((residual - 0.3 * math.sqrt(M)).clamp_min(0) / gradient.square().sum(1))[:, None]
-        same(moved, -length * gradient, 1e-6)
+        same(taken(solver, last), x_hat + first + second, 1e-6)
+    assert bool(beyond.any())
+
+
+def to_length(pulled: Tensor, residual: Tensor, aim: float) -> Tensor:
+    """The least ``l >= 0`` with ``|residual - l pulled| = aim``, or that of the least norm, (B, 1), by bisection."""
+    high = ((pulled * residual).sum(1) / pulled.square().sum(1)).clamp_min(0.0)
+    low = torch.zeros_like(high)
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        above = (residual - middle[:, None] * pulled).norm(dim=1) > aim
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return high[:, None]
+
+
+def test_the_guard_of_dsg_turns_no_further_than_to_the_noise():
+    step = a_step(noise_std=0.3, steps=100)
+    noise = r_std(step) * step.draws.normal("kernel", step.index, step.x_t.detach())
+    mean = posterior_kernel(step, denoised(step)[0]) - noise
+    g, radius = norm_gradient(step), r_std(step) * math.sqrt(D)
+    excess = (Y - denoised(step)[0] @ MATRIX.mT).norm(dim=1) - 0.3 * math.sqrt(M)
+    w = (excess.clamp_min(0) / g.norm(dim=1) / radius).clamp_max(1.0)[:, None]
+    assert bool((w < 1).any())
+    direction = (1 - w) * noise - w * radius * g / g.norm(dim=1, keepdim=True)
+    same(taken(DSG(1.0), step), mean + radius * direction / direction.norm(dim=1, keepdim=True), 1e-6)
+    near = a_step(noise_std=100.0, steps=100)
+    same(taken(DSG(1.0), near), taken(DSG(1e-9), near), 1e-6)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "probability-flow", "dpm-solver"])
@@ -496,7 +551,7 @@ def test_a_step_size_is_that_of_a_run_of_1000_steps(solver):
 def test_the_rate_of_dsg_is_that_of_a_run_of_100_steps_and_shrinks_like_the_radius():
     for steps, rate in ((100, 0.2), (400, 0.1), (25, 0.4), (1, 1.0)):
         assert DSG(0.2).rate_at(a_step(steps=steps)) == pytest.approx(rate)
-    same(moved(DSG(0.4), 400), moved(DSG(0.2), 100))
+    same(moved(DSG(0.4, guard=False), 400), moved(DSG(0.2, guard=False), 100))
 
 
 # half-quadratic splitting
@@ -653,7 +708,7 @@ def test_a_users_own_solver_composes_with_cmi():
     assert corrected.correction is not None
     same(taken(Landweber(), corrected), theirs + step.coefficients[1] * corrected.correction)
     case = PHYSICS["inpaint-random"]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
     options: dict[str, Any] = {"solver": Landweber(), "steps": 20, "samples": 2, "value_range": None}
     base, with_cmi = (restore(y, physics, prior, cmi=cmi, **options) for cmi in (None, CMI(0.1)))
@@ -723,7 +778,7 @@ EXPLAINS = (
 @functools.cache
 def problem(name: str) -> tuple[GaussianMixture, LinearPhysics, Tensor]:
     case = PHYSICS[name]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     return prior, physics, measure(prior.sample(1, generator(3)), physics, seed=1)
 
 
@@ -767,9 +822,9 @@ def test_every_kind_of_solver_composes_with_cmi_on_every_physics(solver, name):
 
 @pytest.mark.parametrize("name", ["inpaint-box", "own", "super-resolution", "mri"])
 def test_the_exact_covariance_finds_the_exact_posterior(name):
-    """One picture with Gaussian pixels around it, whose posterior is known."""
+    """One image with Gaussian pixels around it, whose posterior is known."""
     case = PHYSICS[name]
-    three = pictures(case.shape)
+    three = three_images(case.shape)
     means = three.means[:1].reshape(1, *case.shape)
     prior = GaussianMixture(three.weights[:1], means, torch.full_like(means, 0.01), VE(2e-3, 50.0))
     physics = case.build(0.05)
@@ -788,7 +843,7 @@ def test_the_exact_covariance_finds_the_exact_posterior(name):
 
 def test_rows_of_the_table_depend_on_their_seed_alone():
     case = PHYSICS["inpaint-random"]
-    prior, physics = pictures(case.shape), case.build(0.05)
+    prior, physics = three_images(case.shape), case.build(0.05)
     y = measure(prior.means[:1].reshape(1, *case.shape), physics)
     options: dict[str, Any] = {"solver": MCG(0.003), "cmi": CMI(0.1), "steps": 10, "value_range": None, "seed": 7}
     together = restore(y, physics, prior, samples=3, **options).samples
@@ -799,7 +854,7 @@ def test_rows_of_the_table_depend_on_their_seed_alone():
 
 def test_dpir_of_white_noise_is_one_evaluation_at_its_level():
     """The posterior mean of ``y = x + n`` is the denoiser itself: exact on a mixture, whatever the number of steps."""
-    prior, noise_std = pictures((3, 8, 8)), 0.2
+    prior, noise_std = three_images((3, 8, 8)), 0.2
     task = named.TASKS["denoise"]((3, 8, 8), noise_std=noise_std, dtype=F64)
     y = prior.sample(2, generator(3)) + noise_std * randn(2, 3, 8, 8, seed=4)
     found = restore(y, task, prior, solver="dpir", value_range=None, tile=None)

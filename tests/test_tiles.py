@@ -20,7 +20,7 @@ from cmidiff.prior import GaussianMixture
 from cmidiff.prior.base import Prediction, Prior
 from cmidiff.prior.tiles import FAR, Tiled, fitted, starts, windows
 from cmidiff.schedule import DDPM, Schedule
-from tests.cases import F64, pictures, randn
+from tests.cases import F64, randn, three_images
 
 ASSETS = Path(__file__).resolve().parent.parent / "cmidiff" / "assets"
 GEOMETRIES = [(512, 64, 16, 8), (72, 64, 16, 8), (200, 96, 32, 8), (481, 64, 24, 1), (20, 8, 0, 1), (13, 5, 4, 1)]
@@ -118,7 +118,7 @@ def test_learned_variance_is_blended_without_a_gradient() -> None:
 
 
 def test_one_tile_is_the_prior_itself() -> None:
-    prior = pictures((1, 8, 8))
+    prior = three_images((1, 8, 8))
     x = randn(3, 1, 8, 8).requires_grad_()
     ours = Tiled(prior, tile=8, overlap=4)(x, 300.0).mean
     assert torch.equal(ours, prior(x, 300.0).mean)
@@ -180,7 +180,7 @@ def test_bad_tiles_are_refused(settings: dict[str, int], message: str) -> None:
 
 
 def test_the_windows_leave_no_imprint() -> None:
-    """A linear denoiser of a constant picture gives a constant."""
+    """A linear denoiser of a constant image gives a constant."""
     prior = GaussianMixture(
         torch.ones(1, dtype=F64), torch.zeros(1, 1, 8, 8, dtype=F64), torch.ones(1, 1, 8, 8, dtype=F64)
     )
@@ -226,7 +226,7 @@ def test_a_photograph_shows_no_seams() -> None:
     assert hard[0] > 5 * abs(soft[0])
 
 
-def test_tiles_are_taken_where_a_picture_is_far_larger_than_the_training() -> None:
+def test_tiles_are_taken_where_an_image_is_far_larger_than_the_training() -> None:
     network = load_prior("natural-64")
     assert network.size == 64
     assert fitted(network, (3, 64 * FAR, 64 * FAR)) is network

@@ -48,14 +48,14 @@ from cmidiff.tuning import Images, Outcome, Preset, Search, Space, load_preset, 
 from cmidiff.tuning.problem import measure_images, restore_problem, score_images
 from cmidiff.tuning.space import Setting
 from cmidiff.tuning.study import OtherSearch, Row
-from tests.cases import pictures
+from tests.cases import three_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::cmidiff.result.RestorationWarning")  # runs of few steps
 SHAPE = (3, 12, 12)
 
 
 def prior() -> GaussianMixture:
-    exact = pictures(SHAPE)
+    exact = three_images(SHAPE)
     means = exact.means.reshape(-1, *SHAPE).float()
     return GaussianMixture(exact.weights.float(), means, torch.full_like(means, 0.01))
 
@@ -72,7 +72,7 @@ def search(**changes: Any) -> Search:
         "inpaint-random",
         {"hidden": 0.7, "noise_std": 0.1},
         Space(DPS(0.0018)),
-        "pictures",
+        "three-images",
         steps=6,
         trials=6,
         group=2,
@@ -382,9 +382,9 @@ def test_what_no_file_can_hold_is_not_written(tmp_path: Path) -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures, a measurement of one of them, and a prior for them called "pictures"."""
+    """A folder with images, a measurement of one of them, and a prior for them called "three-images"."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "three-images").mkdir()
     (tmp_path / "images").mkdir()
     for name, truth in zip(images(6).names, images(6).truth, strict=True):
         write_image(tmp_path / "images" / name, truth)
@@ -394,12 +394,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TUNE = ["tune", "inpaint-random", "--images", "images", "--count", "6", "--prior", "pictures", "--steps", "4"]
+TUNE = ["tune", "inpaint-random", "--images", "images", "--count", "6", "--prior", "three-images", "--steps", "4"]
 TUNE += ["--solver", "dps", "--trials", "3", "--device", "cpu", "-o", "found.toml"]
 
 
 def dry(*options: str) -> dict[str, Any]:
-    command = ["restore", "y.safetensors", "--prior", "pictures", "--dry-run", *options]
+    command = ["restore", "y.safetensors", "--prior", "three-images", "--dry-run", *options]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -416,7 +416,7 @@ def test_tune_writes_a_preset_that_restore_takes_and_goes_on(desk: Path) -> None
     assert len(trials(desk / "found.study.db")) == 3
     assert CliRunner().invoke(app, [*TUNE, "--trials", "4"]).exit_code == 0
     assert len(trials(desk / "found.study.db")) == 4
-    command = ["restore", "y.safetensors", "--preset", "found.toml", "--prior", "pictures", "--samples", "1"]
+    command = ["restore", "y.safetensors", "--preset", "found.toml", "--prior", "three-images", "--samples", "1"]
     result = CliRunner().invoke(app, [*command, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     record = json.loads((desk / "restored" / "run.json").read_text())["options"]
@@ -426,7 +426,7 @@ def test_tune_writes_a_preset_that_restore_takes_and_goes_on(desk: Path) -> None
 
 def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
     cmi = CMI(eta=-0.4, weight="snr", every=2)
-    save_preset("mine.toml", Preset(DPS(Ramp(2.0, 1.0)), cmi, DDIM(0.5), 12, {"prior": "pictures"}))
+    save_preset("mine.toml", Preset(DPS(Ramp(2.0, 1.0)), cmi, DDIM(0.5), 12, {"prior": "three-images"}))
     plain = dry("--preset", "mine.toml")
     ramp = {"class": "Ramp", "start": 2.0, "end": 1.0}
     assert plain["solver"] == {"name": "dps", "scale": ramp, "guard": True, "through_clip": False}
@@ -467,5 +467,5 @@ def test_what_tune_cannot_do_is_one_line(command: list[str], message: str, desk:
 
 def test_a_preset_for_another_prior_is_noted(desk: Path) -> None:
     save_preset("other.toml", Preset(DPS(), provenance={"prior": "natural-64"}))
-    command = ["restore", "y.safetensors", "--preset", "other.toml", "--prior", "pictures", "--dry-run"]
+    command = ["restore", "y.safetensors", "--preset", "other.toml", "--prior", "three-images", "--dry-run"]
     assert "note: the preset was chosen for the prior natural-64" in CliRunner().invoke(app, command).stderr

@@ -38,7 +38,7 @@ from cmidiff.app.web.inputs import result_size, work_of
 from cmidiff.app.web.jobs import Job
 from cmidiff.app.web.shown import doubt, status
 from cmidiff.app.web.visits import Visits
-from cmidiff.images import Image as Picture
+from cmidiff.images import Image as ReadImage
 from cmidiff.images import read_image, to_pil, write_image
 from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
@@ -114,7 +114,7 @@ def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
     """A restoration with a constant offset leaves no step at the border of the paint."""
     photo, painted = photograph_of(tmp_path, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     painted[:, 24:40, 24:40] = True
-    before = Picture(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
+    before = ReadImage(read_image(photo).values * 0.5 + 0.2, torch.zeros(1, 64, 64))
     after = put_back(before, before.values + 0.1, painted)
     difference = (after.values - before.values).abs().amax(0)
     assert float(difference[24, 24:40].max()) < 0.05, "half of the offset is gone at the first painted pixel"
@@ -124,7 +124,7 @@ def test_the_border_of_a_repair_is_continuous(tmp_path: Path) -> None:
 
 
 def test_a_kernel_shrinks_with_its_photograph(tmp_path: Path) -> None:
-    """A streak of 16 pixels in an upload of 256 is one of 4 in a picture of 64."""
+    """A streak of 16 pixels in an upload of 256 is one of 4 in an image of 64."""
     blur = torch.zeros(1, 24, 24)
     blur[:, 11:13, 4:20] = 1
     write_image(tmp_path / "blur.png", blur)
@@ -350,18 +350,21 @@ def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
 
 
 def test_old_visits_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their files and their jobs; a token that nobody was given opens a new visit."""
+    """With their files and their jobs; what is no token opens a visit that nobody finds again."""
     all_visits = Visits(tmp_path / "work", LIMITS)
-    visit = all_visits.open("")
+    visit = all_visits.open("0123456789abcdef" * 2)
     assert all_visits.open(visit.token) is visit
-    assert all_visits.open("unknown").token != "unknown"
+    for wrong in ("", "../../etc", "0123456789ABCDEF" * 2, visit.token + "\n", None, 7):
+        stray = all_visits.open(wrong)
+        assert stray.token not in (wrong, visit.token)
+        assert stray.folder.parent == visit.folder.parent
     job = job_of(tmp_path, gaussian_prior(0.05), str(tmp_path), steps=200)
     all_visits.submit(visit, "result", job)
     monkeypatch.setattr(visits, "KEEP", -1.0)
     all_visits.sweep()
     assert job.wait(5)
     assert not visit.folder.exists()
-    assert all_visits.open(visit.token).token != visit.token
+    assert all_visits.open(visit.token) is not visit
     all_visits.close()
 
 
@@ -421,7 +424,7 @@ def test_a_file_without_end_is_refused_before_it_is_sent(page: tuple[str, Path],
 @pytest.mark.parametrize(
     ("data", "name", "told"),
     [
-        (b"no picture at all", "photo.png", "not an image that can be read"),
+        (b"no image at all", "photo.png", "not an image that can be read"),
         (b"", "photo.png", "not an image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "photo.eps", "not an image that can be read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "photo.svg", "not an image that can be read"),
@@ -608,16 +611,50 @@ def test_a_window_that_reloads_finds_its_result(visitor: Visitor) -> None:
     visitor.take(png(40, 32))
     visitor.restore("grainy")
     again = Visitor(visitor.address, token=visitor.token)
-    assert again.token == visitor.token
     load = next(d for d in again.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
     assert again.run(load, [again.token])[again.ids["photo"]]["path"] == (visitor.photo or {})["path"]
     outputs = again.run(again.after(again.event("start", "click")), [again.token])
     assert "inished" in shown_text(outputs[again.ids["status"]])
-    assert Visitor(visitor.address, token="of nobody").token != "of nobody"
+
+
+def test_a_photograph_that_is_taken_after_its_run_began_keeps_it(visitor: Visitor) -> None:
+    """The browser sends both at once; a photograph that is another one ends the run."""
+    visitor.photo = visitor.upload(png(40, 32))
+    assert "inished" in visitor.restore("grainy")[0]
+    watch = visitor.after(visitor.event("start", "click"))
+    for data, text in ((png(40, 32), "inished"), (png(48, 32), "result appears here")):
+        assert visitor.take(data) == ""
+        assert text in shown_text(visitor.run(watch, [visitor.token])[visitor.ids["status"]])
+
+
+def test_a_run_without_a_size_has_the_one_that_is_offered(visitor: Visitor) -> None:
+    """The button may be pressed before the sizes come."""
+    visitor.take(png(40, 32))
+    for case, side in (("grainy", 40), ("small", 64)):
+        results = [visitor.restore(case, side=chosen)[1]["result.png"] for chosen in (None, side)]
+        assert results[0] == results[1]
+
+
+def test_a_photograph_that_browsers_do_not_show_is_restored_itself(visitor: Visitor) -> None:
+    """Not the image of it that is shown, which is smaller."""
+    file = io.BytesIO()
+    Image.new("RGB", (1100, 32), (120, 80, 40)).save(file, format="TIFF")
+    given = visitor.upload(file.getvalue(), "photo.tif")
+    outputs = visitor.run(visitor.event("photo", "upload"), [visitor.token, given])
+    visitor.photo = outputs[visitor.ids["photo"]]
+    assert Path((visitor.photo or {})["path"]).suffix == ".png"
+    assert Image.open((visitor.photo or {})["path"]).width == 1024
+    mask = Image.new("L", (1100, 32))
+    mask.paste(255, (500, 10, 520, 20))
+    file = io.BytesIO()
+    mask.save(file, format="PNG")
+    line, files = visitor.restore("scratches", mask=visitor.upload(file.getvalue(), "mask.png"))
+    assert "inished" in line, line
+    assert Image.open(io.BytesIO(files["result.png"])).size == (1100, 32)
 
 
 def test_twenty_visitors_at_once_are_not_mixed(page: tuple[str, Path]) -> None:
-    """Each gives a picture of its own colour and a seed, and gets what `restore` makes of them alone."""
+    """Each gives an image of its own colour and a seed, and gets what `restore` makes of them alone."""
     colours = [(10 * k + 20, 230 - 10 * k, 60 + 5 * k) for k in range(20)]
     barrier = threading.Barrier(20)
 

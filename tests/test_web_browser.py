@@ -23,6 +23,7 @@ from playwright.sync_api import (
     Error,
     FileChooser,
     Page,
+    Route,
     TimeoutError,
     expect,
     sync_playwright,
@@ -31,7 +32,7 @@ from safetensors.torch import load
 
 from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import Limits
-from cmidiff.images import Image as Picture
+from cmidiff.images import Image as ReadImage
 from tests.web import LIMITS, Visitor, bomb, png, server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -236,7 +237,7 @@ def test_a_photograph_that_is_still_read_can_be_restored_once_it_is(
     reading = threading.Event()
     quickly = inputs.read_upload
 
-    def slowly(path: Path, limits: Limits) -> Picture:
+    def slowly(path: Path, limits: Limits) -> ReadImage:
         reading.wait(PATIENCE / 1000)
         return quickly(path, limits)
 
@@ -387,6 +388,30 @@ def test_a_reload_during_a_run_keeps_the_photograph_and_the_result(page: Page) -
     opened(page, page.url)
     expect(page.locator("#size")).to_contain_text("48 x 32")
     expect(page.locator("#status")).to_contain_text("The result appears here")
+
+
+def test_what_is_given_before_the_first_answer_survives_a_reload(page: Page) -> None:
+    """The first answer of the server comes late: the photograph is there already."""
+    late, answers = threading.Event(), []
+
+    def hold(route: Route) -> None:
+        if late.is_set():
+            route.continue_()
+        else:
+            answers.append(route)
+            late.set()
+
+    page.evaluate("sessionStorage.clear()")
+    page.route("**/queue/join*", hold)
+    opened(page, page.url)
+    page.wait_for_function("() => sessionStorage.cmidiff")
+    give(page, png(40, 32, RED))
+    expect(page.locator("#size")).to_contain_text("40 x 32")
+    answers[0].continue_()
+    page.unroute("**/queue/join*")
+    opened(page, page.url)
+    expect(page.locator("#photo img")).to_be_visible()
+    expect(page.locator("#size")).to_contain_text("40 x 32")
 
 
 def test_two_windows_of_one_browser_are_two_visits(page: Page, address: str) -> None:

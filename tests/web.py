@@ -51,12 +51,12 @@ def server(folder: Path, delay: float = 0.0, limits: Limits = LIMITS) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))  # Gradio remembers the first folder of a process
         patch.setattr(cmidiff, "load_prior", lambda *_, **__: gaussian_prior(delay), raising=False)
-        with serving(replace(limits), prior=str(folder), device="cpu", port=0) as (address, root):
+        with serving(replace(limits), priors=[str(folder)], device="cpu", port=0) as (address, root):
             yield address, root
 
 
 def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), grain: int = 0) -> bytes:
-    """A picture of one colour, with grain."""
+    """An image of one colour, with grain."""
     values = np.full((height, width, 3), colour, dtype=np.int64)
     values += np.random.default_rng(0).integers(-grain, grain + 1, values.shape)
     data = io.BytesIO()
@@ -65,7 +65,7 @@ def png(width: int, height: int, colour: tuple[int, int, int] = (120, 80, 40), g
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be a picture of this size."""
+    """A PNG of a few bytes that claims to be an image of this size."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -82,16 +82,16 @@ class Visitor:
 
     address: str
     session: str = field(default_factory=lambda: secrets.token_hex(8))
-    token: str = ""
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
     photo: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.http = httpx.Client(base_url=self.address, timeout=60)
         self.config = self.http.get("/config").json()
+        (self.prior,) = (c["props"]["value"] for c in self.config["components"] if c["props"].get("elem_id") == "prior")
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
         load = next(d for d in self.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
-        outputs = self.run(load, [self.token])
-        self.token = outputs[load["outputs"][0]]
+        self.run(load, [self.token])
 
     def event(self, element: str, trigger: str) -> dict[str, Any]:
         """What the server does at an event of a component, at once or after the browser has done something."""
@@ -150,7 +150,15 @@ class Visitor:
         strength = CASES[case].strength if case in CASES else None
         values = {"photo": self.photo, "case": wish, "experiment": case if wish == EXPERIMENT else "denoise"}
         values |= {"strength": 0.5 if strength is None else strength.value, "noise": 0.02, "paint": None, "mask": None}
-        values |= {"blur": None, "whole": False, "side": 64, "solver": "pigdm", "steps": 4, "seed": 0}
+        values |= {
+            "blur": None,
+            "whole": False,
+            "side": 64,
+            "prior": self.prior,
+            "solver": "pigdm",
+            "steps": 4,
+            "seed": 0,
+        }
         values |= {"samples": 2, "sampler": "pigdm", "cmi": "off", "eta": -0.3}
         assert tuple(values) == CONTROLS
         return [self.token, *(values | changed).values()]

@@ -89,12 +89,14 @@ def degrade(
 
 
 @app.command()
+@o.loading_options
 @o.task_options("factor", "size", "position", "kernel_size", "std", "padding")
 def restore(
     measurement: Annotated[
         Path, typer.Argument(help="A file made by cmidiff degrade, or any degraded image.", show_default=False)
     ],
     parameters: dict[str, Any],
+    loading: Any,
     task: Annotated[str | None, o.option("--task", text=o.RESTORE_HELP)] = None,
     noise_std: o.NoiseOrNot = None,
     mask: o.PaintFile = None,
@@ -104,7 +106,8 @@ def restore(
     restore_all: Annotated[
         bool,
         typer.Option(
-            "--restore-all", help="Restore the pixels that --mask leaves unpainted, too; without it, they are kept."
+            "--restore-all",
+            help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged.",
         ),
     ] = False,
     output: o.Output = Path("restored"),
@@ -132,11 +135,6 @@ def restore(
         o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
     ] = None,
     prior: o.Prior = "photo",
-    prompt: o.Prompt = "",
-    negative_prompt: o.NegativePrompt = "",
-    guidance_scale: o.GuidanceScale = 1.0,
-    dtype: o.Precision = "float32",
-    checkpointing: o.Checkpointing = False,
     device: o.Device = "auto",
     batch: Annotated[
         int,
@@ -158,7 +156,6 @@ def restore(
     """
     from cmidiff.app import folder as f
     from cmidiff.app import summary as s
-    from cmidiff.app.loading import Loading
     from cmidiff.app.masks import describe_mask
     from cmidiff.app.photograph import read_problem, read_truth
     from cmidiff.app.run import compute
@@ -169,7 +166,6 @@ def restore(
     tuned = None if preset is None else load_preset(preset)
     chosen = {"solver": solver, "cmi": cmi, "eta": eta, "prior": prior, "steps": steps, "samples": samples}
     machine = {"seed": seed, "batch": batch, "device": device, "tile": tile}
-    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
     settings = make_settings(**chosen, **machine, preset=tuned, loading=loading)
     files = {"mask": mask, "seen": seen, "kernel": kernel}
     stated = {"value_range": value_range, "restore_all": restore_all}
@@ -240,8 +236,23 @@ def demo(
 
 
 @app.command()
-def priors() -> None:
-    """What can be loaded, and what is on this machine."""
+def priors(
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="Measure the second moments of these images (folder, archive).")
+    ] = None,
+    prior: Annotated[str, typer.Option("--prior", help="With --moments: the folder or file of your prior.")] = "",
+    device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """What can be loaded, and what is on this machine; with --moments, second moments for a prior of yours."""
+    if moments is not None:
+        from cmidiff.app.moments import write_moments
+        from cmidiff.app.settings import find_device
+
+        print(write_moments(prior, moments, device=find_device(device), overwrite=overwrite))
+        return
+    if prior:
+        raise ValueError("--prior goes with --moments: without it all priors are listed")
     from rich.table import Table
 
     from cmidiff.prior.hub import LATENT_PRIORS
@@ -269,16 +280,13 @@ def priors() -> None:
 
 
 @app.command()
+@o.loading_options
 def serve(
+    loading: Any,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    prior: o.Prior = "photo",
-    prompt: o.Prompt = "",
-    negative_prompt: o.NegativePrompt = "",
-    guidance_scale: o.GuidanceScale = 1.0,
-    dtype: o.Precision = "float32",
-    checkpointing: o.Checkpointing = False,
+    prior: o.Priors = None,
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -293,16 +301,15 @@ def serve(
     megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:
     """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
-    from cmidiff.app.loading import Loading
     from cmidiff.app.settings import check_prior, find_device
     from cmidiff.app.web.controls import Limits
     from cmidiff.app.web.server import serve as run
 
-    check_prior(prior)
+    for name in prior or ():
+        check_prior(name)
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
-    loading = Loading(prompt, negative_prompt, guidance_scale, dtype, checkpointing)
     place = {"host": host, "port": port, "open_browser": open_browser}
-    run(limits, prior=prior, device=find_device(device), loading=loading, **place)
+    run(limits, priors=prior or (), device=find_device(device), loading=loading, **place)
 
 
 for command in (studies.tune, studies.evaluate, studies.report, studies.validate, studies.train):

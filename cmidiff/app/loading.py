@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import cmidiff
 from cmidiff.config import unknown
 from cmidiff.prior.base import Denoiser
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class Loading:
     prompt: str = ""
     negative_prompt: str = ""
     guidance_scale: float = 1.0
+    offload: bool = False
     dtype: str = "float32"
     checkpointing: bool = False
+    max_batch: int | None = None
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -35,6 +38,11 @@ class Loading:
     def describe(self) -> dict[str, Any]:
         """The options that are not at their defaults."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def of_images(self) -> Loading:
+        """The same for a prior of images, which has no text and no autoencoder."""
+        return replace(self, prompt="", negative_prompt="", guidance_scale=1.0, offload=False)
 
     @property
     def words(self) -> list[str]:

@@ -129,16 +129,11 @@ Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[
     str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
 ]
-Prompt = Annotated[str, option("--prompt", text="Of a latent prior: what the image shows, in words.")]
-NegativePrompt = Annotated[str, option("--negative-prompt", text="Of a latent prior: what it does not show.")]
-GuidanceScale = Annotated[
-    float,
-    Option("--guidance-scale", help="Of a latent prior: how much --prompt counts; 1: no guidance.", **number(0, 100)),
-]
-Precision = Annotated[str, Option("--dtype", help="Precision of the networks: float32, bfloat16 or float16.")]
-Checkpointing = Annotated[
-    bool, Option("--checkpointing", help="Less memory for gradients, at the cost of one more evaluation.")
-]
+PRIORS_HELP = (
+    "A prior that the page offers, fetched first if it is not here; may be given several times. Without it: photo, and "
+    "all that are on this machine."
+)
+Priors = Annotated[list[str] | None, option("--prior", text=PRIORS_HELP)]
 TILE_HELP = "Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."
 Tile = Annotated[Any, Option("--tile", help=TILE_HELP, parser=_tile, metavar="SIDE")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files of another origin, but never an input.")]
@@ -185,21 +180,93 @@ TASK_OPTIONS: dict[str, Any] = {
 }
 """The parameters of tasks that the command line can state."""
 
+LOADING_OPTIONS: dict[str, inspect.Parameter] = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, setting])
+    for name, kind, default, setting in (
+        ("prompt", str, "", option("--prompt", text="Of a latent prior: what the image shows, in words.")),
+        ("negative_prompt", str, "", option("--negative-prompt", text="Of a latent prior: what it does not show.")),
+        (
+            "guidance_scale",
+            float,
+            1.0,
+            Option(
+                "--guidance-scale",
+                help="Of a latent prior: how much --prompt counts; 1: no guidance.",
+                **number(0, 999),
+            ),
+        ),
+        (
+            "offload",
+            bool,
+            False,
+            Option("--offload", help="Of a latent prior: keep the weights of its autoencoder on the CPU."),
+        ),
+        (
+            "dtype",
+            str,
+            "float32",
+            Option("--dtype", help="Precision of the networks: float32, bfloat16, float16 or float64."),
+        ),
+        (
+            "checkpointing",
+            bool,
+            False,
+            Option("--checkpointing", help="Less memory for gradients, at the cost of one more evaluation."),
+        ),
+        (
+            "max_batch",
+            int | None,
+            None,
+            option("--max-batch", text="At most this many images are in a network at once.", **whole(1, MOST)),
+        ),
+        (
+            "channels_last",
+            bool,
+            False,
+            Option("--channels-last", help="The memory layout that convolutions prefer on GPUs."),
+        ),
+    )
+}
+"""The options of `cmidiff.load_prior` that the command line has; see `cmidiff.app.loading.Loading`."""
+
 
 def task_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add options of `TASK_OPTIONS` to a command, which receives those that were given as ``parameters``."""
+    added = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=TASK_OPTIONS[n]) for n in names
+    ]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def call(**options: Any) -> None:
-            stated = {name: options.pop(name) for name in names}
-            command(**options, parameters={name: value for name, value in stated.items() if value is not None})
+    def given(stated: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in stated.items() if value is not None}
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        added = [inspect.Parameter(n, keyword, default=None, annotation=TASK_OPTIONS[n]) for n in names]
-        signature = inspect.signature(command, eval_str=True)
-        own = [p.replace(kind=keyword) for p in signature.parameters.values() if p.name != "parameters"]
-        call.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
-        return call
+    return lambda command: _with_options(command, "parameters", added, given)
 
-    return decorate
+
+def loading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `LOADING_OPTIONS` to a command, which receives them as ``loading``."""
+
+    def made(stated: dict[str, Any]) -> Any:
+        from cmidiff.app.loading import Loading
+
+        return Loading(**stated)
+
+    return _with_options(command, "loading", list(LOADING_OPTIONS.values()), made)
+
+
+def _with_options(
+    command: Callable[..., None],
+    receiver: str,
+    added: list[inspect.Parameter],
+    collect: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """A command with further options, which receives them together as one argument."""
+
+    @wraps(command)
+    def call(**options: Any) -> None:
+        stated = {p.name: options.pop(p.name) for p in added}
+        command(**options, **{receiver: collect(stated)})
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != receiver]
+    call.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
+    return call

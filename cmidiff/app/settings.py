@@ -14,7 +14,7 @@ from cmidiff.app.problem import JPEG, Problem
 from cmidiff.config import unknown
 from cmidiff.information import CMI
 from cmidiff.prior.base import Denoiser
-from cmidiff.prior.hub import HUB, hub_repository
+from cmidiff.prior.hub import HUB, hub_name, hub_repository
 from cmidiff.prior.known import info_of
 from cmidiff.prior.weights import SUFFIXES
 from cmidiff.registry import PRIORS, SOLVERS, describe
@@ -207,8 +207,8 @@ def check_prior(prior: str) -> None:
     Raises:
         ValueError: an unknown name, no such file, or one that holds no weights.
     """
-    if prior.startswith(HUB):
-        hub_repository(prior)
+    if (named := hub_name(prior)).startswith(HUB):
+        hub_repository(named)
     elif prior in PRIORS:
         info = info_of(prior)
         if info.where() is None and info.url is None and info.fallback is None:

@@ -227,17 +227,17 @@ def validate(
     workers: Annotated[
         int, typer.Option("--workers", help="Processes for the known posteriors.", **o.whole(1, 1024))
     ] = 2,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option("--pictures", help="Folder or tar file of images for the embedded prior; without it, the demo's."),
+        typer.Option("--images", help="Folder or tar file of images for the embedded prior; without it, the demo's."),
     ] = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Measure CMI and every solver against exact answers: tables, CSV and plots.
 
-    Finished sections are kept; the same command again does the others.
+    Finished sections are read again; the same command does the others.
     """
     from cmidiff.app.validate import run
     from cmidiff.laboratory import Settings
 
-    run(output, Settings(seed, quick, workers, pictures), only or [], overwrite=overwrite)
+    run(output, Settings(seed, quick, workers, images), only or [], overwrite=overwrite)

@@ -19,14 +19,14 @@ def run(folder: Path, settings: Settings, only: list[str], *, overwrite: bool = 
     """Run the sections and print their tables.
 
     Raises:
-        ValueError: an unknown section, or pictures that do not exist.
+        ValueError: an unknown section, or images that do not exist.
         ValueError, OSError: as `cmidiff.laboratory.validate`.
     """
     for name in only:
         if name not in SECTIONS:
             raise ValueError(unknown("section", name, SECTIONS))
-    if settings.pictures is not None and not settings.pictures.exists():
-        raise ValueError(f"--pictures {settings.pictures} does not exist: give a folder or a tar file")
+    if settings.images is not None and not settings.images.exists():
+        raise ValueError(f"--images {settings.images} does not exist: give a folder or a tar file")
     screen = out if out.is_terminal else Console(width=WIDTH)
     say(f"sections: {', '.join(only or SECTIONS)}")
     for name, found, kept in validate(folder, settings, only, overwrite=overwrite):

@@ -8,7 +8,7 @@ A run is a folder::
     RUN/measured/TASK/...png      what each measurement looks like
     RUN/restored/TASK/SOLVER/...  per unit: sample-0.png ... sample-<K-1>.png, and for K > 1 mean.png and std.png
 
-A *unit* is one image, restored by one solver for one task: its identity is (image, task, solver, cmi, eta, steps,
+A *unit* is one image, restored by one solver for one task. Its identity is (image, task, solver, cmi, eta, steps,
 seed), and its K posterior samples depend on that alone. A *cell* is what a table shows one figure for: all units with
 the same (task, solver, cmi, eta, steps). The base solver and its CMI form share measurement and random numbers, so
 units that differ in ``cmi`` and ``eta`` only are pairs.
@@ -20,11 +20,11 @@ Tables:
 ``image``       name, file, digest, width, height, path (of its PNG in the run), error (why it cannot be used, or NULL).
 ``measurement`` image, task, seed, path.
 ``unit``        identity; ``status``: ``pending``, ``ok`` (at least one sample finished), ``diverged`` (none did: a
-                result, not a fault) or ``failed`` (``error`` says why); ``attempts``; ``diverged``: how many of its
-                samples did; ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
-                its samples; ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
+                result, not a fault) or ``failed`` (``error`` says why). ``attempts``. ``diverged``: how many of its
+                samples did. ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
+                its samples. ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
 ``sample``      unit, k, ok, step (at which it diverged), message.
-``picture``     unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
+``output``      unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
                 standard deviation, averaged over the channels, of images in [0, 1].
 ``metric``      name, units, better (``higher``, ``lower`` or ``none``), description, absent (why it has no values).
 ``score``       unit, metric, value: the mean over the unit's finished samples, where not said otherwise.
@@ -48,7 +48,7 @@ from filelock import FileLock, Timeout
 
 from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Metric, Outcome, Status, Unit, UnitRow
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "results.sqlite"
 
 _TABLES = """
@@ -73,7 +73,7 @@ CREATE TABLE sample (
     unit INTEGER NOT NULL REFERENCES unit, k INTEGER NOT NULL, ok INTEGER NOT NULL, step INTEGER, message TEXT NOT NULL,
     PRIMARY KEY (unit, k)
 ) WITHOUT ROWID;
-CREATE TABLE picture (
+CREATE TABLE output (
     unit INTEGER NOT NULL REFERENCES unit, kind TEXT NOT NULL, path TEXT NOT NULL, digest TEXT NOT NULL,
     PRIMARY KEY (unit, kind)
 ) WITHOUT ROWID;
@@ -147,7 +147,7 @@ class Results:
         scores, images = defaultdict[int, dict](dict), defaultdict[int, dict](dict)
         for unit, metric, value in self._connection.execute("SELECT unit, metric, value FROM score"):
             scores[unit][metric] = _number(value)
-        for unit, kind, path in self._connection.execute("SELECT unit, kind, path FROM picture"):
+        for unit, kind, path in self._connection.execute("SELECT unit, kind, path FROM output"):
             images[unit][kind] = path
         columns = f"id, {UNIT}, status, error, attempts, diverged, evaluations, gradients, seconds"
         return [
@@ -264,7 +264,7 @@ def _insert(c: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) 
 
 def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
     unit = _id(c, outcome.unit)
-    for table in ("sample", "picture", "score"):
+    for table in ("sample", "output", "score"):
         c.execute(f"DELETE FROM {table} WHERE unit = ?", (unit,))
     values = {
         "status": outcome.status,
@@ -277,7 +277,7 @@ def _record(c: sqlite3.Connection, outcome: Outcome) -> None:
     columns = ", ".join(f"{name} = :{name}" for name in values)
     c.execute(f"UPDATE unit SET attempts = attempts + 1, {columns} WHERE id = :id", values | {"id": unit})
     _insert(c, "sample", [(unit, k, s.ok, s.step, s.message) for k, s in enumerate(outcome.samples)])
-    _insert(c, "picture", [(unit, kind, *file) for kind, file in outcome.images.items()])
+    _insert(c, "output", [(unit, kind, *file) for kind, file in outcome.images.items()])
     _insert(c, "score", [(unit, name, _finite(value)) for name, value in outcome.scores.items()])
 
 

@@ -21,8 +21,7 @@ from cmidiff.step import Sampler
 class Reconstructor(models.Reconstructor):
     """Restore images inside deepinv.
 
-    The model has no trainable state and its result carries no gradient: a posterior sampler cannot be trained by
-    backpropagation.
+    The result carries no gradient: a posterior sampler cannot be trained by backpropagation.
 
     Args:
         prior: a prior or its name for `load_prior`.
@@ -79,6 +78,7 @@ class Reconstructor(models.Reconstructor):
         return restore(y, physics, self.prior, **self.options).estimate
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the prior with the module; its precision is its own."""
-        self.prior = self.prior.to(fn(torch.zeros(0)).device)
+        """Move the prior with the module, also a prior that is not a module itself."""
+        if not isinstance(self.prior, torch.nn.Module):
+            self.prior = self.prior.to(fn(torch.zeros(0)).device)
         return super()._apply(fn, recurse)

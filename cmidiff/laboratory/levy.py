@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,16 +102,17 @@ class Method:
 
 def methods(steps: int) -> dict[str, Method]:
     """All solvers of the registry by name, and variants of the exact covariance."""
-    complete = {"complete": True}
-    plain = {name: Method(name) for name in SOLVERS}
-    guided = {f"{name}, CMI": Method(name, cmi=True) for name in GUIDED}
+    exact = {"covariance": "exact"}  # at every level: the denoisers of this laboratory are exact
+    complete = exact | {"complete": True}
+    plain = {name: Method(name) for name in SOLVERS} | {"cadps-exact": Method("cadps", exact)}
+    guided = {f"{name}, CMI": replace(plain[name], cmi=True) for name in GUIDED}
     return (
         plain
         | {
-            "cadps-exact, probability flow": Method("cadps-exact", sampler=ProbabilityFlow()),
-            "cadps-exact, complete": Method("cadps-exact", complete),
+            "cadps-exact, probability flow": Method("cadps", exact, ProbabilityFlow()),
+            "cadps-exact, complete": Method("cadps", complete),
             "cadps-exact, complete, churned": Method(
-                "cadps-exact", complete, ProbabilityFlow(order=1, churn=0.4 * 3 * steps), finer=3
+                "cadps", complete, ProbabilityFlow(order=1, churn=0.4 * 3 * steps), finer=3
             ),
         }
         | guided
@@ -120,8 +121,8 @@ def methods(steps: int) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run: signals, steps, and samples of the reference; signals and samples for the choice of a step size;
-    and the cells, (task, increments)."""
+    """How much is run: signals, steps, samples of the reference, and the cells (task, increments). The choice of a step
+    size has its own signals and samples."""
 
     signals: int
     steps: int

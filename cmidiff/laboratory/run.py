@@ -1,4 +1,4 @@
-"""The sections in order; a finished one is kept, and read again instead of run."""
+"""The sections in order; a finished one is read again instead of run."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Section:
 SECTIONS: dict[str, Section] = {
     "gradient": Section("CMI gradient: error and bias against exact", gradient.measure, gradient.draw),
     "difference": Section(
-        "Finite differences: error against step", difference.measure, difference.draw, ("seed", "quick", "pictures")
+        "Finite differences: error against step", difference.measure, difference.draw, ("seed", "quick", "images")
     ),
     "symmetry": Section(
-        "Symmetry of the third derivative", symmetry.measure, symmetry.draw, ("seed", "quick", "pictures")
+        "Symmetry of the third derivative", symmetry.measure, symmetry.draw, ("seed", "quick", "images")
     ),
     "posterior": Section("Known posteriors", posterior.measure, posterior.draw),
     "particles": Section("Particles on known posteriors", particles.measure, particles.draw),
@@ -74,7 +74,7 @@ def validate(
     written = re.compile(rf"({'|'.join(only or SECTIONS)})(-.*\.(csv|png)|\.json|\.md)")
     there = [path for path in sorted(folder.glob("*")) if written.fullmatch(path.name)]
     outputs = [folder / f"{name}.json" for name in only or SECTIONS]
-    files.check_outputs([*there, *outputs], [settings.pictures], command=COMMAND, overwrite=overwrite)
+    files.check_outputs([*there, *outputs], [settings.images], command=COMMAND, overwrite=overwrite)
     for name in only or SECTIONS:
         section, path = SECTIONS[name], folder / f"{name}.json"
         found = _finished(path, section.key(settings))

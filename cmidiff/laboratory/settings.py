@@ -17,14 +17,14 @@ class Settings:
         seed: of everything random.
         quick: a few of everything, to see that it works; the figures then say little.
         workers: processes for the known posteriors.
-        pictures: a folder or tar file of pictures for the embedded prior; None for crops of the embedded photograph.
+        images: a folder or tar file of images for the embedded prior; None for crops of the embedded photograph.
         scratch: a folder for the finished parts of a long section, so that it goes on where it was stopped; or None.
     """
 
     seed: int = 0
     quick: bool = False
     workers: int = 2
-    pictures: Path | None = None
+    images: Path | None = None
     scratch: Path | None = None
 
     def generator(self, *names: object) -> torch.Generator:

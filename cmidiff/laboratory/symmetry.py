@@ -1,10 +1,10 @@
 """How symmetric the third derivative of log p_t is, as the embedded prior has learned it.
 
-Of a density it is a symmetric tensor, so that ``grad_x <u, J u>`` is the second derivative of the denoiser along ``u``,
+Of a density it is a symmetric tensor. ``grad_x <u, J u>`` is then the second derivative of the denoiser along ``u``,
 which needs no backward pass (``second-difference``). A network was only trained to denoise; the gap is its own. It is
 measured against ``double-backward`` with the same probe ``u = A^T S^-1/2 z``, one for each image, by noise level
-``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry. Which of them is nearer to a
-true gradient only a prior can say whose gradient is known (`cmidiff.laboratory.learned`).
+``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry. Which of them is nearer to a true
+gradient only a prior can say whose gradient is known (`cmidiff.laboratory.learned`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.chains import BlockDraws
 from cmidiff.laboratory.findings import Findings, Table
 from cmidiff.laboratory.learned import compare_known
-from cmidiff.laboratory.pictures import SIDE, pictures
+from cmidiff.laboratory.photographs import SIDE, load_images
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.settings import Settings, make_seed
 from cmidiff.measurement import Measurement
@@ -59,8 +59,8 @@ def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:
 def probe_embedded(
     x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Step, Tensor]:
-    """A step of the embedded prior at noise level ``ratio`` around the images ``x_0``, and a probe ``u`` for each;
-    the same numbers in every dtype."""
+    """A step of the embedded prior at noise level ``ratio`` around the images ``x_0``, and a probe ``u`` for each. The
+    same numbers in every dtype."""
     prior, physics = load_embedded(dtype), task(name, dtype)
     t = prior.schedule.time(ratio)
     alpha_t, sigma_t = prior.schedule(t)
@@ -77,7 +77,7 @@ def probe_embedded(
 
 def measure(settings: Settings) -> Findings:
     """Cosine and relative error by noise level."""
-    x_0 = pictures(settings.pictures, 2 if settings.quick else 5)
+    x_0 = load_images(settings.images, 2 if settings.quick else 5)
     levels = (0.2, 2.0) if settings.quick else LEVELS
     rows = [
         [name, ratio, how, number, *values]
@@ -87,11 +87,11 @@ def measure(settings: Settings) -> Findings:
     ]
     every = Table(
         "Contraction against double-backward, each image",
-        ("task", "sigma/alpha", "contraction", "picture", "cosine", "relative error"),
+        ("task", "sigma/alpha", "contraction", "image", "cosine", "relative error"),
         rows,
         shown=False,
     )
-    return Findings({"summary": _summarise(every), "known": compare_known(settings), "pictures": every})
+    return Findings({"summary": _summarise(every), "known": compare_known(settings), "images": every})
 
 
 def _compared(
@@ -123,7 +123,7 @@ def _summarise(every: Table) -> Table:
 
 def draw(found: Findings) -> dict[str, Figure]:
     """Cosine and relative error against the noise level."""
-    frame = found.tables["pictures"].frame
+    frame = found.tables["images"].frame
     figure, (left, right) = panels(["cosine with double-backward", "relative error"], columns=2, width=5)
     colours = dict(zip(frame["task"].unique(), COLOURS, strict=False))
     for (name, how), rows in frame.groupby(["task", "contraction"], sort=False):

@@ -10,11 +10,11 @@ from cmidiff.prior.composite import Composite as Composite
 from cmidiff.prior.decoder import Decoder as Decoder
 from cmidiff.prior.denoiser import from_deepinv as from_deepinv
 from cmidiff.prior.denoiser import from_denoiser as from_denoiser
+from cmidiff.prior.fitting import check_memory as check_memory
 from cmidiff.prior.known import PriorInfo as PriorInfo
 from cmidiff.prior.latent import LatentPrior as LatentPrior
 from cmidiff.prior.load import load_network as load_network
 from cmidiff.prior.load import load_prior as load_prior
-from cmidiff.prior.memory import check_memory as check_memory
 from cmidiff.prior.memory import estimate_memory as estimate_memory
 from cmidiff.prior.mixture import GaussianMixture as GaussianMixture
 from cmidiff.prior.network import NetworkPrior as NetworkPrior

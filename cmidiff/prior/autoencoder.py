@@ -22,6 +22,7 @@ from cmidiff.prior.card import Fields
 from cmidiff.prior.checkpointed import Checkpointed, recompute
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.network import NetworkPrior
+from cmidiff.prior.offload import offload as offload_weights
 
 Kind = Literal["AutoencoderKL", "VQModel"]
 KINDS: dict[str, Kind] = {"AutoencoderKL": "AutoencoderKL", "VQModel": "VQModel"}
@@ -60,17 +61,15 @@ class Autoencoder:
             device: where it computes.
             dtype: precision of its networks; images and latents keep their own.
             max_batch, checkpointing: as in `load_prior`.
-            offload: weights are on the CPU while they are not in use.
+            offload: see `load_prior`.
             name: for messages.
         """
         dtype = torch.float32 if dtype is torch.float16 and not self.float16 else dtype
 
         def prior(network: nn.Module, part: str) -> NetworkPrior:
-            network = network.to(device="cpu" if offload else device, dtype=dtype).eval().requires_grad_(False)
+            network = network.to(dtype=dtype).eval().requires_grad_(False)
+            network = (offload_weights(network) if offload else network).to(device)
             cast(Checkpointed, network).checkpointing = checkpointing
-            if offload:
-                for module in network.modules():
-                    offload_weights(module)
             return NetworkPrior(
                 network,
                 "x0",
@@ -88,8 +87,8 @@ class Autoencoder:
             self.channels,
             self.factor,
             self.image_channels,
-            None if offload else decoder,
-            None if offload else encoder,
+            decoder,
+            encoder,
         )
 
 
@@ -116,7 +115,10 @@ def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoenc
             module.set_processor(AttnProcessor())
     config_of = model.config
     channels = int((kind == "VQModel" and config_of.vq_embed_dim) or config_of.latent_channels)
-    affine = _affine(model.config, channels)
+    # Files of a VQ model that do not state a factor, as those of the latent diffusion paper, have 1; the default of
+    # diffusers is that of Stable Diffusion, with which its own pipeline makes no image of them.
+    unscaled = {"scaling_factor": 1.0} if kind == "VQModel" and "scaling_factor" not in config else {}
+    affine = _affine({**model.config, **unscaled}, channels)
     return Autoencoder(
         _Decode(model, kind, *affine),
         _Encode(model, kind, *affine),
@@ -193,18 +195,3 @@ class _Encode(_Half):
         if self.kind == "AutoencoderKL":
             latent = latent.chunk(2, dim=1)[0]  # the mean; the other half is the logarithm of the variance
         return (latent - self.offset) / self.gain
-
-
-def offload_weights(module: nn.Module) -> None:
-    """Keep a module's own weights on the CPU except while it computes."""
-    if next(module.parameters(recurse=False), None) is None:
-        return
-
-    def fetch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        module.to(inputs[0].device)
-
-    def release(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        module.to("cpu")
-
-    module.register_forward_pre_hook(fetch)
-    module.register_forward_hook(release)

@@ -1,4 +1,4 @@
-"""Denoisers of latent pipelines that are told what to show: networks conditioned on text, with fixed embeddings.
+"""Denoisers of latent pipelines conditioned on text, with fixed embeddings.
 
 Text is encoded once, before the network is loaded (`cmidiff.prior.text`); its embeddings are buffers of the network
 here. With classifier-free guidance of scale ``w`` the output is
@@ -70,7 +70,7 @@ class Conditional(Checkpointed):
 
 
 class ConditionalXL(Conditional):
-    """A U-Net of Stable Diffusion XL, which is also told the size of the image.
+    """A U-Net of Stable Diffusion XL, which also takes the size of the image.
 
     Args:
         factor: pixels for each latent along a side.
@@ -80,9 +80,7 @@ class ConditionalXL(Conditional):
 
     def predict(self, x: Tensor, t: Tensor, batch: int) -> Tensor:
         height, width = (self.factor * side for side in x.shape[2:])
-        sizes = torch.tensor(
-            [height, width, 0, 0, height, width], dtype=x.dtype, device=x.device
-        )  # original, crop, target
+        sizes = torch.cat([x.new_full((1,), n) for n in (height, width, 0, 0, height, width)])  # original, crop, target
         added = {"text_embeds": self.embedding("pooled", batch), "time_ids": sizes.expand(len(x), -1)}
         text = self.embedding("text", batch)
         return self.network(x, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
@@ -110,8 +108,8 @@ class ConditionalFlux(Conditional):
     def predict(self, x: Tensor, t: Tensor, batch: int) -> Tensor:
         rows, columns = (side // 2 for side in x.shape[2:])
         blocks = x.unflatten(2, (rows, 2)).unflatten(4, (columns, 2)).permute(0, 2, 4, 1, 3, 5)
-        at = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-        places = torch.cat([torch.zeros(len(at), 1), at], 1).to(x.device)  # never rounded
+        along = [torch.arange(side, device=x.device, dtype=torch.float32) for side in (1, rows, columns)]
+        places = torch.stack(torch.meshgrid(*along, indexing="ij"), -1).reshape(-1, 3)  # never rounded
         text = self.embedding("text", batch)
         distilled = self.network.config.guidance_embeds
         out = self.network(

@@ -33,12 +33,14 @@ from cmidiff.prior.pipeline import (
     build,
     network_of,
     renamed,
+    weights_of,
 )
 from cmidiff.prior.scheduler import Noise, read_scheduler
-from cmidiff.prior.text import encode_text
-from cmidiff.prior.weights import fill, read_tensors
+from cmidiff.prior.text import ENCODERS, encode_text
+from cmidiff.prior.weights import fill, read_shards
 
 INDEX = "model_index.json"
+LATENT_PARTS = ("vae", "vqvae", "movq", "vqgan", "transformer")  # what an index of a latent pipeline may name
 FLUX_SIZE = 128  # latents along a side: what FLUX.1 was trained on, which no configuration states
 
 
@@ -63,7 +65,7 @@ PIPELINES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a text-conditional prior is told.
+    """The condition of a text-conditional prior.
 
     Attributes:
         text: what the image shows; "" for no text.
@@ -80,6 +82,11 @@ class Prompt:
             raise TypeError(f"prompt must be a text, received {self.text!r} and {self.negative!r}")
         if not 0 <= self.guidance_scale < 1000:
             raise ValueError(f"guidance_scale must be a number >= 0 (1 is none), received {self.guidance_scale}")
+        if self.negative and self.guidance_scale == 1:
+            raise ValueError(
+                f"negative_prompt counts only with guidance, received {self.negative!r} and guidance_scale=1: pass "
+                "guidance_scale=3, or leave negative_prompt out"
+            )
 
     @property
     def stated(self) -> bool:
@@ -92,12 +99,35 @@ def is_latent(folder: Path) -> bool:
     return any((folder / part).is_dir() for part in ("vae", "vqvae")) and (folder / INDEX).is_file()
 
 
+def check_kind(index: Fields, *, latent: bool = False) -> None:
+    """Check that the index of a pipeline names no latent pipeline of a kind that is not known here.
+
+    Args:
+        index: of the pipeline.
+        latent: whether it is latent; otherwise its parts tell.
+
+    Raises:
+        ValueError: it does.
+    """
+    latent = latent or any(part in index.values for part in (*LATENT_PARTS, *ENCODERS))
+    if latent and index.values.get("_class_name") not in PIPELINES:
+        raise index.wrong(
+            "_class_name",
+            f"one of {', '.join(PIPELINES)}: of other latent pipelines neither the inputs of the network nor the "
+            "autoencoder are known here; write x_hat(x_t, t) and pass cmidiff.prior.from_callable(..., decoder=)",
+        )
+    if index.values.get("requires_aesthetics_score"):
+        raise index.wrong(
+            "requires_aesthetics_score", "false: the refiner of Stable Diffusion XL is no prior by itself"
+        )
+
+
 def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch.dtype) -> tuple[Loaded, Autoencoder]:
     """The network and the autoencoder of a latent pipeline, on the CPU.
 
     Args:
         folder: the pipeline.
-        prompt: what its network is told.
+        prompt: the condition of its network.
         device, dtype: where and in which precision its text encoders compute.
 
     Raises:
@@ -105,20 +135,11 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
         ValueError: a kind of pipeline or a part that is not known here, or files that do not fit each other.
     """
     index = Fields.read(folder / INDEX)
-    name = index.values.get("_class_name")
-    if name not in PIPELINES:
-        raise index.wrong(
-            "_class_name",
-            f"one of {', '.join(PIPELINES)}: of other latent pipelines neither the inputs of the network nor the "
-            "autoencoder are known here; write x_hat(x_t, t) and pass cmidiff.prior.from_callable(..., decoder=)",
-        )
+    check_kind(index, latent=True)
+    name = index.values["_class_name"]
     kind = PIPELINES[str(name)]
     if prompt.stated and kind.conditional is None:
-        raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
-    if index.values.get("requires_aesthetics_score"):
-        raise index.wrong(
-            "requires_aesthetics_score", "false: the refiner of Stable Diffusion XL is no prior by itself"
-        )
+        raise ValueError(f"{folder.name} takes no text: leave prompt and guidance_scale out")
     autoencoder = autoencoder_of(_config(folder, kind.autoencoder), lambda cls: _model(folder, kind.autoencoder, cls))
     config = _config(folder, kind.network)
     noise = _noise(folder, config)
@@ -155,6 +176,11 @@ def _conditional(
     if config.values.get("addition_embed_type") != wanted:
         raise config.wrong("addition_embed_type", f"{wanted or 'absent'} in a {name}")
     distilled = bool(config.values.get("guidance_embeds"))
+    if distilled and prompt.negative:
+        raise ValueError(
+            f"{folder.name} was distilled with guidance: it takes guidance_scale as an input and no negative text, "
+            "leave negative_prompt out"
+        )
     negative = None if prompt.guidance_scale == 1 or distilled else prompt.negative
     embeddings = encode_text(folder, name, prompt.text, negative, *place)
     network = _model(folder, kind.network, getattr(diffusers, kind.model))
@@ -214,18 +240,12 @@ def _model(folder: Path, part: str, cls: Any) -> nn.Module:
 
 
 def _tensors(folder: Path) -> Mapping[str, Tensor]:
-    """The tensors of a part: of one file, or of several that an index lists.
+    """The tensors of a part: of one file, or of several.
 
     Raises:
         FileNotFoundError: there are no weights.
     """
-    index = folder / f"{WEIGHTS_FILE}.index.json"
-    if index.is_file():
-        files = sorted(set(Fields.read(index).within("weight_map").values.values()))
-        if not all(isinstance(file, str) and Path(file).name == file for file in files):
-            raise ValueError(f"{index} must name files beside it, received {files[:3]}")
-        return {name: value for file in files for name, value in read_tensors(folder / file).items()}
-    for name in (WEIGHTS_FILE, WEIGHTS_FILE.replace(".safetensors", ".fp16.safetensors"), PICKLED_FILE):
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-    raise FileNotFoundError(f"the weights are missing: {folder / WEIGHTS_FILE} (or {PICKLED_FILE})")
+    files = weights_of(path.name for path in folder.glob("*"))
+    if not files:
+        raise FileNotFoundError(f"the weights are missing: {folder / WEIGHTS_FILE} (or {PICKLED_FILE})")
+    return read_shards([folder / file for file in files])

@@ -20,7 +20,7 @@ from cmidiff.prior.composite import Composite
 from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
 from cmidiff.prior.ffdnet import load_ffdnet
-from cmidiff.prior.hub import HUB, fetch_from_hub
+from cmidiff.prior.hub import HUB, fetch_from_hub, hub_name
 from cmidiff.prior.known import PriorInfo, Registered, info_of, record_first_use
 from cmidiff.prior.latent import LatentPrior
 from cmidiff.prior.latent_pipeline import Prompt, is_latent, load_latent
@@ -30,6 +30,7 @@ from cmidiff.registry import PRIORS
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
 DENOISERS = ("FFDNet", "DRUNet")
+SINGLE_FILE = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.", "joint_blocks.")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -65,14 +66,14 @@ def load_prior(
     read. Every tensor of the network must be in the file, with its shape and finite.
 
     Args:
-        name_or_path: a name of the table; ``hf:OWNER/NAME``, a pipeline of the hub; a folder in diffusers' format; a
-            ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
+        name_or_path: a name of the table. Or ``hf:OWNER/NAME`` or ``OWNER/NAME``, a pipeline of the hub. Or a folder in
+            diffusers' format. Or a ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
         device: where the networks run.
         dtype: precision of the networks; the state keeps its own.
         label: the class, from 0, of a class-conditional network; by default the card's.
-        card: what a file does not say about itself, as an object or as the path of a JSON file; by default
+        card: what a file does not say about itself, as an object or as the path of a JSON file. By default
             ``FILE.json`` or ``card.json`` beside it.
-        checkpointing: activations are computed again for a gradient instead of being kept.
+        checkpointing: activations are computed again for a gradient instead of being stored.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
         max_batch: at most this many rows are in a network at once.
         prompt: of a latent prior that is conditioned on text: what the image shows; "" for no text.
@@ -93,7 +94,7 @@ def load_prior(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, received {dtype}")
     told = Prompt(prompt, negative_prompt, guidance_scale)
     options = _Options(torch.device(device), dtype, checkpointing, channels_last, max_batch)
-    source, stated = str(name_or_path), _stated(card)
+    source, stated = hub_name(str(name_or_path)) if isinstance(name_or_path, str) else str(name_or_path), _stated(card)
     named = source in PRIORS
     folder = fetch_from_hub(source) if source.startswith(HUB) else Path(source)
     if not named and _is_latent(folder, source):
@@ -134,9 +135,7 @@ def _load_latent(
     loaded, autoencoder = load_latent(folder, prompt, options.device, options.dtype)
     own = read_card(folder) if card is None else dict(card.values)
     known = own | {"prompt": vars(prompt)} if prompt.stated else own
-    moments = folder / MOMENTS
-    if moments.is_file():
-        loaded = replace(loaded, second_moments=SecondMoments.load(moments))
+    loaded = _with_moments(loaded, folder)
     network = _as_prior(loaded, name, known, None, options)
     for module in checkpointed(loaded.network):
         module.checkpointing = options.checkpointing
@@ -252,12 +251,24 @@ def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
 
 
 def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
-    """The network of a folder, with the second moments beside it if there are any."""
-    loaded, moments = pipeline.load_folder(folder, checkpointing=checkpointing), folder / MOMENTS
-    return replace(loaded, second_moments=SecondMoments.load(moments)) if moments.is_file() else loaded
+    return _with_moments(pipeline.load_folder(folder, checkpointing=checkpointing), folder)
+
+
+def moments_file(path: Path) -> Path:
+    """Return where the second moments of a prior lie: in its folder, or beside its file of weights."""
+    return path / MOMENTS if path.is_dir() else path.with_name(f"{path.name}.{MOMENTS}")
+
+
+def _with_moments(loaded: Loaded, path: Path) -> Loaded:
+    file = moments_file(path)
+    return replace(loaded, second_moments=SecondMoments.load(file)) if file.is_file() else loaded
 
 
 def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
+    return _with_moments(_read_file(path, card, checkpointing), path)
+
+
+def _read_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}: weights in another format are not read")
     entry = card.values.get("entry")
@@ -267,6 +278,12 @@ def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
         return pipeline.load_tensors(tensors, card, path, checkpointing=checkpointing)
     if kind in DENOISERS:
         return _load_denoiser(kind, tensors, card, path, checkpointing)
+    if kind is None and any(name.startswith(SINGLE_FILE) for name in tensors):
+        raise ValueError(
+            f"{path} is a single-file checkpoint of a latent model, or a part of one, which is not read: make a folder "
+            "of it with diffusers, pipeline = StableDiffusionPipeline.from_single_file(FILE) (or the class of your "
+            "model) and pipeline.save_pretrained(FOLDER), and pass the folder"
+        )
     if kind is None and not guided_diffusion.is_guided_diffusion(tensors):
         raise ValueError(
             f"{path} does not say what network it is for (its first tensor is {next(iter(tensors))}): state it in a "

@@ -1,15 +1,16 @@
 """The memory that an evaluation of a network takes, found out without running it.
 
 Torch's fake tensors have shapes and no numbers. A forward pass, and the backward pass of a gradient, run through on
-them at the real size, and every storage that is allocated counts until it is freed: the largest sum is the peak. What
-is not seen, above all the working space of convolutions and weights in another layout, is allowed for by `SLACK` and
-`LAYOUTS`, which docs/cost-256.md compares with the peaks of real processes.
+them at the real size. Every storage that is allocated counts until it is freed, and the largest sum is the peak. The
+working space of convolutions and weights in another layout are not seen. `SLACK` and `LAYOUTS` allow for them;
+docs/cost-256.md compares both with the peaks of real processes.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,6 @@ LAYOUTS = 0.3  # of the bytes of the weights
 STATES = 24  # tensors of the state's shape that a sampler, a guidance and CMI hold at a time
 GIB = 2**30
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-ADVICE = (
-    "use fewer samples or images at once, tiles, load_prior(..., max_batch=1), load_prior(..., checkpointing=True), "
-    "load_prior(..., dtype=torch.bfloat16), or a smaller image"
-)
 
 
 @dataclass(frozen=True)
@@ -74,41 +71,21 @@ def estimate_memory(
         The need, the largest of the networks that the prior may evaluate (see `Denoiser.evaluations`); None of a prior
         without networks, or with one that is not a module that runs on shapes alone.
     """
-    needs = [_need(part, graph or twice, twice) for part in prior.evaluations(tuple(shape), batch)]
-    known = [need for need in needs if need is not None]
-    return max(known, key=lambda need: need.beside) if known and len(known) == len(needs) else None
+    parts = prior.evaluations(tuple(shape), batch)
+    return largest_need(parts, batch * math.prod(shape), graph=graph, twice=twice)
 
 
-def check_memory(
-    prior: Denoiser,
-    shape: tuple[int, ...],
-    batch: int = 1,
-    *,
-    graph: bool = False,
-    twice: bool = False,
-    available: int | None = None,
-) -> Need | None:
-    """Check that one evaluation of a prior, whose weights are loaded, fits in memory: before any work.
+def largest_need(parts: Sequence[Evaluation], numbers: int, *, graph: bool, twice: bool) -> Need | None:
+    """The largest need of several evaluations; None without any, or where one is not known.
 
     Args:
-        prior, shape, batch, graph, twice: see `estimate_memory`.
-        available: free bytes; by default those of the prior's device.
-
-    Returns:
-        The need; None where it, or what is free, cannot be known.
-
-    Raises:
-        ValueError: it does not fit.
+        parts: the evaluations.
+        numbers: of the states of the run, of which a network may see tiles.
+        graph, twice: see `estimate_memory`.
     """
-    if available is None:
-        available = free_memory(prior.device or torch.device("cpu"))
-    need = None if available is None else estimate_memory(prior, shape, batch, graph=graph, twice=twice)
-    if need is not None and available is not None and need.beside > available:
-        raise ValueError(
-            f"not enough memory: {batch} x {tuple(shape)} with {prior.name}{' and its gradient' if graph else ''} "
-            f"takes about {need.beside / GIB:.2g} GiB, {available / GIB:.2g} GiB are free: {ADVICE}"
-        )
-    return need
+    needs = [_need(part, numbers, graph or twice, twice) for part in parts]
+    known = [need for need in needs if need is not None]
+    return max(known, key=lambda need: need.beside) if known and len(known) == len(needs) else None
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -132,20 +109,22 @@ def free_memory(device: torch.device) -> int | None:
 _NEEDS: WeakKeyDictionary[nn.Module, dict[object, Need | None]] = WeakKeyDictionary()
 
 
-def _need(part: Evaluation, graph: bool, twice: bool) -> Need | None:
+def _need(part: Evaluation, numbers: int, graph: bool, twice: bool) -> Need | None:
     """The need of one network, computed once for each of its settings."""
     prior = part.prior
     if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, nn.Module):
         return None
     known = _NEEDS.setdefault(prior.network, {})
     again = [module.checkpointing for module in checkpointed(prior.network)]
-    key = part.shape, part.batch, graph, twice, prior.dtype, prior.max_batch, *again
+    key = part.shape, part.batch, numbers, graph, twice, prior.dtype, prior.max_batch, *again
     if key not in known:
-        known[key] = _play(prior, prior.network, part, graph, twice)
+        known[key] = _play(prior, prior.network, part, numbers, graph, twice)
     return known[key]
 
 
-def _play(prior: NetworkPrior, network: nn.Module, part: Evaluation, graph: bool, twice: bool) -> Need | None:
+def _play(
+    prior: NetworkPrior, network: nn.Module, part: Evaluation, numbers: int, graph: bool, twice: bool
+) -> Need | None:
     dtype = prior.dtype or next((p.dtype for p in network.parameters()), torch.float32)
     state = torch.float64 if dtype is torch.float64 else torch.float32
     census = _Census()
@@ -160,8 +139,8 @@ def _play(prior: NetworkPrior, network: nn.Module, part: Evaluation, graph: bool
     except Exception:  # a network that looks at numbers, in as many ways as there are
         return None
     weights = sum(v.numel() * v.element_size() for v in tensors_of(network))
-    signal = part.batch * math.prod(part.shape) * state.itemsize
-    return Need(weights, census.peak, int((SLACK - 1) * census.peak + LAYOUTS * weights), STATES * signal)
+    unseen = int((SLACK - 1) * census.peak + LAYOUTS * weights)
+    return Need(weights, census.peak, unseen, STATES * numbers * state.itemsize)
 
 
 class _Census(TorchDispatchMode):

@@ -8,8 +8,8 @@ With ``x_t = alpha x_0 + sigma eps``:
     v      x_hat = (alpha x_t - sigma v) / (alpha^2 + sigma^2),   v = alpha eps - sigma x_0
     flow   x_hat = (x_t - sigma u) / (alpha + sigma),             u = eps - x_0
 
-The state keeps its own precision whatever the network's: ``x_t`` is rounded on its way in, ``x_hat`` is formed from the
-unrounded ``x_t``, and times are never rounded.
+The state has its own precision, which is independent of the network's. ``x_t`` is rounded at the input, ``x_hat`` is
+formed from the unrounded ``x_t``, and times are never rounded.
 
 Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239 (eps); Salimans, Ho 2022, https://arxiv.org/abs/2202.00512
 (v); Lipman et al. 2023, https://arxiv.org/abs/2210.02747 (flow).
@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
@@ -80,8 +81,11 @@ class Facts(TypedDict, total=False):
     variance: float | None
 
 
-class NetworkPrior(Prior):
+class NetworkPrior(nn.Module, Prior):
     """A denoiser made of a network.
+
+    The prior is a `torch.nn.Module`: ``to``, ``half``, ``compile``, ``parameters`` and ``state_dict`` act on the
+    network. A network that is a plain function is called as it is.
 
     Args:
         network: ``(x_t, t) -> output`` with ``x_t`` of shape (B, C, H, W) and ``t`` of shape (B,): the schedule's
@@ -103,10 +107,10 @@ class NetworkPrior(Prior):
         clip: whether samplers clip ``x_hat`` to ``value_range``.
         size: side of the training images, or None if images of any size serve the network alike.
         smooth: whether second derivatives mean something; False for piecewise linear networks.
-        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
-            kept between them.
+        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule
+            lies between them.
         second_moments: of its images, in the DCT domain.
-        variance: mean variance of one number of its signals, to which defaults of solvers are relative; None: that of
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative. None: that of
             the second moments, of natural images in ``value_range``, or 1 for signals without a range.
 
     Raises:
@@ -146,6 +150,7 @@ class NetworkPrior(Prior):
             raise ValueError(f"max_batch must be at least 1, or None for no limit, received {max_batch}")
         if variance is not None and not 0 < variance < math.inf:
             raise ValueError(f"variance must be a number > 0, or None, received {variance!r}")
+        super().__init__()
         self.network = network
         self.parametrisation: Parametrisation = parametrisation
         self.schedule: Schedule = within(DDPM.linear() if schedule is None else schedule, min_ratio, max_ratio)
@@ -195,15 +200,67 @@ class NetworkPrior(Prior):
     def fingerprint(self) -> str:
         state = self.network.state_dict() if isinstance(self.network, nn.Module) else {"": self.name}
         facts = self.parametrisation, levels(self.schedule), self.label, self.value_range, self.clip, self.dtype
-        return digest(facts, *(part for item in sorted(state.items()) for part in item))
+        moments = () if self._moments is None else (self._moments.mean, self._moments.variances)
+        return digest(facts, *moments, *(part for item in sorted(state.items()) for part in item))
 
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         return [Evaluation(self, shape, batch)]
 
-    def to(self, device: torch.device | str) -> Self:
-        if isinstance(self.network, nn.Module):
-            self.network.to(device)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply ``fn`` to the tensors of the network; the precision of its input follows that of its weights."""
+        before = self._precision()
+        super()._apply(fn, recurse)
+        if (after := self._precision()) != before:
+            self._dtype = after
         return self
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.parametrisation}"
+
+    def _precision(self) -> torch.dtype | None:
+        """The precision of the network's weights."""
+        return next((value.dtype for value in tensors_of(self.network) if value.is_floating_point()), None)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the network in place with the options of `torch.compile`; the formulas around it are not compiled."""
+        if isinstance(self.network, nn.Module):
+            self.network.compile(*args, **kwargs)
+        else:
+            self.network = torch.compile(self.network, *args, **kwargs)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the prior as a folder in diffusers' format, which `load_prior` reads.
+
+        Args:
+            folder: new, empty, or replaced with ``overwrite``.
+            overwrite: whether files of the same names are replaced.
+
+        Raises:
+            ValueError: the network is no ``UNet2DModel``, or the format cannot state its schedule or its output.
+            FileExistsError: the folder has files and ``overwrite`` is not set.
+        """
+        from cmidiff.prior.save import save_prior
+
+        save_prior(self, Path(folder), overwrite=overwrite)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub.
+
+        Args:
+            repository: ``OWNER/NAME``; created if it does not exist.
+            private: whether a new repository is private.
+            token: of the hub; by default that of ``hf auth login``.
+
+        Returns:
+            The name for `load_prior`, ``hf:OWNER/NAME``.
+
+        Raises:
+            ValueError: as `save_pretrained`, or ``repository`` is not a name of the hub.
+            ConnectionError: the hub cannot be reached or refuses.
+        """
+        from cmidiff.prior.save import push_prior
+
+        return push_prior(self, repository, private=private, token=token)
 
     def with_label(self, label: int) -> NetworkPrior:
         """The same prior for another class, from 0; the network is shared.
@@ -215,7 +272,8 @@ class NetworkPrior(Prior):
         other.label = _checked_label(label, self.classes, self.name)
         return other
 
-    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+    def forward(self, x_t: Tensor, t: float) -> Prediction:
+        """Return ``E[x_0 | x_t]`` at states of shape (B, C, H, W) and a time of the schedule."""
         self._check_level(t)
         out = self._output(x_t, torch.full((len(x_t),), t, dtype=_at_least_single(x_t.dtype), device=x_t.device))
         fraction = None

@@ -6,8 +6,9 @@ and safetensors are read, and the tensors of a pickle where there are no safeten
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -126,7 +127,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_config(config: Fields) -> None:
-    """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
+    """Bounds on what decides how much is built; diffusers checks the rest."""
     kind = config.values.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise config.wrong(
@@ -179,3 +180,14 @@ def weights_beside(config: Path) -> Path | None:
     """The file of weights beside a network's configuration."""
     files = (config.with_name(name) for name in (WEIGHTS_FILE, PICKLED_FILE))
     return next((path for path in files if path.is_file()), None)
+
+
+def weights_of(names: Iterable[str]) -> list[str]:
+    """One set of weights among the files of a part. Safetensors are preferred, those without a variant first, in one
+    file or in several. Empty without any."""
+    names = list(names)
+    for end, variant, shard in itertools.product(("safetensors", "bin"), ("", ".fp16", ".bf16"), ("", r"-\d+-of-\d+")):
+        middle = f"({re.escape(variant)}{shard}|{shard}{re.escape(variant)})"
+        if found := [n for n in names if re.fullmatch(rf"(diffusion_pytorch_)?model{middle}\.{end}", n)]:
+            return sorted(found)
+    return []

@@ -10,6 +10,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,12 @@ import torch
 from torch import Tensor
 
 from cmidiff.prior.card import Fields
+from cmidiff.prior.pipeline import weights_of
 
 PARTS = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
+TOKENIZERS, ENCODERS = (tuple(f"{part}{n}" for n in ("", "_2", "_3")) for part in ("tokenizer", "text_encoder"))
+VARIANT = re.compile(r"\.(fp16|bf16)[.-]")
+NEEDED = {"StableDiffusionPipeline": 1}  # of the encoders, by class: two in others, and the third if it is there
 
 
 def encode_text(
@@ -41,7 +46,7 @@ def encode_text(
         ``text`` (rows, tokens, width), and ``pooled`` (rows, width) where the network takes it.
 
     Raises:
-        ValueError: the package transformers is missing, or the encoders cannot be read.
+        ValueError: the package transformers or an encoder is missing, or the encoders cannot be read.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(
@@ -66,10 +71,20 @@ def _encoders(folder: Path, kind: str, dtype: torch.dtype) -> Any:
 
     wanted = getattr(diffusers, kind)
     accepted = inspect.signature(wanted.__init__).parameters
-    missing = [name for name, value in Fields.read(folder / "model_index.json").values.items() if value == [None, None]]
+    index = Fields.read(folder / "model_index.json").values
+    missing = [name for name, value in index.items() if value == [None, None]]
+    files = {part: weights_of(path.name for path in (folder / part).glob("*")) for part in ENCODERS}
+    for part in ENCODERS[: NEEDED.get(kind, 2)]:
+        if part in missing or not files[part]:
+            raise ValueError(
+                f"{folder.name} has no {part} with weights, and the network of a {kind} takes its embeddings, also for "
+                f"no text: put {folder / part} there, as the published pipeline has it"
+            )
+    variants = {found[1] for names in files.values() for name in names if (found := VARIANT.search(name))}
     options: dict[str, Any] = {name: None for name in (*PARTS, *missing) if name in accepted}
     if "requires_safety_checker" in accepted:
         options["requires_safety_checker"] = False
+    options["variant"] = next(iter(variants), None)
     options["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     try:
         with _quiet():

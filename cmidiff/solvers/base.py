@@ -17,13 +17,13 @@ from torch import Tensor
 from cmidiff.config import Checked
 from cmidiff.information import Contraction
 from cmidiff.krylov import dot, per_sample
+from cmidiff.measurement import Measurement
 from cmidiff.physics import measured_count
 from cmidiff.samplers import Ancestral
-from cmidiff.schedule import checked_steps
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
-HIGHEST, LOWEST = 4.0, 0.02  # noise levels sigma / alpha, for images in [-1, 1]: steps beyond gain nothing
-END = 0.1  # last noise level of solvers whose samples have it, for images in [-1, 1]
+BEYOND = 10.0  # times sqrt(m): excess of a squared misfit over m that chance does not explain (7 standard deviations)
+LONGEST = 10.0  # most that a move is lengthened
 
 
 class Solver(Checked, ABC):
@@ -130,34 +130,6 @@ class PosteriorMean(Solver):
         return step.advance(carry, self.estimate)
 
 
-def levels(problem: Problem, steps: int, high: float, low: float) -> list[float]:
-    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from ``high`` down to ``low``."""
-    ratios = [high * (low / high) ** (k / max(steps - 1, 1)) for k in range(checked_steps(steps))]
-    return [problem.prior.schedule.time(ratio) for ratio in ratios]
-
-
-def even_levels(problem: Problem, steps: int, high: float = HIGHEST) -> Sequence[float]:
-    """`levels` from ``high`` to `LOWEST`, in proportion to the prior's standard deviation; the grid of the schedule
-    where that begins below ``high``."""
-    if high * problem.unit >= problem.noisiest:
-        return problem.prior.schedule.grid(steps)
-    return levels(problem, steps, high * problem.unit, LOWEST * problem.unit)
-
-
-def last_level(problem: Problem, given: float | None, lowest: float) -> float:
-    """The noise level at which a solver ends whose samples have that noise.
-
-    Args:
-        problem: the noise of the measurement and the variance of the prior.
-        given: for images in [-1, 1]; None: `END`, or ``sigma_y`` where that is less, because more noise than in the
-            measurement is seen in it.
-        lowest: for images in [-1, 1]; the least level that None gives.
-    """
-    if given is not None:
-        return given * problem.unit
-    return min(END * problem.unit, max(problem.measurement.noise_std, lowest * problem.unit))
-
-
 def travel(times: Sequence[float], length: int, repeat: int) -> list[float]:
     """Times that go back: each stretch of ``length`` steps is made ``repeat`` times, counted from the end of the grid.
 
@@ -201,9 +173,9 @@ def misfit_gradient(step: Step, *, through_clip: bool = False) -> Tensor:
 def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False) -> Tensor:
     """A step of length ``scale`` down the gradient of the residual's norm, shape of ``x_t``.
 
-    The gradient of a norm does not shrink with the norm. ``guard`` shortens the step to ``(|r| - sigma_y sqrt(m)) /
-    |grad|^2``, and to nothing where that is negative: there the linearised residual is as large as the noise (Polyak's
-    step). A longer one fits the noise.
+    The gradient of a norm does not shrink with the norm. ``guard`` shortens the step to `reach`; in the last step,
+    which moves the image itself, to `length_to_noise`. If a residual is left there that the noise excludes, it goes on
+    along ``A^T r``. The first direction has no effect where the denoiser's Jacobian is small.
 
     Args:
         step: the state.
@@ -211,14 +183,35 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
         guard: whether the length is bounded.
         through_clip: as in `misfit_gradient`.
     """
-    norm, gradient = _norm_and_gradient(step, through_clip)
+    gradient, most = reach(step, through_clip=through_clip)
     if not guard:
         return scale * gradient
+    if not step.last:
+        return per_sample(most.clamp_max(scale), gradient) * gradient
+    x = step.clipped(step.x_hat.detach())
+    linear, residual = step.measurement.linearised(x), step.measurement.residual(x)
+    length = length_to_noise(linear, -linear.A(gradient), residual).clamp(0.0, scale)
+    move = per_sample(length, gradient) * gradient
+    left = residual + linear.A(move)
+    direction = linear.At(left)
+    length = length_to_noise(linear, linear.A(direction), left).clamp_min(0.0)
+    return move - per_sample(length.where(excluded(linear, left), 0.0), direction) * direction
+
+
+def reach(step: Step, *, through_clip: bool = False) -> tuple[Tensor, Tensor]:
+    """The gradient ``g`` of the residual's norm, shape of ``x_t``, and the multiple of it, (B,), that leads to the
+    noise. The multiple is ``(|r| - sigma_y sqrt(m)) / |g|^2``, or 0 where that is negative (Polyak's step). More would
+    fit the noise.
+
+    Args:
+        step: the state.
+        through_clip: as in `misfit_gradient`.
+    """
+    norm, gradient = _norm_and_gradient(step, through_clip)
     curvature = dot(gradient, gradient)
     m = measured_count(step.measurement.physics, step.measurement.y).to(norm)
     excess = (norm - step.measurement.noise_std * m.sqrt()).clamp_min(0.0)
-    length = (excess / curvature.where(curvature > 0, 1.0)).clamp_max(scale)
-    return per_sample(length, gradient) * gradient
+    return gradient, excess / curvature.where(curvature > 0, 1.0)
 
 
 def _norm_and_gradient(step: Step, through_clip: bool) -> tuple[Tensor, Tensor]:
@@ -229,8 +222,9 @@ def _norm_and_gradient(step: Step, through_clip: bool) -> tuple[Tensor, Tensor]:
     return norm, -step.vjp(pulled / per_sample(norm.where(norm > 0, 1.0), pulled), of=x_hat, last=True)
 
 
-def shortened(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
-    """``l move``, ``l = <A m, r> / (|A m|^2 + sigma_y^2 <m, w>)`` between 0 and 1 for each image (see `CADPS`).
+def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
+    """``l move``, with the length ``l`` of each image by the data. No move overshoots, and none leaves a residual that
+    its own covariance excludes (see `CADPS`).
 
     Args:
         step: the measurement.
@@ -238,10 +232,36 @@ def shortened(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
         w: ``A^T S^-1 r``, shape of ``x_t``.
         residual: ``r``, shape of ``y``.
     """
-    measured = step.measurement.A(move)
-    pulled = dot(measured, residual)
-    curvature = dot(measured, measured) + step.measurement.noise_std**2 * dot(move, w).clamp_min(0.0)
-    return per_sample((pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0), move) * move
+    measurement = step.measurement
+    measured, s2 = measurement.A(move), measurement.noise_std**2
+    pulled, square = dot(measured, residual), dot(measured, measured)
+    curvature = square + s2 * dot(move, w).clamp_min(0.0)
+    length = (pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0)
+    longer = length_to_noise(measurement, measured, residual).clamp_max(LONGEST).maximum(length)
+    left = residual - per_sample(length, measured) * measured
+    return per_sample(longer.where(excluded(measurement, left), length), move) * move
+
+
+def excluded(measurement: Measurement, residual: Tensor) -> Tensor:
+    """Whether the noise excludes a residual of the shape of ``y``, (B,): see `BEYOND`."""
+    m = measured_count(measurement.physics, measurement.y).to(residual.real)
+    return dot(residual, residual) > measurement.noise_std**2 * (m + BEYOND * m.sqrt())
+
+
+def length_to_noise(measurement: Measurement, measured: Tensor, residual: Tensor) -> Tensor:
+    """The least ``l`` with ``|r - l a| = sigma_y sqrt(m)``, or that of the least ``|r - l a|``, shape (B,).
+
+    Args:
+        measurement: its noise.
+        measured: ``a``, what a move does to the measurement, shape of ``y``.
+        residual: ``r``, shape of ``y``.
+    """
+    square = dot(measured, measured)
+    square = square.where(square > 0, 1.0)
+    m = measured_count(measurement.physics, measurement.y).to(square)
+    least = dot(measured, residual) / square
+    excess = (dot(residual, residual) - measurement.noise_std**2 * m) / square
+    return least - (least**2 - excess).clamp_min(0.0).sqrt()
 
 
 def checked_positive(solver: str, **values: float) -> None:

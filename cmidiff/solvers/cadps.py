@@ -30,40 +30,41 @@ https://arxiv.org/abs/2412.20045
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.covariance import Bound, Covariance, gaussian_draw, isotropic_variance, make_covariance
+from cmidiff.covariance import Bound, Covariance, Diagonal, Exact, Hybrid, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, gradient_at
 from cmidiff.krylov import capped
-from cmidiff.physics import known_entries, measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive, even_levels, shortened
-from cmidiff.step import Carry, Problem, Step
+from cmidiff.physics import measured_count
+from cmidiff.solvers.base import PosteriorMean, checked_positive, fitted
+from cmidiff.solvers.grid import EvenLevels, Grid
+from cmidiff.step import Step
 
-HIDDEN = 4.0  # times the noise level of the first step, where pixels are hidden
 DEVIATIONS = 3.0  # of r_t sqrt(m): bound of the move that `complete` adds
 
 
 @dataclass(frozen=True)
-class CADPS(PosteriorMean):
+class CADPS(EvenLevels, PosteriorMean):
     """Covariance-aware posterior sampling, for linear physics.
 
     Args:
         covariance: ``Sigma_t``, by name or as an object of `cmidiff.covariance`. ``hybrid`` (second moments of the data
             at high noise, the network's Jacobian at low noise), ``diagonal``, ``row-sum``, ``isotropic``, ``exact``,
-            ``moments``; ``diagonal-paper`` is the paper's literal rule.
+            ``moments``. ``diagonal-paper`` is the paper's literal rule.
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler.
         guard: shorten a move that overshoots, see above. The paper has no guard.
-        spread: draw from the Gaussian posterior of ``x_0`` instead of taking its mean, where the covariance can be
-            drawn from (second moments) and the sampler has noise. Samples of Gaussian data are then exact with any
+        spread: draw from the Gaussian posterior of ``x_0`` instead of taking its mean. This needs a covariance that can
+            be drawn from (second moments) and a sampler with noise. Samples of Gaussian data are then exact with any
             number of steps; on photographs the mean of the samples loses 0.3 dB.
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
             posterior, at two contractions more a step. What it adds to ``x_hat`` has at most the norm
             ``3 r_t sqrt(m)``, ``m`` measured numbers.
         contraction: how ``complete`` differentiates, see `cmidiff.information.contract`.
+        grid: ``even``, noise levels even in the logarithm, or ``schedule``, the grid of the prior (see
+            `cmidiff.solvers.grid`).
 
     Raises:
         ValueError, TypeError: an option that has no meaning.
@@ -75,6 +76,7 @@ class CADPS(PosteriorMean):
     spread: bool = False
     complete: bool = False
     contraction: Contraction = "second-difference"
+    grid: Grid = "even"
 
     needs_linear: ClassVar[bool] = True
 
@@ -94,6 +96,10 @@ class CADPS(PosteriorMean):
         return self.needs_graph and (self.complete or self._sigma.needs_graph(ratio))
 
     @property
+    def uses_moments(self) -> bool:
+        return math.isfinite(self._sigma.start)
+
+    @property
     def contractions(self) -> tuple[Contraction, ...]:
         return (self.contraction,) if self.complete and self.scale > 0 else ()
 
@@ -101,24 +107,6 @@ class CADPS(PosteriorMean):
     def _sigma(self) -> Covariance:
         assert isinstance(self.covariance, Covariance)
         return self.covariance
-
-    def times(self, problem: Problem, steps: int) -> Sequence[float]:
-        """Noise levels even in the logarithm where the covariance lets the run begin below pure noise; otherwise the
-        grid of the schedule."""
-        return super().times(problem, steps) if self.scale == 0 else even_levels(problem, steps, self._start(problem))
-
-    def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
-        alpha_t, sigma_t = problem.prior.schedule(t)
-        high = self._start(problem) * problem.unit
-        if self.scale == 0 or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
-            return super().start(problem, t)
-        return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None
-
-    def _start(self, problem: Problem) -> float:
-        """The noise level at which the run begins. It must hide the mean colour of a hole, which averages over many
-        pixels."""
-        m = problem.measurement
-        return self._sigma.start * (1.0 if known_entries(m.physics, m.y) is None else HIDDEN)
 
     def estimate(self, step: Step) -> Tensor:
         """``x_hat'``."""
@@ -133,13 +121,13 @@ class CADPS(PosteriorMean):
         w = bound.solve(residual)
         move = bound.move(w, last=not self.complete)
         if self.guard:
-            move = shortened(step, move, w, residual)
+            move = fitted(step, move, w, residual)
         if self.complete:
             move = move + self._derivative(step, bound, w)
         return x_hat + self.scale * move
 
     def _derivative(self, step: Step, bound: Bound, w: Tensor) -> Tensor:
-        """The part of the move that is due to the derivative of ``Sigma_t``, bounded: the quadratic term has no bound
+        """The part of the move that is due to the derivative of ``Sigma_t``, bounded. The quadratic term has no bound
         where a residual is many standard deviations."""
         spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
         move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=self.contraction))
@@ -148,8 +136,8 @@ class CADPS(PosteriorMean):
 
 
 def diagonal() -> CADPS:
-    """The diagonal of the Jacobian at every noise level, with the guard."""
-    return CADPS("diagonal")
+    """The diagonal of the Jacobian below `cmidiff.covariance.Hybrid.switch`, second moments above."""
+    return CADPS(Hybrid(low=Diagonal()))
 
 
 def isotropic() -> CADPS:
@@ -158,8 +146,8 @@ def isotropic() -> CADPS:
 
 
 def exact() -> CADPS:
-    """The Jacobian at every noise level."""
-    return CADPS("exact")
+    """The default with twice as many iterations."""
+    return CADPS(Hybrid(low=Exact(8)))
 
 
 def free_hunch() -> CADPS:
@@ -168,5 +156,5 @@ def free_hunch() -> CADPS:
 
 
 def paper() -> CADPS:
-    """The paper's literal rule: its diagonal, no guard."""
-    return CADPS("diagonal-paper", guard=False)
+    """The paper's literal rule: its diagonal, no guard, the grid of the prior."""
+    return CADPS("diagonal-paper", guard=False, grid="schedule")

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmidiff.solvers.base import Solver, descend
+from cmidiff.solvers.base import descend
+from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
 
 @dataclass(frozen=True)
-class DPS(Solver):
+class DPS(EvenLevels):
     """Diffusion posterior sampling; any differentiable physics.
 
     Args:
@@ -29,11 +30,13 @@ class DPS(Solver):
             ``sigma_t / alpha_t``.
         guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`); the official codes do not.
         through_clip: differentiate the clipped ``x_hat`` as the official code does, instead of the mean.
+        grid: as in `CADPS`; ``schedule`` is the paper's.
     """
 
     scale: Scale = 0.3
     guard: bool = True
     through_clip: bool = False
+    grid: Grid = "even"
 
     def __post_init__(self) -> None:
         checked_scale("DPS", self.scale)

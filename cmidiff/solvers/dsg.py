@@ -1,6 +1,6 @@
-"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data, its length kept.
+"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data and its length is unchanged.
 
-A Gaussian step ends near the sphere of radius ``r = std sqrt(d)`` around the kernel's mean; on it the point of steepest
+A Gaussian step ends near the sphere of radius ``r = std sqrt(d)`` around the kernel's mean. On it the point of steepest
 descent of the residual is ``d* = -r g / |g|``, and
 
     x_s = mean + r m / |m|,    m = d + w (d* - d),    d = std z
@@ -21,7 +21,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.krylov import dot, per_sample
-from cmidiff.solvers.base import Solver, descend, misfit_gradient
+from cmidiff.solvers.base import descend, reach
+from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.step import Carry, Step
 
 OFFICIAL_STEPS = 100  # of the script whose rate is the default
@@ -33,24 +34,26 @@ def unit(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DSG(Solver):
+class DSG(EvenLevels):
     """Spherical Gaussian guidance; any differentiable physics. Needs a sampler with noise (DDIM with ``eta > 0``, or
     ancestral).
 
     Args:
         rate: ``w`` in [0, 1] of a run of 100 steps: 0 is the unconditional sampler, 1 takes ``d*`` alone. A run of
-            ``N`` steps takes ``w sqrt(100 / N)``, at most 1: the radius of a step shrinks as ``1 / sqrt N``, so that
+            ``N`` steps takes ``w sqrt(100 / N)``, at most 1. The radius of a step shrinks as ``1 / sqrt N``, so that
             the sum of the moves is the same. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
-        guard: descend to the noise level in the last step (see `cmidiff.solvers.base.descend`), which has no sphere.
-            The official code does not.
+        guard: turn no further than leads to the noise level (see `cmidiff.solvers.base.reach`), and descend to it in
+            the last step, which has no sphere. The official code does neither.
         through_clip: as in `DPS`.
+        grid: as in `CADPS`; ``schedule`` is the paper's.
     """
 
     rate: float = 0.2
     interval: int = 1
     guard: bool = True
     through_clip: bool = False
+    grid: Grid = "even"
 
     needs_noise: ClassVar[bool] = True
 
@@ -79,8 +82,12 @@ class DSG(Solver):
             return x_s - descend(step, math.inf, guard=True, through_clip=self.through_clip), carry
         if self.rate == 0 or (step.steps - 1 - step.index) % self.interval:
             return x_s, carry
-        r = self.radius(step)
+        r, rate = self.radius(step), self.rate_at(step)
         mean = step.mean(step.x_hat)
-        d_star = -r * unit(misfit_gradient(step, through_clip=self.through_clip))
+        gradient, most = reach(step, through_clip=self.through_clip)
+        if self.guard:
+            share = most * dot(gradient, gradient).sqrt() / (r if isinstance(r, float) else r.flatten())
+            rate = per_sample(share.clamp_max(rate), gradient)
+        d_star = -r * unit(gradient)
         d = x_s - mean
-        return mean + r * unit(d + self.rate_at(step) * (d_star - d)), carry
+        return mean + r * unit(d + rate * (d_star - d)), carry

@@ -12,9 +12,9 @@ last step alone otherwise.
 Chung, Sim, Ryu, Ye, "Improving Diffusion Models for Inverse Problems using Manifold Constraints", 2022,
 https://arxiv.org/abs/2206.00941
 
-The official codes project at the level of ``t`` instead of ``s`` (known pixels keep noise of standard deviation 0.01),
-use an up-sampling in place of the pseudoinverse, and for masks in the DPS repository discard the measurement; another
-projection is passed as ``project``.
+The official codes project at the level of ``t`` instead of ``s`` (known pixels keep noise of standard deviation 0.01).
+They use an up-sampling in place of the pseudoinverse, and for masks in the DPS repository discard the measurement.
+Another projection is passed as ``project``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.solvers.base import Solver, descend
+from cmidiff.solvers.base import descend
+from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
@@ -44,7 +45,7 @@ def project(step: Step, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MCG(Solver):
+class MCG(EvenLevels):
     """Manifold-constrained gradients, for linear physics.
 
     Args:
@@ -53,12 +54,14 @@ class MCG(Solver):
         project: the projection.
         guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`); the official codes do not.
         through_clip: as in `DPS`.
+        grid: as in `CADPS`; ``schedule`` is the paper's.
     """
 
     scale: Scale = 0.3
     project: Projection = project
     guard: bool = True
     through_clip: bool = False
+    grid: Grid = "even"
 
     needs_linear: ClassVar[bool] = True
 

@@ -3,7 +3,7 @@
     grad log p(y | x_t) = J^T A^T (sigma_y^2 I + r_t^2 A A^T)^-1 (y - A x_hat)
 
 It enters as a correction of the denoised image, ``x_hat' = x_hat + w J^T A^T S^-1 (y - A x_hat)``, which the sampler
-then clips and steps with; with ``w = sigma_t^2 / alpha_t`` this is the posterior mean of Tweedie's formula, the same as
+then clips and steps with. With ``w = sigma_t^2 / alpha_t`` this is the posterior mean of Tweedie's formula, the same as
 adding the gradient to the score.
 
 Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
@@ -12,20 +12,22 @@ https://openreview.net/forum?id=9_gsMA8MRKQ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from cmidiff.covariance import Covariance, Isotropic, checked_variance, isotropic_variance, make_covariance
-from cmidiff.solvers.base import Solver, checked_positive, shortened
+from cmidiff.solvers.base import checked_positive, fitted
+from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.step import Carry, Step
 
 Weight = Literal["likelihood", "adaptive", "flow", "additive"]
 
 
 @dataclass(frozen=True)
-class PiGDM(Solver):
+class PiGDM(EvenLevels):
     """Pseudoinverse-guided sampling, for every linear physics and every ``sigma_y >= 0``.
 
     Args:
@@ -40,6 +42,7 @@ class PiGDM(Solver):
             ``weight="likelihood"`` only. The method is then that of `CADPS`.
         guard: with ``weight="likelihood"``, shorten a move that overshoots, as in `CADPS`; the paper has no guard.
         through_clip: evaluate and differentiate the clipped ``x_hat``, as in k-diffusion codes.
+        grid: as in `CADPS`; ``schedule`` is the paper's.
 
     Raises:
         ValueError: an option that has no meaning.
@@ -51,6 +54,7 @@ class PiGDM(Solver):
     covariance: Covariance | str | None = None
     guard: bool = True
     through_clip: bool = False
+    grid: Grid = "even"
 
     needs_linear: ClassVar[bool] = True
 
@@ -64,6 +68,10 @@ class PiGDM(Solver):
                     f"and through_clip, received weight={self.weight!r}"
                 )
             object.__setattr__(self, "covariance", make_covariance(self.covariance, "PiGDM"))
+
+    @property
+    def uses_moments(self) -> bool:
+        return math.isfinite(self.sigma.start)
 
     @property
     def memory(self) -> int:
@@ -95,7 +103,7 @@ class PiGDM(Solver):
             bound = self.sigma.at(step)
             w = bound.solve(residual)
             move = bound.move(w)
-            return step.x_hat.detach() + self.scale * (shortened(step, move, w, residual) if self.guard else move)
+            return step.x_hat.detach() + self.scale * (fitted(step, move, w, residual) if self.guard else move)
         w, r2 = step.covariance_gain, isotropic_variance(step, self.data_variance)
         if self.weight != "likelihood":
             w = w * r2 if self.weight == "adaptive" else step.level_t[0] * r2

@@ -5,16 +5,16 @@ With a second variable ``z`` near ``x``, coupled by ``|x - z|^2 / (2 rho^2)``,
     z   ~ exp( -|y - A z|^2 / (2 sigma_y^2) - |x - z|^2 / (2 rho^2) )     a Gaussian, drawn exactly
     x   ~ p(x_0 | x_0 + rho n = z)                                         the reverse process from the level rho
 
-while ``rho`` falls from level to level. Both are exact up to the steps of the inner reverse process, so that with many
-levels the samples tend to the posterior of the last ``rho``, which tends to the posterior as that ``rho`` falls.
+while ``rho`` falls from level to level. Both are exact up to the steps of the inner reverse process. With many levels
+the samples tend to the posterior of the last ``rho``, which tends to the posterior as that ``rho`` falls.
 
 The inner process is the run's sampler. It must have noise to draw from ``p(x_0 | z)``: the official default, the
 probability flow, maps ``z`` to one point. The official code also starts it at the first level below ``rho`` without
 rescaling; here it starts at ``rho``.
 
-Wu, Sun, Chen, Zhang, Yue, Bouman, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors",
-2024, https://arxiv.org/abs/2405.18782 (PnP-DM); Xu, Chi, "Provably Robust Score-Based Diffusion Posterior Sampling for
-Plug-and-Play Image Reconstruction", 2024, https://arxiv.org/abs/2403.17042 (DPnP)
+Sources: Wu, Sun, Chen, Zhang, Yue, Bouman, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play
+Priors", 2024, https://arxiv.org/abs/2405.18782 (PnP-DM); Xu, Chi, "Provably Robust Score-Based Diffusion Posterior
+Sampling for Plug-and-Play Image Reconstruction", 2024, https://arxiv.org/abs/2403.17042 (DPnP)
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.schedule import karras, pairs
-from cmidiff.solvers.base import END, Solver, last_level, levels
+from cmidiff.solvers.base import Solver
+from cmidiff.solvers.grid import END, last_level, levels
 from cmidiff.step import Carry, Problem, Step
 
 RHO = 7.0  # of Karras' levels
@@ -40,7 +41,7 @@ class PnPDM(Solver):
     Args:
         start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them. None
             for the last one: 0.1, and less where the measurement has less noise (see
-            `cmidiff.solvers.base.last_level`).
+            `cmidiff.solvers.grid.last_level`).
         inner_steps: evaluations of the denoiser for each draw of ``x``.
         inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1]; at most ``rho / 10``.
 

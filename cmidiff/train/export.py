@@ -16,17 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from cmidiff.prior.patch import PatchUNet
+from cmidiff.prior.save import WEIGHTS, write_pipeline
+from cmidiff.schedule import DDPM
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.validate import LevelLoss
-
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def export(network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss]) -> Path:
@@ -66,26 +64,8 @@ def read(folder: Path) -> PatchUNet:
 
 
 def _write_model(network: PatchUNet, folder: Path) -> None:
-    half = nn.Module.half(nn.Module.to(copy.deepcopy(network.unet).cpu(), memory_format=torch.contiguous_format))
-    cast(UNet2DModel, half).save_pretrained(folder / "unet")
-    scheduler = DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-    )
-    scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "patch_size": network.patch_size,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / WEIGHTS).chmod(0o644)
+    half = nn.Module.half(nn.Module.to(copy.deepcopy(network).cpu(), memory_format=torch.contiguous_format))
+    write_pipeline(cast(PatchUNet, half), DDPM.linear(), "v", folder, clip=False)
 
 
 def card(

@@ -13,6 +13,8 @@ CSS = """
 #status [data-testid="status-tracker"], #size [data-testid="status-tracker"] { display: none; }
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; margin: 0; overflow-wrap: anywhere; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
+#paint div { color: var(--body-text-color); }
+button { transition: none !important; }
 @media (min-width: 700px) { #answers { position: sticky; top: 8px; align-self: flex-start; } }
 @media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }
 """

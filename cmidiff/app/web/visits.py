@@ -1,7 +1,8 @@
-"""The visits to the page: what the server keeps of each browser window, and the pool in which its jobs run."""
+"""What the server stores of each browser window, and the pool in which its jobs run."""
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import threading
@@ -19,21 +20,25 @@ BUSY = "Too many runs are waiting already, so nothing was started: try again in 
 
 @dataclass
 class Visit:
-    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``;
-    and whether its last wish was refused.
+    """What the server keeps of one browser window: a folder, a photograph, and the jobs ``result`` and ``samples``.
 
-    Its token is the only way to it; the window keeps the token over a reload.
+    Its token is the only way to it; the window makes the token and keeps it over a reload.
+
+    Attributes:
+        substitute: name of the image that is shown in place of a photograph that browsers do not show.
+        refused: whether the last wish was refused.
     """
 
     folder: Path
     token: str
     photo: Path | None = None
+    substitute: str = ""
     refused: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
 
     def new_folder(self) -> Path:
-        """Return a name that nothing has yet, in the folder of the visit."""
+        """Return an unused name in the folder of the window."""
         return self.folder / secrets.token_hex(8)
 
     def drop(self, *names: str) -> None:
@@ -50,10 +55,10 @@ def _remove(job: Job) -> None:
 
 
 class Visits:
-    """All visits, and the pool in which their jobs run.
+    """All browser windows, and the pool in which their jobs run.
 
     Args:
-        root: the folder in which each visit has one.
+        root: the folder in which each window has one.
         limits: of the jobs.
     """
 
@@ -64,18 +69,19 @@ class Visits:
         threading.Thread(target=self._sweep_often, daemon=True).start()
 
     def open(self, token: object) -> Visit:
-        """Return the visit of a token, or a new one."""
+        """Return the window of a token; a new one without a valid token of 32 hexadecimal digits."""
+        valid = isinstance(token, str) and re.fullmatch("[0-9a-f]{32}", token)
+        name = str(token) if valid else secrets.token_hex(16)
         with self._lock:
-            visit = self._visits.get(token) if isinstance(token, str) else None
-            if visit is None:
-                name = secrets.token_hex(16)  # nobody can guess it
-                visit = self._visits[name] = Visit(self._root / name, name)
-                visit.folder.mkdir(parents=True)
+            if name not in self._visits:
+                self._visits[name] = Visit(self._root / name, name)
+                self._visits[name].folder.mkdir(parents=True, exist_ok=True)
+            visit = self._visits[name]
             visit.used = time.monotonic()
             return visit
 
     def sweep(self) -> None:
-        """Remove the visits that nobody has used for long."""
+        """Remove the windows that were not used for long."""
         with self._lock:
             for old in [visit for visit in self._visits.values() if time.monotonic() - visit.used > KEEP]:
                 self._visits.pop(old.token)
