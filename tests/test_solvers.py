@@ -424,6 +424,19 @@ def test_mcg_with_noise_weighs_the_measurement_against_the_state(schedule, t, s)
     same(taken(MCG(0.8, guard=False), step), theirs)
 
 
+@each_level
+def test_the_guard_of_mcg_takes_no_more_of_the_projection_than_leads_to_the_noise(schedule, t, s):
+    for noise_std in (0.0, 0.3, 100.0):
+        step = a_step(schedule, t, s, noise_std=noise_std)
+        r2, residual = (step.level_s[1] / step.level_s[0]) ** 2, Y - denoised(step)[0] @ MATRIX.mT
+        system = MATRIX @ MATRIX.mT + noise_std**2 / r2 * torch.eye(M, dtype=F64)
+        pulled = torch.linalg.solve(system, residual.mT).mT @ MATRIX @ MATRIX.mT
+        part = to_length(pulled, residual, noise_std * math.sqrt(M)).clamp_max(1.0)
+        literal, move = MCG(1e-9, guard=False), taken(DPS(1e-9), step)
+        same(taken(MCG(1e-9), step), move + part * (taken(literal, step) - move), 1e-6)
+        assert bool((part == 0).all()) == (noise_std == 100.0)
+
+
 def test_mcg_takes_another_projection():
     step = a_step()
     same(taken(MCG(0.0, lambda step, x: 2 * x), step), 2 * posterior_kernel(step, denoised(step)[0]))

@@ -25,7 +25,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cmidiff.solvers.base import descend
+from cmidiff.krylov import per_sample
+from cmidiff.solvers.base import descend, length_to_noise
 from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
 from cmidiff.step import Carry, Step
@@ -44,6 +45,16 @@ def project(step: Step, x: Tensor) -> Tensor:
     return x + r2 * measurement.solve(alpha_s * measurement.y + measurement.A(sigma_s * n - x), r2)
 
 
+def share(step: Step) -> Tensor:
+    """The part of the projection after which ``y - A x_hat`` is as large as the noise, at most 1, broadcastable over
+    ``x_t``. The whole projection weighs ``y`` anew at every step, as if its noise were another one each time: the more
+    steps, the more of that noise is in the result."""
+    measurement, r2 = step.measurement, (step.level_s[1] / step.level_s[0]) ** 2
+    residual = measurement.residual(step.x_hat.detach())
+    projected = r2 * measurement.A(measurement.solve(residual, r2))
+    return per_sample(length_to_noise(measurement, projected, residual).clamp(0.0, 1.0), step.x_t)
+
+
 @dataclass(frozen=True)
 class MCG(EvenLevels):
     """Manifold-constrained gradients, for linear physics.
@@ -52,7 +63,8 @@ class MCG(EvenLevels):
         scale: zeta >= 0 of the gradient step for a run of 1000 steps, as in `DPS` (the official inpainting code takes
             1). With 0 only the projection is left.
         project: the projection.
-        guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`); the official codes do not.
+        guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`), and take no more of the
+            projection than leads to the noise (see `share`); the official codes do neither.
         through_clip: as in `DPS`.
         grid: as in `CADPS`; ``schedule`` is the paper's.
     """
@@ -76,4 +88,7 @@ class MCG(EvenLevels):
         x_s, carry = step.advance(carry)
         if self.needs_graph:
             x_s = x_s - descend(step, scale_at(self.scale, step), guard=self.guard, through_clip=self.through_clip)
-        return step.through(lambda x: self.project(step, x), x_s), carry
+        if not self.guard or not self.needs_graph or step.last:
+            return step.through(lambda x: self.project(step, x), x_s), carry
+        part = share(step)
+        return step.through(lambda x: x + part * (self.project(step, x) - x), x_s), carry
