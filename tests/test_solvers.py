@@ -623,7 +623,7 @@ def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measure
 def test_draws_of_the_gaussian_posterior_make_exact_samples_in_any_number_of_steps():
     """``spread``, on Gaussian data; the last step takes the mean, and the level of that is all that is lost."""
     prior, cov = in_the_dct_domain(VP())
-    count, solver = 4000, CADPS(Moments(tolerance=1e-8), spread=True)
+    count, solver = 4000, CADPS(Moments(tolerance=1e-8), spread=1.0)
     problem = problem_of(prior, measured(MATRIX, Y[:1].expand(count, M), NOISE), draws=Bulk(3))
     mean, theirs = gaussian_posterior(prior.means[0], cov, MATRIX, Y[0], NOISE)
     axes, values = torch.linalg.eigh(theirs)[1], torch.linalg.eigvalsh(theirs)
