@@ -1,7 +1,8 @@
 """cmidiff: posterior sampling with diffusion priors and conditional mutual information.
 
-A measurement ``y`` of a physics is explained by a prior; a guidance pulls each step of the one sampling loop towards
-``y``, information (CMI) corrects it, and a restoration comes out. The names below are loaded when they are first used.
+A measurement ``y`` of a physics is explained by a prior. A guidance pulls each step of the one sampling loop towards
+``y``, information (CMI) corrects it, and the result is a restoration. The names below are loaded when they are first
+used.
 """
 
 from __future__ import annotations

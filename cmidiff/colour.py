@@ -1,8 +1,8 @@
 """Colour profiles of image files (ICC.1): any profile to sRGB.
 
 A profile of three primaries and tone curves (or of one gray curve) is applied in floating point, so that sixteen bits
-keep their precision: linear light ``l = curve(v)``, then ``v' = encode(M_sRGB^-1 M l)`` with the columns of ``M`` the
-primaries under D50. All other profiles (tables, CMYK) go through LittleCMS with eight bits.
+keep their precision. The formulas are linear light ``l = curve(v)``, then ``v' = encode(M_sRGB^-1 M l)`` with the
+columns of ``M`` the primaries under D50. All other profiles (tables, CMYK) go through LittleCMS with eight bits.
 """
 
 from __future__ import annotations

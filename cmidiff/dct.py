@@ -1,8 +1,8 @@
 """The orthonormal discrete cosine transform (DCT-II) over all axes of a signal.
 
-It diagonalises, nearly, the covariance of natural images: their statistics hardly depend on the place, and unlike the
-Fourier transform it does not join opposite borders (Ahmed, Natarajan, Rao, "Discrete Cosine Transform", 1974). Over the
-three colour channels it is close to the luminance and two opponent colours.
+It nearly diagonalises the covariance of natural images, whose statistics hardly depend on the place. Unlike the Fourier
+transform, it does not join opposite borders (Ahmed, Natarajan, Rao, "Discrete Cosine Transform", 1974). Over the three
+colour channels it is close to the luminance and two opponent colours.
 """
 
 from __future__ import annotations

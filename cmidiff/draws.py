@@ -1,10 +1,10 @@
 """Random numbers that depend on (seed, sample, stream, step, inner index) and on nothing else.
 
-Each number is a function of these five and of its place in the tensor: no sample depends on the batch in which it is
-computed, on the order of the work, or on whether another part of the method (CMI's probes, say) draws anything. The
-function is Philox 4x32-10, which maps a key of two 32-bit words and a counter of four to four random words, followed by
-the transform of Box and Muller. It uses integer operations on the device of the run. The words are the same on every
-device; the normal numbers agree up to the rounding of its logarithm, sine and cosine.
+Each number is a function of these five and of its place in the tensor. No sample depends on the batch in which it is
+computed or on the order of the work. Nor does it depend on whether another part of the method (CMI's probes, say) draws
+anything. The function is Philox 4x32-10, which maps a key of two 32-bit words and a counter of four to four random
+words. It is followed by the transform of Box and Muller. It uses integer operations on the device of the run. The words
+are the same on every device; the normal numbers agree up to the rounding of its logarithm, sine and cosine.
 
 Sources: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011,
 https://doi.org/10.1145/2063384.2063405; Box, Muller, "A note on the generation of random normal deviates", 1958.
@@ -48,7 +48,7 @@ class Draws(Protocol):
 class SeededDraws:
     """One (seed, sample) for each row of the batch.
 
-    The numbers are single-precision, whatever torch's defaults and the type of the run are.
+    The numbers are single-precision for all defaults of torch and types of the run.
     """
 
     rows: Sequence[tuple[int | str, int]]

@@ -57,8 +57,8 @@ def check_outputs(
         overwrite: whether other files may be replaced, too.
 
     Raises:
-        ValueError: an output is an input (by any path, symbolic or hard link), is a folder, exists, was not written by
-            this command and ``overwrite`` is off, or lies in a folder that cannot be made or written.
+        ValueError: an output is an input (by any path, symbolic or hard link), is a folder, or lies where nothing can
+            be written. Without ``overwrite``, also if it exists and was not written by this command.
     """
     outputs = list(outputs)
     read = [path for path in inputs if path is not None]

@@ -2,13 +2,13 @@
 
 Images outside are in ``value_range``, [0, 1] by default, and ``noise_std`` in its units; inside, in the prior's own
 range. The map between them is affine, so for a linear physics the measurement ``y = A x + n`` becomes ``y' = A x' +
-n'`` with ``y' = (y - A offset) / gain`` and noise ``noise_std / gain``: the stated sigma is the real sigma. A physics
+n'`` with ``y' = (y - A offset) / gain`` and noise ``noise_std / gain``. The stated sigma is the real sigma. A physics
 that is not linear is composed with the map.
 
 The noise of photons, ``y = g Poisson(A x / g)``, has the variance ``g A x``, which ``y`` itself estimates. Inside,
-``y`` and ``A`` are divided by its square root, entry by entry, so that one noise level is left: the weights of DPS for
-Poisson noise (Chung et al. 2023, https://arxiv.org/abs/2209.14687). Two approximations: a Gaussian for the Poisson law,
-and ``max(y, g)`` for its mean, so that no entry's noise is less than that of one photon.
+``y`` and ``A`` are divided by its square root, entry by entry, so that one noise level is left. These are the weights
+of DPS for Poisson noise (Chung et al. 2023, https://arxiv.org/abs/2209.14687). Two approximations: a Gaussian for the
+Poisson law, and ``max(y, g)`` for its mean, so that no entry's noise is less than that of one photon.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cmidiff.measurement import Measurement
 from cmidiff.physics import known_entries, noise_of
+from cmidiff.physics.parts import split
 from cmidiff.prior.base import Denoiser
 
 
@@ -85,10 +86,13 @@ def take(
         )
     seeds = _seeds(seed, len(y))
     image = _image_shape(y, physics)
+    _check_type(y, physics, image)
     canvas = _canvas(image, prior)
     gain, offset = _affine(value_range, prior)
     exact = _exact(y, physics, noise_std)
     y, std, weight = _white(y, physics, noise_std, value_range)
+    if y.is_complex():
+        y, physics, std = torch.view_as_real(y), split(physics), std / math.sqrt(2)
     inside, affine = _inside(y, physics, image, gain, offset)
     inside = inside if weight is None else weight * inside
     state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
@@ -131,10 +135,9 @@ def _seen(value: object) -> str:
 def _white(
     y: Tensor, physics: Physics, noise_std: float | None, value_range: tuple[float, float] | None
 ) -> tuple[Tensor, float, Tensor | None]:
-    """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number.
-
-    Weights are 1 where ``A x`` is the middle of the range, for all images alike: the scales of DPS, MCG and DSG mean
-    what they mean with Gaussian noise, and no image's result depends on another.
+    """``y`` in units of ``A x``, the standard deviation of its noise, and the weights that make it one number. Weights
+    are 1 where ``A x`` is the middle of the range, for all images alike. The scales of DPS, MCG and DSG mean what they
+    mean with Gaussian noise. No image's result depends on another.
     """
     noise = noise_of(physics) if noise_std is None else None
     if noise is None or not bool((noise.gain > 0).any()):
@@ -191,6 +194,12 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _check_type(y: Tensor, physics: Physics, image: tuple[int, ...]) -> None:
+    predicted = physics.A(torch.zeros(len(y), *image, dtype=y.real.dtype, device=y.device))
+    if predicted.is_complex() != y.is_complex():
+        raise ValueError(f"y is of {y.dtype} and A(x) of {predicted.dtype}: both must be real, or both complex")
+
+
 def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:
     if prior.channels is None:
         return image
@@ -205,7 +214,7 @@ def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:
 
 
 def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[float, float]:
-    """``(gain, offset)`` with image at the door = gain x + offset."""
+    """``(gain, offset)`` with the user's image = gain x + offset."""
     if value_range is None or prior.value_range is None:
         return 1.0, 0.0
     (low, high), (inner_low, inner_high) = value_range, prior.value_range

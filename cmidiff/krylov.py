@@ -1,7 +1,7 @@
 """Batched Krylov methods: every sample is a linear system of its own.
 
-An operator maps (B, ...) to (B, ...) and acts on each sample alone; scalars of the iteration are kept per sample, and a
-sample that has converged or broken down is frozen, so that no sample's result depends on its neighbours in the batch.
+An operator maps (B, ...) to (B, ...) and acts on each sample alone. Scalars of the iteration are per sample, and a
+sample that has converged or broken down is frozen. Therefore no sample's result depends on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def conjugate_gradient(
         iterations: at most this many products.
         tolerance: a sample stops when ``|b - S x| <= tolerance |b|``; None: `tight`. A loose one makes the number of
             iterations, and with it the result, depend on how the batch rounds.
-        curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``: the operator is
+        curvature: a sample also stops, keeping its last iterate, when ``p^T S p <= curvature |p|^2``. The operator is
             not the positive matrix it should be in that direction (a network's Jacobian need be neither symmetric nor
             positive).
         precondition: ``r -> P r``, a symmetric positive approximation of ``S^-1``.
@@ -171,7 +171,8 @@ def lanczos(operator: Operator, z: Tensor, iterations: int) -> tuple[Tensor, Ten
 
 
 def lanczos_apply(operator: Operator, z: Tensor, f: Callable[[Tensor], Tensor], iterations: int) -> Tensor:
-    """``f(S) z`` for a symmetric ``S``, per sample; ``f`` acts on eigenvalues, which are kept positive."""
+    """``f(S) z`` for a symmetric ``S``, per sample; ``f`` acts on eigenvalues, which are bounded below by a positive
+    number."""
     m = z[0].numel()
     basis, values, vectors = lanczos(operator, z, min(iterations, m))
     first = vectors[:, 0, :]

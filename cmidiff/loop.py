@@ -55,7 +55,7 @@ def sample(
     """Run a solver and yield a `Trace` after each step; the last ``x_s`` is the restoration.
 
     Args:
-        problem: prior, measurement, sampler and draws; or several of them, whose rows are the parts of one run: each
+        problem: prior, measurement, sampler and draws, or several of them, whose rows are the parts of one run. Each
             step is taken by one part after the other, and then by all rows together where the solver asks for it.
         solver: how ``y`` is used.
         times: without the schedule's end; a time that is noisier than the one before it renews the noise.
@@ -220,8 +220,8 @@ def _needs_graph(step: Step, solver: Solver, cmi: CMI | None) -> bool:
 
 
 def _limit(problem: Problem, x: Tensor) -> Tensor:
-    """Largest absolute value of a state that has not diverged, shape (B,): relative to the range of the images, or to
-    the first state and the variance of the prior where no range is known."""
+    """Largest absolute value of a state that has not diverged, shape (B,). It is relative to the range of the images,
+    or to the first state and the variance of the prior where no range is known."""
     if problem.clip is not None:
         return torch.full_like(x.flatten(1)[:, 0], LIMIT * max(map(abs, problem.clip)))
     return LIMIT * x.flatten(1).abs().amax(1).clamp_min(math.sqrt(problem.prior.variance))

@@ -1,15 +1,15 @@
 """What a guidance needs to know of the measurement: ``y = A(x_0) + n``, ``n ~ N(0, sigma_y^2 I)``, in the prior's own
 units.
 
-The physics speaks of images at the door (say, grayscale photographs of 250 x 187 pixels in [0, 1]); the prior of its
-own canvas (three channels, sides divisible by 8, [-1, 1]). `Measurement` is the bridge. With ``P`` the map from canvas
-to image (crop, then the mean of the channels where the physics has one and the prior three) and ``x01 = gain x +
-offset``, the affine part of a linear physics moves into ``y``, so that all solvers see a linear ``A P`` and one noise
+The physics acts on the user's images (say, grayscale photographs of 250 x 187 pixels in [0, 1]). The prior acts on its
+own canvas (three channels, sides divisible by 8, [-1, 1]). `Measurement` is the bridge. ``P`` is the map from canvas to
+image: crop, then the mean of the channels where the physics has one and the prior three. With ``x01 = gain x +
+offset``, the affine part of a linear physics moves into ``y``. All solvers then see a linear ``A P`` and one noise
 level. ``P P^T = c I`` with ``c = 1`` or ``1/3``: spectra of ``A`` serve ``A P`` too. A non-linear physics is composed
 with the affine map instead, ``A'(x) = A(gain P x + offset) / gain``, which is the same up to a constant where ``A`` is
 linear.
 
-Noise whose variance differs from entry to entry (photons) is whitened: ``y`` and ``A`` are both multiplied by
+Noise whose variance differs from entry to entry (photons) is whitened. ``y`` and ``A`` are both multiplied by
 ``weight``, after which ``sigma_y`` is one number again.
 
 A latent prior has states ``z`` and a decoder ``D``: its measurement is ``A(D(z))``, which is not linear. What needs a
@@ -165,10 +165,10 @@ class Measurement:
             return torch.autograd.grad(self.A(x), x, e)[0]
 
     def linearised(self, x_hat: Tensor) -> Measurement:
-        """The linear measurement that this one is near ``x_hat``: ``A = dA/dx`` there, the noise the same, and ``y``
-        such that the residual at ``x_hat`` is that of this one, ``y - A(x_hat) + A x_hat``.
+        """The linear measurement that this one is near ``x_hat``. ``A`` is ``dA/dx`` there, the noise is the same, and
+        ``y`` is such that the residual at ``x_hat`` is that of this one, ``y - A(x_hat) + A x_hat``.
 
-        What needs a linear operator takes it in place of ``step.measurement``: `A`, `At`, `solve` and `whiten` are
+        What needs a linear operator takes it in place of ``step.measurement``. `A`, `At`, `solve` and `whiten` are
         Jacobian products (``A x`` and ``A^T e`` one backward pass each, through a graph that is made once). Rows of
         their arguments belong to the rows of ``x_hat``. A linear measurement is returned as it is.
 
@@ -197,7 +197,7 @@ class Measurement:
 
     def _through(self, decoder: Decoder, z: Tensor) -> Measurement:
         """`linearised` with a decoder: that of the image at ``D(z)``, times the Jacobian ``dD/dz``: forward products
-        are forward-mode derivatives, which keep no graph; adjoint products are backward passes of one graph."""
+        are forward-mode derivatives, which keep no graph. Adjoint products are backward passes of one graph."""
         with torch.enable_grad():
             z = z.requires_grad_()
             image = decoder.decode(z)

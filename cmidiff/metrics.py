@@ -4,10 +4,10 @@ Images are in [0, 1] and every function returns one number per image, ``(B,)``, 
 lies outside of [0, 1] is clipped first in PSNR, SSIM and LPIPS, as it would be when the image is saved.
 
 Uncertainty. If the ``K`` samples and the truth are drawn from the same posterior, all ``K + 1`` values of a pixel are
-exchangeable, so the truth lies between the ``j``-th smallest and the ``j``-th largest sample with probability exactly
-``(K + 1 - 2 j) / (K + 1)``, whatever the distribution: no quantile has to be estimated. ``calibration`` compares these
-levels with what happens. ``crps`` is the score that the true posterior minimises: the error of single samples rewards
-those that spread too little, this one does not.
+exchangeable. The truth then lies between the ``j``-th smallest and the ``j``-th largest sample with probability
+``(K + 1 - 2 j) / (K + 1)``. This holds for every distribution, and no quantile has to be estimated. ``calibration``
+compares these levels with what happens. ``crps`` is the score that the true posterior minimises: the error of single
+samples rewards those that spread too little, this one does not.
 """
 
 from pathlib import Path

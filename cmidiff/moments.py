@@ -2,11 +2,11 @@
 
     x_0 ~ N(mu, Q^T diag(lambda) Q),    Q the orthonormal DCT over channels, height and width
 
-``lambda`` is the mean squared coefficient. The table is measured at one size and serves every other: an orthonormal
+``lambda`` is the mean squared coefficient. The table is measured at one size and serves every other. An orthonormal
 coefficient at a given frequency has the same variance at every size, the power spectral density there. It is near to a
-power law of the radial frequency, the law of photographs (Field, 1987, https://doi.org/10.1364/JOSAA.4.002379): the
-law, fitted to the table, is extended to the frequencies of the wanted size, and what the table adds to it is
-interpolated in the logarithms of the two frequencies, constant beyond the table.
+power law of the radial frequency, the law of photographs (Field, 1987, https://doi.org/10.1364/JOSAA.4.002379). The
+law, fitted to the table, is extended to the frequencies of the wanted size. What the table adds to it is interpolated
+in the logarithms of the two frequencies, and constant beyond the table.
 """
 
 from __future__ import annotations
@@ -99,9 +99,13 @@ class SecondMoments:
             variances = 0.5 * (variances + variances.mT)
         return cls(mean, variances.clamp_min(SMALLEST * float(variances.max())))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds: the mean, and the logarithms of the variances in single precision."""
+        return {"mean": self.mean.float(), "log_variances": self.variances.log().float()}
+
     def save(self, path: Path) -> None:
-        """Write a safetensors file: the mean, and the logarithms of the variances in single precision."""
-        save_file({"mean": self.mean.float(), "log_variances": self.variances.log().float()}, path)
+        """Write a safetensors file."""
+        save_file(self.tensors(), path)
 
     @classmethod
     def load(cls, path: Path) -> SecondMoments:

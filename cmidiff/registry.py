@@ -3,7 +3,7 @@
 A name means the same everywhere: in `cmidiff.restore`, at the command line, in evaluations and presets, on the web
 page. Another package adds names by entry points of the group `cmidiff.solvers`, `cmidiff.samplers`,
 `cmidiff.covariances`, `cmidiff.tasks` or `cmidiff.priors`. What an entry point refers to is called without arguments
-and returns the solver, sampler, covariance or prior; a task is called with the shape of the images and its parameters,
+and returns the solver, sampler, covariance or prior. A task is called with the shape of the images and its parameters,
 as those of `cmidiff.physics` are. Nothing is imported before it is used.
 """
 
@@ -194,8 +194,8 @@ def _spelled(name: str, value: Any) -> Any:
 
 
 def describe(thing: object) -> dict[str, Any]:
-    """The fields of a solver, a sampler or CMI as JSON holds them, alike in every process: functions by their name,
-    nested objects with the name of their class."""
+    """The fields of a solver, a sampler or CMI as JSON holds them, alike in every process. Functions are stored by
+    their name, nested objects with the name of their class."""
 
     def plain(value: object) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -62,8 +62,9 @@ def restore(
         prior: the denoiser, or its name for `load_prior`.
         solver: how the measurement is used: an object, a class or a name of `cmidiff.registry.SOLVERS`.
         cmi: the CMI correction of the samples; True for `CMI()`.
-        noise_std: sigma_y, in units of ``value_range``; by default that of ``physics.noise_model``, which may also be
-            deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light.
+        noise_std: sigma_y, in units of ``value_range``. By default that of ``physics.noise_model``, which may also be
+            deepinv's ``PoissonNoise`` or ``PoissonGaussianNoise`` for images that are 0 where there is no light. For a
+            complex ``y`` it is that of the whole number, and each part has half of the variance, as in deepinv.
         sampler: reverse process of the samples: an object, a class or a name; by default that of the solver, which is
             `Ancestral` for most.
         steps: sampling steps; by default those of the solver.
@@ -71,10 +72,10 @@ def restore(
             particles.
         first_sample: index of the first one: sample k of a seed is the same however samples are grouped into calls.
         seed: of all random numbers, or one for each measurement. With one seed, the noise of image i of the batch
-            depends on the seed and on i; with several, image i depends on ``seed[i]`` alone.
+            depends on the seed and on i. With several, image i depends on ``seed[i]`` alone.
         value_range: range of the images behind ``y``; None: ``y`` and the result are in the prior's own units.
-        tile: side of overlapping tiles in which the prior sees the image (see `cmidiff.prior.tiles.Tiled`); None: the
-            image as a whole; ``auto``: tiles where the image is far larger than those that the prior was trained on.
+        tile: side of overlapping tiles in which the prior sees the image (see `cmidiff.prior.tiles.Tiled`). None: the
+            image as a whole. ``auto``: tiles where the image is far larger than those that the prior was trained on.
         batch_size: at most this many images or samples are computed at once, which bounds the memory; None: all images,
             or all samples of one image. Results do not depend on it.
         callback: called after each step.
@@ -254,8 +255,8 @@ class _Run:
             ) from error
 
     def groups(self, samples: Sequence[int], together: bool = False) -> list[list[tuple[int, int]]]:
-        """Rows, image and sample, that are computed at once: samples of one image, or one sample of several images (a
-        physics may hold a parameter for each image). Of samples that interact there may be many: a group then holds no
+        """Rows, image and sample, that are computed at once: samples of one image, or one sample of several images. A
+        physics may hold a parameter for each image. Of samples that interact there may be many: a group then holds no
         more numbers than `SMALL`."""
         if self.batch > 1:
             size = self.batch_size or self.batch

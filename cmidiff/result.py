@@ -1,4 +1,4 @@
-"""What comes out: the best estimate, samples of the posterior, and how each of them ended."""
+"""The result of a restoration: the best estimate, samples of the posterior, and how each of them ended."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Restoration:
         samples: shape (B, K, C, H, W), likewise; K may be 0. A diverged sample is its last finite estimate.
         status: ``status[b][k]`` of the samples.
         estimate_status: of the estimates; where they are the mean of samples, that of the worst sample.
-        stats: per step of the samples, shape (steps, B, K): ``misfit`` in units of sigma, ``guidance`` and ``cmi``
-            (norms of the moves, in the prior's units), ``residual`` of the linear solves (relative).
+        stats: per step of the samples, shape (steps, B, K). ``misfit`` is in units of sigma. ``guidance`` and ``cmi``
+            are norms of the moves, in the prior's units. ``residual`` is that of the linear solves (relative).
     """
 
     estimate: Tensor

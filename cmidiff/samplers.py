@@ -47,7 +47,7 @@ class Ancestral(_Memoryless):
 
     Args:
         variance: ``small`` (that of ``p(x_s | x_t, x_0)``), ``large`` (``beta_t``), ``learned`` (between them in the
-            logarithm, by the network's head), or ``auto``: learned if the network has a head, else small.
+            logarithm, by the network's head). ``auto``: learned if the network has a head, else small.
 
     Raises:
         ValueError: an unknown variance.
@@ -176,7 +176,7 @@ class DPMSolver(_Memoryless):
         return Ancestral("small").std(step) if self.sde else 0.0
 
     def advance(self, step: Step, estimate: Estimate, carry: Carry) -> tuple[Tensor, Carry]:
-        """Step; ``carry`` is the last denoised image, its ``lambda``, and the time that it led to: after a step back in
+        """Step. ``carry`` is the last denoised image, its ``lambda``, and the time that it led to. After a step back in
         time, which the sampler does not take, the state is another one, and nothing is extrapolated."""
         now, lambda_t = step.clipped(estimate(step).detach()), -math.log(step.ratio)
         x_hat = now

@@ -4,11 +4,11 @@ Every prior of this library is trained on the perturbation kernel
 
     x_t = alpha_t x_0 + sigma_t z,    z ~ N(0, I),
 
-and a schedule is nothing but the two numbers at a time ``t``. Samplers, guidances and the information estimators are
+and a schedule is the two numbers at a time ``t``. Samplers, guidances and the information estimators are
 written in ``alpha_t`` and ``sigma_t`` alone, so that one formula serves variance-preserving (DDPM), variance-exploding
 (EDM) and flow priors. The levels are Python floats (float64): a coefficient is rounded once, when it meets a tensor.
 
-``t`` is the time that the network is told; ``ratio = sigma_t / alpha_t`` is the noise level that all schedules share.
+``t`` is the time that the network takes; ``ratio = sigma_t / alpha_t`` is the noise level that all schedules share.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class DDPM:
         return float(np.interp(math.log1p(ratio**2), -log_abar, np.arange(-1.0, self.levels)))
 
     def grid(self, steps: int) -> list[float]:
-        """The guided-diffusion rule: both ends kept, a constant fractional stride, each time rounded (half to even)."""
+        """The guided-diffusion rule: both ends, a constant fractional stride, each time rounded (half to even)."""
         if checked_steps(steps, self.levels) == 1:
             return [self.levels - 1.0]
         stride, at, times = (self.levels - 1) / (steps - 1), 0.0, []

@@ -50,8 +50,8 @@ def list_sources(images: Path, *, offset: int = 0, limit: int | None = None) -> 
         limit: how many to take then; None for all.
 
     Raises:
-        ValueError: neither a folder nor an archive, no image in it, fewer than asked for, two images of one name, or a
-            name that leaves the archive.
+        ValueError: neither a folder nor an archive, too few images in it, two images of one name, or a name that leaves
+            the archive.
     """
     found = sorted(_find(images), key=lambda source: source.name)
     if not found:

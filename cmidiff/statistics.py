@@ -10,9 +10,10 @@ t with ``n - 1`` degrees of freedom,
     corrected p  Holm: of the m values p_(1) <= ... <= p_(m), the k-th becomes max over j <= k of (m + 1 - j) p_(j)
 
 The t interval is of the mean, exact for normal values; the test is on ranks, so that no single outlier decides.
-Student, The Probable Error of a Mean, 1908, https://doi.org/10.1093/biomet/6.1.1; Wilcoxon, Individual Comparisons by
-Ranking Methods, 1945, https://doi.org/10.2307/3001968; Holm, A Simple Sequentially Rejective Multiple Test Procedure,
-1979, https://www.jstor.org/stable/4615733.
+
+Sources: Student, "The Probable Error of a Mean", 1908, https://doi.org/10.1093/biomet/6.1.1; Wilcoxon, "Individual
+Comparisons by Ranking Methods", 1945, https://doi.org/10.2307/3001968; Holm, "A Simple Sequentially Rejective Multiple
+Test Procedure", 1979, https://www.jstor.org/stable/4615733
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Every reverse sampler of this library is linear in the state and the denoised im
     x_s = a x_t + b x_hat' + std z,    z ~ N(0, I),
 
 with ``(a, b, std)`` from the sampler and the levels at ``t`` and ``s``. A solver replaces ``x_hat`` by its estimate of
-``E[x_0 | x_t, y]``, and CMI adds its correction to that estimate, so that both reach every sampler in the same way.
+``E[x_0 | x_t, y]``, and CMI adds its correction to that estimate. Both therefore reach every sampler in the same way.
 Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the gradient of any log-density moves ``x_hat`` by ``sigma_t^2 /
 alpha_t`` times itself (`Step.covariance_gain`).
 
@@ -88,7 +88,7 @@ class Problem:
     def least_squares(self) -> Tensor:
         """A state that explains ``y``, of zero mean and the variance of the prior where nothing was measured.
 
-        With a decoder it is the encoded image, which is grey where nothing was measured; zero without an encoder, or
+        With a decoder it is the encoded image, which is grey where nothing was measured. Zero without an encoder, or
         for a physics that is not linear.
         """
         measurement, decoder, z = self.measurement.of_image, self.prior.decoder, self.like()
@@ -356,7 +356,7 @@ class Step:
         return self.coefficients[1] * self.covariance_gain
 
     def clipped(self, x_hat: Tensor) -> Tensor:
-        """``x_hat`` in the clip range; a graph is kept, with zero gradient where it clips."""
+        """``x_hat`` in the clip range; the graph remains, with zero gradient where it clips."""
         if self.problem.clip is None:
             return x_hat
         with torch.enable_grad():

@@ -3,9 +3,9 @@
     S^-1/2 = (2 / pi) int_-inf^inf e^u (e^2u I + S)^-1 du
 
 The integrand is analytic in the strip ``|Im u| < pi / 2`` and falls off exponentially, so the trapezoidal rule with
-step ``h`` errs by ``exp(-pi^2 / h)``. All its shifted systems share one Krylov space: conjugate gradients on ``S``
-solve them together, one product of ``S`` an iteration, whatever the number of shifts, until the slowest has converged.
-No basis is kept, so the size of the signal does not limit the iterations.
+step ``h`` errs by ``exp(-pi^2 / h)``. All its shifted systems share one Krylov space. Conjugate gradients on ``S``
+solve them together, with one product of ``S`` an iteration for any number of shifts, until the slowest has converged.
+No basis is stored, so the size of the signal does not limit the iterations.
 
 Sources: Hale, Higham, Trefethen, "Computing A^alpha, log(A), and Related Matrix Functions by Contour Integrals", 2008,
 https://doi.org/10.1137/070700607; Jegerlehner, "Krylov space solvers for shifted linear systems", 1996,
@@ -31,7 +31,7 @@ def inverse_root(operator: Operator, b: Tensor, least: float, *, iterations: int
     Args:
         operator: ``v -> S v``, shape (B, ...).
         b: shape (B, ...), in the range of ``S`` where that is singular.
-        least: a lower bound of the eigenvalues that ``b`` meets, or 0 where none is known; then those below the
+        least: a lower bound of the eigenvalues that ``b`` meets, or 0 where none is known. Then those below the
             rounding error of the largest are not resolved.
         iterations: at most this many products.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import math
 import os
 import re
@@ -203,11 +204,16 @@ def test_a_tuned_preset_is_a_solver(tmp_path: Path, images: Path) -> None:
     save_preset(tmp_path / "dps.toml", Preset(DPS(6.5), CMI(-0.25, every=2), DDIM(1.0), 4))
     text = 'steps = 4\n[[tasks]]\ntask = "denoise"\n[[solvers]]\nsolver = "dps"\npreset = "dps.toml"\n'
     config = load(written(tmp_path, text))
+    before = resolve(config)
+    save_preset(tmp_path / "dps.toml", Preset(DPS(9.0), CMI(-0.5), DDIM(0.5), 4))
+    assert resolve(config) == before, "an edit during the run changes nothing"
     base, corrected = (setup(config, c) for c in list_cells(config))
     assert base == (DPS(6.5), None, DDIM(1.0))
     assert corrected == (DPS(6.5), CMI(-0.25, every=2), DDIM(1.0))
     with pytest.raises(ValueError, match="at 4 steps, the run takes DPS at \\[5\\]"):
-        resolve(override(load(written(tmp_path, text)), {"steps": (5,)}))
+        resolve(override(config, {"steps": (5,)}))
+    with pytest.raises(ValueError, match="preset must be a path"):
+        load(written(tmp_path, text.replace('"dps.toml"', "3")))
 
 
 def test_the_paper_s_table() -> None:
@@ -440,6 +446,19 @@ def test_another_configuration_is_refused_with_the_difference(images: Path, tmp_
     assert contents(tmp_path / "run") == before
 
 
+def test_another_version_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the run says of itself stays."""
+    config = benchmark(images)
+    filled(config, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.1" if name == "deepinv" else version(name))
+    for extend in (False, True):
+        with pytest.raises(RunError, match=rf"deepinv: version {version('deepinv')} -> 99.1"):
+            filled(config, tmp_path / "run", extend=extend)
+    assert contents(tmp_path / "run") == before
+
+
 def test_a_run_can_grow(images: Path, tmp_path: Path) -> None:
     small, large = (
         benchmark(images, limit=2, solvers=["dps"], eta=(0.1,)),
@@ -555,7 +574,7 @@ def test_a_full_disk_keeps_what_is_finished(images: Path, tmp_path: Path, monkey
         write(path, data, command)
 
     monkeypatch.setattr(files, "write", full)
-    with pytest.raises(Unwritable, match=r"the disk is full\. What is finished is kept"):
+    with pytest.raises(Unwritable, match=r"the disk is full\. Finished units remain"):
         filled(config, tmp_path / "run")
     with Results(tmp_path / "run") as results:
         assert 0 < results.counts()["ok"] < 24

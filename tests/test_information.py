@@ -4,7 +4,7 @@ import functools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ from cmidiff.covariance import Exact, Isotropic
 from cmidiff.covariance.isotropic import BoundIsotropic
 from cmidiff.information import CMI, Contraction, Estimator, contract, estimate, exact, gradient, gradient_at, value_at
 from cmidiff.loop import sample
-from cmidiff.measurement import Measurement
 from cmidiff.physics import inpaint_random, measured_count
 from cmidiff.prior import GaussianMixture, NetworkPrior
 from cmidiff.samplers import DDIM, Ancestral, ProbabilityFlow, Renoise
@@ -535,36 +534,3 @@ def test_a_nonlinear_physics_is_linearised_at_x_hat():
     cmi = CMI(0.3, covariance="exact")
     torch.testing.assert_close(moved(cmi, step), moved(cmi, linear), rtol=1e-6, atol=1e-8)
     assert cmi(step).measurement is step.measurement
-
-
-# complex measurements
-
-
-def complex_and_real() -> tuple[Measurement, Measurement]:
-    """The same linear map to complex numbers, and to their real and imaginary parts."""
-    matrix = torch.complex(randn(4, D, seed=51), randn(4, D, seed=52)) / 3
-    y = torch.complex(randn(1, 4, seed=53), randn(1, 4, seed=54))
-    physics = LinearPhysics(
-        A=lambda x: x.to(matrix.dtype) @ matrix.mT, A_adjoint=lambda v: (v @ matrix.conj()).real, img_size=(D,)
-    )
-    parts = torch.cat([matrix.real, matrix.imag])
-    return Measurement(y, physics, NOISE, (D,), (D,)), measured(parts, torch.cat([y.real, y.imag], 1), NOISE)
-
-
-@pytest.mark.parametrize("estimator", get_args(Estimator))
-def test_a_complex_measurement_is_its_real_and_imaginary_parts(estimator):
-    complex_one, real_one = complex_and_real()
-    prior, count = mixture(), 3000
-    many = replace(complex_one, y=complex_one.y.expand(count, 4))
-    step = step_at(prior, many, X_T.expand(count, D), 400.0, 390.0, draws=rows(count))
-    drawn = gradient_at(step, Isotropic().at(step), estimator=estimator, contraction="double-backward")
-    error = drawn.std(0) / math.sqrt(count)
-    whole = step_at(prior, real_one, X_T, 400.0, 390.0)
-    options: Any = {"probe": "coordinate", "contraction": "double-backward"}
-    expected = gradient_at(whole, Isotropic().at(whole), estimator=estimator, probes=2 * D, **options)[0]
-    assert float(((drawn.mean(0) - expected) / error).abs().max()) < 4.5
-    value, _ = value_at(replace(step, x_t=step.x_t), Isotropic().at(step), probes=1, iterations=8)
-    reference, _ = value_at(whole, Isotropic().at(whole), probes=64, iterations=8)
-    assert float(value.mean()) == pytest.approx(float(reference), abs=5 * float(value.std()) / 64**0.5)
-    with pytest.raises(ValueError, match="is for real measurements"):
-        gradient_at(step, Isotropic().at(step), probe="coordinate", estimator="measurement-symmetric")

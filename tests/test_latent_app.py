@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import shlex
 import tempfile
@@ -29,6 +30,7 @@ from cmidiff.physics import TASKS
 from cmidiff.prior.hub import LATENT_PRIORS
 from cmidiff.registry import SOLVERS
 from tests import latents
+from tests.hub import Hub
 from tests.web import LIMITS, Visitor, png
 
 
@@ -37,6 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("latent") / "tiny-sd"
     latents.stable_diffusion(path)
     return path
+
+
+@pytest.fixture
+def made_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub that cannot be reached, with Stable Diffusion 1.5 in its cache."""
+    whole = Hub(folder, folder, offline=True).install(monkeypatch)
+
+    def download(repository: str, **options: Any) -> str:
+        if f"hf:{repository}" != LATENT_PRIORS[1].name:
+            raise FileNotFoundError(repository)
+        return whole.download(repository, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return folder
 
 
 @pytest.fixture
@@ -138,7 +154,7 @@ def test_the_page_restores_with_a_latent_pipeline(
 ) -> None:
     """By requests: a photograph in, the mean of samples by DPS out, with the command that repeats it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with serving(replace(LIMITS), prior=str(folder), device="cpu", port=0) as (address, _):
+    with serving(replace(LIMITS), priors=[str(folder)], device="cpu", port=0) as (address, _):
         visitor = Visitor(address)
         assert visitor.take(png(32, 24, grain=20)) == ""
         status, archive = visitor.restore("denoise", solver="dpir", steps=2, noise=0.1)
@@ -147,3 +163,57 @@ def test_the_page_restores_with_a_latent_pipeline(
         assert "--solver dps" in command
         assert "--prior" in command
         assert "result.png" in archive
+        values, jpeg = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), io.BytesIO()
+        Image.fromarray(values).save(jpeg, "JPEG", quality=20)
+        assert visitor.take(jpeg.getvalue(), "photo.jpg") == ""
+        refused, _ = visitor.restore("blocks", solver="dpir")
+        assert "needs a prior of images" in refused
+
+
+def test_the_page_offers_the_priors_that_are_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen by requests, one after the other; what would have to be fetched is named with its size and not offered."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loading = Loading(prompt="a cat", offload=True, checkpointing=True)
+    priors = ["natural-64", str(folder)]
+    with serving(replace(LIMITS), priors=priors, device="cpu", port=0, loading=loading) as (address, _):
+        visitor = Visitor(address)
+        (chooser,) = (c for c in visitor.config["components"] if c["props"].get("elem_id") == "prior")
+        assert [value for _, value in chooser["props"]["choices"]] == ["natural-64", "tiny-sd"]
+        texts = [str(c["props"].get("value")) for c in visitor.config["components"] if c["type"] == "markdown"]
+        (absent,) = (text for text in texts if "cmidiff serve --prior NAME" in text)
+        assert "`hf:stable-diffusion-v1-5/stable-diffusion-v1-5`: 4.3 GB, images, 512x512" in absent
+        assert "natural-64" not in absent
+        assert visitor.take(png(32, 24, grain=20)) == ""
+        results = {}
+        for name in ("natural-64", "tiny-sd"):
+            visitor.run(visitor.event("prior", "input"), [name])
+            status, archive = visitor.restore("denoise", solver="dps", steps=2, noise=0.1, prior=name)
+            assert "Finished" in status, status
+            command = archive["command.txt"].decode()
+            assert f"--prior {name} " in command
+            assert ("--prompt 'a cat' --offload" in command) == (name == "tiny-sd")
+            assert "--checkpointing" in command
+            results[name] = archive["result.png"]
+        assert results["natural-64"] != results["tiny-sd"]
+        refused = visitor.answer(visitor.event("start", "click"), visitor.asked("denoise", prior="drunet"))
+        assert not refused["success"], "a prior that is not offered"
+
+
+def test_without_a_name_all_priors_that_are_here_are_offered(
+    made_hub: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from cmidiff.app.web.priors import Priors, find_absent, find_present
+
+    monkeypatch.setenv("CMIDIFF_CACHE", str(tmp_path))
+    name = LATENT_PRIORS[1].name
+    assert name in find_present()
+    assert {"drunet", "ffhq-256", "imagenet-256"} <= {absent for absent, _, _ in find_absent()}
+    priors = Priors((), "cpu")
+    assert priors.names[0] == "photo"
+    assert {"natural-64", name} <= set(priors.names)
+    assert "drunet" not in priors.names
+    ready = priors.get(name)
+    assert ready.prior.decoder is not None
+    assert (ready.name, priors.get(name)) == (name, ready)

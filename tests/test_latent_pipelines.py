@@ -21,7 +21,7 @@ from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
 from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memory
 from cmidiff.prior.card import Fields
-from cmidiff.prior.hub import LATENT_PRIORS, files_of, is_present
+from cmidiff.prior.hub import LATENT_PRIORS, files_of, folder_of
 from cmidiff.prior.pipeline import weights_of
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.prior.tiles import fitted
@@ -96,6 +96,18 @@ def test_an_unconditional_pipeline_is_its_own_ddim(made: dict[str, tuple[Path, A
     with torch.no_grad():
         encoded = pipeline.vqvae.encode(x).latents * pipeline.vqvae.config.scaling_factor
     torch.testing.assert_close(prior.encode(x), encoded)
+
+
+def test_a_vq_model_without_a_factor_has_one(made: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
+    """The files of CompVis/ldm-celebahq-256 state none: https://github.com/huggingface/diffusers/issues/6725"""
+    folder = changed(made["ldm"][0], tmp_path / "old", "vqvae/config.json")
+    path = folder / "vqvae" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "scaling_factor"}))
+    prior, vqvae = load(folder), made["ldm"][1].vqvae
+    z = z_of(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.decode(z), vqvae.decode(z).sample)
+        torch.testing.assert_close(prior.encode(z), vqvae.encode(z).latents)
 
 
 @pytest.mark.parametrize("name", ["sd", "xl", "sd3", "flux"])
@@ -378,10 +390,14 @@ def test_further_inputs_and_missing_files_are_named(
     (other / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights are missing: .*vae"):
         load_prior(other)
-    with pytest.raises(ValueError, match="is not told what to show"):
+    with pytest.raises(ValueError, match="takes no text"):
         load_prior(made["ldm"][0], prompt="cat")
     with pytest.raises(ValueError, match="are for latent priors, which natural-64 is not"):
         load_prior("natural-64", prompt="cat")
+    with pytest.raises(ValueError, match="negative_prompt counts only with guidance"):
+        load_prior(made["sd"][0], negative_prompt="blurry")
+    with pytest.raises(ValueError, match="no negative text, leave negative_prompt out"):
+        load_prior(made["flux"][0], negative_prompt="blurry", guidance_scale=3.0)
     with pytest.raises(ValueError, match="guidance_scale must be a number >= 0"):
         load_prior(made["sd"][0], guidance_scale=-1.0)
     real = importlib_find_spec()
@@ -486,20 +502,20 @@ def test_the_size_of_a_download_is_said_first(
         size=lambda path: 10**9 if path.suffix == ".safetensors" else 1000,
         before=lambda: said.append(capsys.readouterr().err),
     ).install(monkeypatch)
-    assert not is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") is None
     prior = load_prior("hf:owner/model")
     assert prior.name == "hf:owner/model"
     assert said[0] == ""
     assert "fetching 3.0 GB in " in said[1]
     assert "files of hf:owner/model from https://huggingface.co/owner/model" in said[1].replace("\n", " ")
     assert not list(hub.cache.rglob("made*"))
-    assert is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") == hub.cache
     load_prior("hf:owner/model")
     assert "fetching" not in capsys.readouterr().err
     hub.offline = True
     assert load_prior("hf:owner/model").fingerprint == prior.fingerprint
     (hub.cache / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert not is_present("hf:owner/model")
+    assert folder_of("hf:owner/model") is None
     with pytest.raises(FileNotFoundError, match="is not on this machine and cannot be fetched"):
         load_prior("hf:owner/model")
 

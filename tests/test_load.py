@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cmidiff.moments import SecondMoments
 from cmidiff.prior import NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
 from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.card import Fields
 from cmidiff.prior.known import info_of
+from cmidiff.prior.load import moments_file
 from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
 from tests.hub import Hub
@@ -588,7 +590,7 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "inf": (lambda d: d["time_embed.0.bias"][:1].fill_(torch.inf), r"time_embed\.0\.bias has 1 values"),
     "surplus": (
         lambda d: d.update({"extra": torch.zeros(3)}),
-        r"it has extra of shape \(3,\), which the network has not",
+        r"it has extra of shape \(3,\), which the network does not have",
     ),
     "integers": (lambda d: d.update({"out.2.bias": torch.zeros(6, dtype=torch.int32)}), "must be plain floating-point"),
     "repeated": (lambda d: d.update({"out.2.bias": torch.zeros(1).expand(6)}), "must be plain floating-point"),
@@ -629,6 +631,15 @@ def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str, 
     (tmp_path / f"file{suffix}").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_prior(tmp_path / f"file{suffix}")
+
+
+def test_second_moments_lie_beside_a_file(adm_file: Path) -> None:
+    assert load_prior(adm_file, card=HEADS).second_moments is None
+    moments = SecondMoments(torch.zeros(3), torch.rand(3, 16, 16, dtype=torch.float64) + 0.1)
+    moments.save(moments_file(adm_file))
+    found = load_prior(adm_file, card=HEADS).second_moments
+    assert found is not None
+    torch.testing.assert_close(found.variances, moments.variances, rtol=1e-5, atol=0)
 
 
 def test_half_a_file_and_another_file_s_hash(tmp_path: Path, adm_file: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import scipy.fft
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+from cmidiff import load_prior
+from cmidiff.app.cli import app
 from cmidiff.dct import dct, idct
 from cmidiff.moments import SecondMoments
 from tests.cases import F64, generator, randn
+from tests.test_save import tiny
 
 SHAPES = [(7,), (1, 5), (3, 8, 8), (3, 6, 11), (2, 3, 4, 5)]
 
@@ -100,3 +106,62 @@ def test_what_moments_do_not_serve_is_refused() -> None:
         SecondMoments.measure([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)])
     with pytest.raises(ValueError, match="one shape"):
         SecondMoments.measure([])
+
+
+# those of a person's images
+
+
+def images_in(folder: Path, *sizes: tuple[int, int]) -> list[Tensor]:
+    """Images of noise, (3, H, W) in [0, 1], as files and as tensors."""
+    folder.mkdir()
+    made = []
+    for k, (width, height) in enumerate(sizes):
+        levels = torch.randint(0, 256, (height, width, 3), generator=generator(k), dtype=torch.uint8)
+        Image.fromarray(levels.numpy()).save(folder / f"{k}.png")
+        made.append(levels.movedim(-1, 0).double() / 255)
+    return made
+
+
+def test_the_command_measures_crops_at_the_scale_of_the_images(tmp_path: Path) -> None:
+    """Beside the prior, where `load_prior` finds them; they are part of its identity."""
+    images = images_in(tmp_path / "images", (129, 80), (64, 64), (32, 160))
+    tiny().save_pretrained(tmp_path / "prior")
+    before = load_prior(str(tmp_path / "prior"))
+    command = ["priors", "--moments", str(tmp_path / "images"), "--prior", str(tmp_path / "prior")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "of 3 crops of 64 pixels; fewer than 200" in result.stdout
+    crops = [images[0][:, 8:72, :64], images[0][:, 8:72, 64:128], images[1]]
+    expected = SecondMoments.measure([2 * crop - 1 for crop in crops])
+    prior = load_prior(str(tmp_path / "prior"))
+    assert before.second_moments is None
+    assert prior.second_moments is not None
+    torch.testing.assert_close(prior.second_moments.mean, expected.mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior.second_moments.variances, expected.variances, rtol=1e-5, atol=0)
+    assert prior.fingerprint != before.fingerprint
+    assert CliRunner().invoke(app, command).exit_code == 0, "its own file is replaced"
+    SecondMoments(torch.ones(3), torch.ones(3, 64, 64)).save(tmp_path / "prior" / "moments.safetensors")
+    assert "exists and cmidiff priors did not write it" in CliRunner().invoke(app, command).stderr
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("prior", "images", "message"),
+    [
+        ("natural-64", "images", "--prior natural-64 must be a folder or a file"),
+        ("", "images", "must be a folder or a file"),
+        ("prior", "small", "no image of .* is as large as a crop, 64 pixels"),
+        ("prior", "nothing", "nothing"),
+        ("prior", None, "--prior goes with --moments"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, prior: str, images: str | None, message: str) -> None:
+    images_in(tmp_path / "images", (64, 64))
+    images_in(tmp_path / "small", (63, 90))
+    tiny().save_pretrained(tmp_path / "prior")
+    command = ["priors", "--prior", str(tmp_path / prior) if prior == "prior" else prior]
+    result = CliRunner().invoke(app, command if images is None else [*command, "--moments", str(tmp_path / images)])
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.search(message, result.stderr)
+    assert not (tmp_path / "prior" / "moments.safetensors").exists()

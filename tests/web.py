@@ -51,7 +51,7 @@ def server(folder: Path, delay: float = 0.0, limits: Limits = LIMITS) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))  # Gradio remembers the first folder of a process
         patch.setattr(cmidiff, "load_prior", lambda *_, **__: gaussian_prior(delay), raising=False)
-        with serving(replace(limits), prior=str(folder), device="cpu", port=0) as (address, root):
+        with serving(replace(limits), priors=[str(folder)], device="cpu", port=0) as (address, root):
             yield address, root
 
 
@@ -88,6 +88,7 @@ class Visitor:
     def __post_init__(self) -> None:
         self.http = httpx.Client(base_url=self.address, timeout=60)
         self.config = self.http.get("/config").json()
+        (self.prior,) = (c["props"]["value"] for c in self.config["components"] if c["props"].get("elem_id") == "prior")
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"] if c["props"].get("elem_id")}
         load = next(d for d in self.config["dependencies"] if [t[1] for t in d["targets"]] == ["load"])
         self.run(load, [self.token])
@@ -149,7 +150,15 @@ class Visitor:
         strength = CASES[case].strength if case in CASES else None
         values = {"photo": self.photo, "case": wish, "experiment": case if wish == EXPERIMENT else "denoise"}
         values |= {"strength": 0.5 if strength is None else strength.value, "noise": 0.02, "paint": None, "mask": None}
-        values |= {"blur": None, "whole": False, "side": 64, "solver": "pigdm", "steps": 4, "seed": 0}
+        values |= {
+            "blur": None,
+            "whole": False,
+            "side": 64,
+            "prior": self.prior,
+            "solver": "pigdm",
+            "steps": 4,
+            "seed": 0,
+        }
         values |= {"samples": 2, "sampler": "pigdm", "cmi": "off", "eta": -0.3}
         assert tuple(values) == CONTROLS
         return [self.token, *(values | changed).values()]

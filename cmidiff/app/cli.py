@@ -106,7 +106,8 @@ def restore(
     restore_all: Annotated[
         bool,
         typer.Option(
-            "--restore-all", help="Restore the pixels that --mask leaves unpainted, too; without it, they are kept."
+            "--restore-all",
+            help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged.",
         ),
     ] = False,
     output: o.Output = Path("restored"),
@@ -235,8 +236,23 @@ def demo(
 
 
 @app.command()
-def priors() -> None:
-    """What can be loaded, and what is on this machine."""
+def priors(
+    moments: Annotated[
+        Path | None, typer.Option("--moments", help="Measure the second moments of these images (folder, archive).")
+    ] = None,
+    prior: Annotated[str, typer.Option("--prior", help="With --moments: the folder or file of your prior.")] = "",
+    device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """What can be loaded, and what is on this machine; with --moments, second moments for a prior of yours."""
+    if moments is not None:
+        from cmidiff.app.moments import write_moments
+        from cmidiff.app.settings import find_device
+
+        print(write_moments(prior, moments, device=find_device(device), overwrite=overwrite))
+        return
+    if prior:
+        raise ValueError("--prior goes with --moments: without it all priors are listed")
     from rich.table import Table
 
     from cmidiff.prior.hub import LATENT_PRIORS
@@ -270,7 +286,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    prior: o.Prior = "photo",
+    prior: o.Priors = None,
     device: o.Device = "auto",
     jobs: Annotated[
         int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
@@ -289,10 +305,11 @@ def serve(
     from cmidiff.app.web.controls import Limits
     from cmidiff.app.web.server import serve as run
 
-    check_prior(prior)
+    for name in prior or ():
+        check_prior(name)
     limits = Limits(megabytes * 2**20, megapixels * 10**6, side, seconds=seconds, jobs=jobs)
     place = {"host": host, "port": port, "open_browser": open_browser}
-    run(limits, prior=prior, device=find_device(device), loading=loading, **place)
+    run(limits, priors=prior or (), device=find_device(device), loading=loading, **place)
 
 
 for command in (studies.tune, studies.evaluate, studies.report, studies.validate, studies.train):

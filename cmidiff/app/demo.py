@@ -1,5 +1,5 @@
-"""A real photograph, most of its pixels hidden and the rest noisy: the best estimate first, then samples of the
-posterior and where they disagree, without and with CMI, on one sheet."""
+"""A real photograph, most of its pixels hidden and the rest noisy. The sheet shows the best estimate first, then
+samples of the posterior and where they disagree, without and with CMI."""
 
 from __future__ import annotations
 

@@ -18,11 +18,12 @@ from typer.exceptions import TyperException
 FAILED, BAD_INPUT, DIVERGED, UNWRITABLE, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 TRACEBACK = "CMIDIFF_TRACEBACK"  # a variable of the environment that, if set, lets unforeseen errors through
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHRINK = "use a smaller image, --tile, a lower --batch, --checkpointing or --dtype bfloat16"
 FILL = "make room, and give the same command again"
 
 
 def say(message: object) -> None:
-    """Print one line on standard error, whatever is in the message."""
+    """Print one line on standard error, for every message."""
     print(" ".join(str(message).split()), file=sys.stderr)
 
 
@@ -37,7 +38,11 @@ def explain(error: Exception) -> tuple[str, int]:
     if "disk is full" in message:  # of a database
         return f"the disk is full: {FILL}", UNWRITABLE
     if isinstance(error, MemoryError) or "memory" in message:
-        return f"this does not fit into memory: use a smaller image, --tile or a lower --batch ({message})", FAILED
+        return (
+            "this does not fit into memory: use a smaller image, --tile, a lower --batch, --checkpointing or --dtype "
+            f"bfloat16 ({message})",
+            FAILED,
+        )
     advice = f"an error of cmidiff; {TRACEBACK}=1 shows where: please report it"
     return f"{type(error).__name__}: {message} ({advice})", FAILED
 

@@ -108,8 +108,8 @@ def open_folder(
         inputs: what the run reads, which is never replaced.
 
     Raises:
-        ValueError: it cannot be written, holds another run or files of another origin and ``overwrite`` is off, or an
-            input lies in the place of an output.
+        ValueError: it cannot be written, it holds another run or foreign files without ``overwrite``, or an output
+            would replace an input.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: give a folder")

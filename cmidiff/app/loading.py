@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Loading:
     def describe(self) -> dict[str, Any]:
         """The options that are not at their defaults."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def of_images(self) -> Loading:
+        """The same for a prior of images, which has no text and no autoencoder."""
+        return replace(self, prompt="", negative_prompt="", guidance_scale=1.0, offload=False)
 
     @property
     def words(self) -> list[str]:

@@ -129,6 +129,11 @@ Device = Annotated[str, Option("--device", help="auto, cpu, cuda or mps.")]
 Prior = Annotated[
     str, Option("--prior", help="Name (see cmidiff priors), hf:OWNER/NAME, folder, or .pt or .safetensors file.")
 ]
+PRIORS_HELP = (
+    "A prior that the page offers, fetched first if it is not here; may be given several times. Without it: photo, and "
+    "all that are on this machine."
+)
+Priors = Annotated[list[str] | None, option("--prior", text=PRIORS_HELP)]
 TILE_HELP = "Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."
 Tile = Annotated[Any, Option("--tile", help=TILE_HELP, parser=_tile, metavar="SIDE")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files of another origin, but never an input.")]

@@ -319,7 +319,8 @@ def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, 
     """Compare the stated width of a Gaussian blur with the image.
 
     A kernel that is too wide sharpens too much. Where the image is less blurred than stated, more noise is to be
-    assumed, by the eighth power of the ratio: twice as much against rings where the stated width is 15% too large.
+    assumed, by the eighth power of the ratio. That is twice as much against rings where the stated width is 15% too
+    large.
 
     Returns:
         The noise to assume, and what was found, in words; none where the image agrees.
@@ -376,7 +377,7 @@ def _find_blur(values: Tensor, known: Degradation, *, stated: bool) -> tuple[Deg
 
 
 def _reflect_into_holes(values: Tensor, seen: Tensor) -> Tensor:
-    """An image with its hidden pixels filled by a reflection about their nearest seen pixel: a fill that has the noise
+    """An image with its hidden pixels filled by a reflection about their nearest seen pixel. This fill has the noise
     of the image, unlike a smooth one."""
     hidden = (~seen).numpy()
     nearest: Any = distance_transform_edt(hidden, return_distances=False, return_indices=True)

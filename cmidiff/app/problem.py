@@ -2,7 +2,7 @@
 
 A measurement file is one safetensors file. Its tensors are the measurement ``y`` (float32), the mask, kernel or signs
 that were drawn or given, and the transparency to put back. Its metadata name the task, its parameters and the shape of
-the image behind ``y``: the physics is built from what is stored, never drawn again.
+the image behind ``y``. The physics is built from what is stored, never drawn again.
 """
 
 from __future__ import annotations

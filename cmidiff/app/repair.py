@@ -1,14 +1,14 @@
 """Painted repairs: only the painted pixels of a photograph change.
 
 The restoration computes the paint and its surroundings, at a lower resolution if they are large. A restoration ``x`` of
-the painted pixels differs from the photograph ``p`` along the border of the paint, because noise is removed on both
-sides of it. With ``m`` (1 unpainted, 0 painted) and a Gaussian ``G`` of a few pixels, the offset at the border
-continues into the paint and fades there:
+the painted pixels differs from the photograph ``p`` along the border of the paint. The reason is that noise is removed
+on both sides of it. Let ``m`` be 1 on unpainted pixels and 0 on painted ones, and ``G`` a Gaussian of a few pixels. The
+offset at the border continues into the paint and fades there:
 
     painted      x + min(1, 2 G m) * G(m (p - x)) / (G m)
     unpainted    p
 
-``G m`` is 1/2 at a straight border, where the whole offset is added, and 0 far inside, where ``x`` is kept.
+``G m`` is 1/2 at a straight border, where the whole offset is added, and 0 far inside, where ``x`` is unchanged.
 """
 
 from __future__ import annotations

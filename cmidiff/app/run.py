@@ -117,8 +117,8 @@ def _restore(
 
 
 def _finish_sample(problem: Problem, index: int, values: Tensor, misfit: Tensor, status: Status) -> Sample:
-    """A result with the pixels that belong to the user, and with its misfit in units of a [0, 1] image where there is
-    no noise, as all else is."""
+    """A result with the pixels that belong to the user. Without noise its misfit is in units of a [0, 1] image, as all
+    else is."""
     values = values.cpu()
     if problem.noise_std == 0 and status.ok:
         status = replace(status, misfit=find_misfit(problem, values))

@@ -235,7 +235,7 @@ def validate(
 ) -> None:
     """Measure CMI and every solver against exact answers: tables, CSV and plots.
 
-    Finished sections are kept; the same command again does the others.
+    Finished sections are read again; the same command does the others.
     """
     from cmidiff.app.validate import run
     from cmidiff.laboratory import Settings

@@ -91,7 +91,7 @@ def _cell(metric: str, values: list[float], base: list[float] | None) -> str:
 
 
 def check_metric(metric: str) -> None:
-    """Check that a metric is known and that its weights are at hand where it needs any.
+    """Check that a metric is known and that its weights are available where it needs any.
 
     Raises:
         ValueError, FileNotFoundError: it is not, or they are not.

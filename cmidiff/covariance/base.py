@@ -152,7 +152,7 @@ class Iterated(Bound):
 
 
 def precision(step: Step) -> float:
-    """Machine epsilon of what comes out of the denoiser: of the network's type if it is coarser than the state's."""
+    """Machine epsilon of the output of the denoiser: of the network's type if it is coarser than the state's."""
     own = step.prior.dtype or step.x_t.dtype
     return max(torch.finfo(own).eps, torch.finfo(step.x_t.dtype).eps)
 
@@ -161,7 +161,8 @@ def difference_size(eps: float, order: Literal[1, 2]) -> float:
     """Step of the central difference for a first or second derivative, relative to the scale of the argument.
 
     Rounding costs about ``eps / h`` and ``4 eps / h^2``, truncation ``h^2 / 6`` and ``h^2 / 12`` of the derivatives two
-    orders higher: of the first, whose optimum is flat, the cube root of ``eps``; of the second ``(48 eps)^(1/4)``.
+    orders higher. The step of the first, whose optimum is flat, is the cube root of ``eps``, and that of the second
+    ``(48 eps)^(1/4)``.
 
     Args:
         eps: relative error of the function, see `precision`.

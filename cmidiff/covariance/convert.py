@@ -56,7 +56,7 @@ class Convert(Covariance):
 
 
 def neighbours(schedule: DDPM, t: float) -> tuple[float, float, float]:
-    """``beta~``, ``beta_t`` and ``b`` of the training level at ``t`` and the one below; the lowest level has none, and
+    """``beta~``, ``beta_t`` and ``b`` of the training level at ``t`` and the one below. The lowest level has none, and
     takes those of the next, as the networks do."""
     t = max(t, 1.0)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(t - 1)

@@ -1,6 +1,6 @@
 """``Sigma = diag(variance)``: the diagonal of the Jacobian, or its row sums, from finite differences of the denoiser.
 
-One random probe of signs ``z`` gives ``z * J z``, whose expectation is the diagonal and whose error is as large as the
+One random probe of signs ``z`` gives ``z * J z``. Its expectation is the diagonal, and its error is as large as the
 off-diagonal entries of its row. `Diagonal` therefore averages over several probes and over a window of neighbours,
 whose variances are alike. The paper's rule (`of_paper`) takes one probe as it is.
 
@@ -121,8 +121,8 @@ def slope(step: Step, z: Tensor, size: float | None = None) -> Tensor:
 
 
 def bounded(step: Step, diagonal: Tensor, floor: float) -> BoundDiagonal:
-    """``(sigma_t^2 / alpha_t) diagonal``, kept between ``floor`` times ``r_t^2`` and ``sigma_t^2 / alpha_t^2``, which
-    bounds the variance of a log-concave ``p(x_0)``."""
+    """``(sigma_t^2 / alpha_t) diagonal``, limited to between ``floor`` times ``r_t^2`` and ``sigma_t^2 / alpha_t^2``,
+    which bounds the variance of a log-concave ``p(x_0)``."""
     variance = (step.covariance_gain * diagonal).clamp(floor * isotropic_variance(step), step.ratio**2)
     return BoundDiagonal(step, ITERATIONS, variance)
 

@@ -6,20 +6,20 @@ For Gaussian data with the precision matrix ``Q`` and the mean ``mu``, at every 
 
 Two calls of the denoiser, at any two noise levels, therefore show how ``Q`` acts along ``s = x_hat_2 - x_hat_1``: it
 gives ``d = g_2 - g_1``. ``Q`` starts as ``diag(1 / lambda)`` in the DCT domain (`SecondMoments`), which needs no step
-from level to level, and each pair of successive calls updates it by the rule of Broyden, Fletcher, Goldfarb and
-Shanno:
+from level to level. Each pair of successive calls updates it by the rule of Broyden, Fletcher, Goldfarb and Shanno:
 
     Q <- Q - (Q s)(Q s)^T / <s, Q s> + d d^T / <s, d>
 
-Where data are not log-concave ``<s, d>`` may be negative; ``d`` is then mixed with ``Q s`` so far that ``<s, d>`` is a
+Where data are not log-concave ``<s, d>`` may be negative. ``d`` is then mixed with ``Q s`` so far that ``<s, d>`` is a
 fixed part of ``<s, Q s>`` (Powell's damping), and ``Q`` stays positive. Products and solutions use the low-rank form of
 the inverse (Woodbury). Nothing of it evaluates the network.
 
-The paper carries the covariance and the mean from level to level before it updates them; in the variables ``x_hat`` and
+The paper carries the covariance and the mean from level to level before it updates them. In the variables ``x_hat`` and
 ``g`` the model does not depend on the level, which leaves one equation.
 
-Rissanen, Heinonen, Solin, "Free Hunch: Denoiser Covariance Estimation for Diffusion Models Without Extra Costs", 2024,
-https://arxiv.org/abs/2410.11149; Powell, "Algorithms for nonlinear constraints that use Lagrangian functions", 1978.
+Sources: Rissanen, Heinonen, Solin, "Free Hunch: Denoiser Covariance Estimation for Diffusion Models Without Extra
+Costs", 2024, https://arxiv.org/abs/2410.11149; Powell, "Algorithms for nonlinear constraints that use Lagrangian
+functions", 1978.
 """
 
 from __future__ import annotations

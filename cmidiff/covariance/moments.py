@@ -2,7 +2,7 @@
 moments of the prior, in the DCT domain.
 
 It is exact for Gaussian data, at every noise level. At high noise it is the covariance of the data itself, and the
-move of ``x_hat`` is the Wiener estimate; a network's Jacobian is tiny and inaccurate there, and ``r_t^2 I`` is off by
+move of ``x_hat`` is the Wiener estimate. A network's Jacobian is tiny and inaccurate there, and ``r_t^2 I`` is off by
 the size of the spectrum. It needs no derivative of the network. At low noise it tends to ``sigma_t^2 / alpha_t^2 I``,
 which ignores that the denoiser knows more in smooth regions than at edges.
 """
@@ -280,8 +280,8 @@ def moments_of(prior: Denoiser, shape: tuple[int, ...]) -> moments.SecondMoments
 
 
 def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[int, ...]]:
-    """The prior inside its wrappers, which change nothing, and the shape in which to draw from it: images are drawn in
-    one size, whatever size is restored."""
+    """The prior inside its wrappers, which change nothing, and the shape in which to draw from it. Images are drawn in
+    one size, which does not depend on the restored size."""
     image = prior.value_range is not None and len(shape) == 3
     side = SIDE if prior.decoder is None else prior.size or min((SIDE, *shape[1:]))  # of latents
     while isinstance(prior, WrappedPrior):

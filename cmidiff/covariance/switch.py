@@ -18,7 +18,7 @@ class Hybrid(Covariance):
     """``high`` while ``sigma_t / alpha_t`` is above ``switch``, ``low`` below.
 
     The level is relative to half the range of the images, or to the standard deviation of the prior without one. The
-    default takes the second moments of the data above 0.6 and the Jacobian below: the first needs no derivative,
+    default takes the second moments of the data above 0.6 and the Jacobian below. The first needs no derivative,
     and the second is accurate there.
 
     Args:

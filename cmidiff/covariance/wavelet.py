@@ -1,9 +1,9 @@
 """``Sigma = W^T diag(variance) W``: the diagonal of the covariance in an orthonormal wavelet basis.
 
 The errors of a denoiser at neighbouring pixels are correlated, which a diagonal in the pixels cannot express. In the
-wavelet basis the covariance is nearer to diagonal: coarse coefficients are known better than fine ones, and fine ones
+wavelet basis the covariance is nearer to diagonal. Coarse coefficients are known better than fine ones, and fine ones
 better in smooth regions than at edges. The diagonal ``diag(W Sigma W^T)`` is the one of the greatest likelihood among
-all of this form; it is estimated from products of the Jacobian with random signs in the wavelet domain, and averaged
+all of this form. It is estimated from products of the Jacobian with random signs in the wavelet domain, and averaged
 over neighbouring coefficients of a band. The paper trains a second head of the network for it.
 
 Sources: Peng, Zheng, Dai, Xiao, Li, Zou, Xiong, "Improving Diffusion Models for Inverse Problems Using Optimal
@@ -78,8 +78,8 @@ class BoundWavelet(Iterated):
 
 
 def haar(x: Tensor, levels: int) -> Tensor:
-    """Orthonormal Haar coefficients over the image axes (the last axis of other signals), in the shape of ``x``: of
-    each level the means first, then the differences."""
+    """Orthonormal Haar coefficients over the image axes (the last axis of other signals), in the shape of ``x``. Each
+    level has the means first, then the differences."""
     x = x.clone()
     for corner in _corners(tuple(x.shape), levels):
         part = x[corner]

@@ -31,16 +31,30 @@ from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, ValidationInfo
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from cmidiff.config import STRICT, File, Several, build, read_toml
 from cmidiff.evaluate.records import Cell
+from cmidiff.tuning.preset import Preset, load_preset
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 CURVE_STEPS = (20, 50, 100, 250, 1000)
 CURVE_ETA = (0.03, 0.1, 0.3)
 LABEL = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def _load(value: Any, info: ValidationInfo) -> Any:
+    """A preset, read once: later changes of its file change no run."""
+    if isinstance(value, str | Path):
+        return load_preset((info.context or Path()) / value)
+    if value is None or isinstance(value, Preset):
+        return value
+    raise PydanticCustomError("path", "a path")
+
+
+Read = PlainValidator(_load)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,12 +71,12 @@ class TaskChoice:
 
 @dataclass(frozen=True, config=STRICT)
 class SolverChoice:
-    """A solver: its name in `cmidiff.registry.SOLVERS`, its label in the tables, by default the name, its strengths of
-    CMI, and its options, which replace those of a preset of `cmidiff tune`."""
+    """A solver: its name in `cmidiff.registry.SOLVERS`, its label in the tables (by default the name), its strengths of
+    CMI, and its options. The options replace those of a preset of `cmidiff tune`."""
 
     solver: str
     label: str = ""
-    preset: File | None = None
+    preset: Annotated[Preset | None, Read] = None
     eta: Several[float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +90,7 @@ class Setting:
 
     task: str
     solver: str
-    preset: File | None = None
+    preset: Annotated[Preset | None, Read] = None
     eta: Several[float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

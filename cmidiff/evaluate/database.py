@@ -8,7 +8,7 @@ A run is a folder::
     RUN/measured/TASK/...png      what each measurement looks like
     RUN/restored/TASK/SOLVER/...  per unit: sample-0.png ... sample-<K-1>.png, and for K > 1 mean.png and std.png
 
-A *unit* is one image, restored by one solver for one task: its identity is (image, task, solver, cmi, eta, steps,
+A *unit* is one image, restored by one solver for one task. Its identity is (image, task, solver, cmi, eta, steps,
 seed), and its K posterior samples depend on that alone. A *cell* is what a table shows one figure for: all units with
 the same (task, solver, cmi, eta, steps). The base solver and its CMI form share measurement and random numbers, so
 units that differ in ``cmi`` and ``eta`` only are pairs.
@@ -20,9 +20,9 @@ Tables:
 ``image``       name, file, digest, width, height, path (of its PNG in the run), error (why it cannot be used, or NULL).
 ``measurement`` image, task, seed, path.
 ``unit``        identity; ``status``: ``pending``, ``ok`` (at least one sample finished), ``diverged`` (none did: a
-                result, not a fault) or ``failed`` (``error`` says why); ``attempts``; ``diverged``: how many of its
-                samples did; ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
-                its samples; ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
+                result, not a fault) or ``failed`` (``error`` says why). ``attempts``. ``diverged``: how many of its
+                samples did. ``evaluations`` and ``gradients``: forward and backward passes of the network for each of
+                its samples. ``seconds`` (of all its samples), ``finished`` (ISO 8601), ``worker``.
 ``sample``      unit, k, ok, step (at which it diverged), message.
 ``output``      unit, kind (``sample-K``, ``mean``, ``std``), path, digest. A std map has 16 bits: value / 65535 is the
                 standard deviation, averaged over the channels, of images in [0, 1].

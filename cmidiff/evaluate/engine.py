@@ -51,15 +51,15 @@ class Local:
 
 @dataclass(frozen=True)
 class Ray:
-    """Each job is a Ray task; the prior is put into the object store once. A worker that dies costs its task one of its
-    retries.
+    """Each job is a Ray task; the prior is put into the object store once. A worker that stops costs its task one of
+    its retries.
 
     Args:
         address: ``auto`` for the cluster this machine belongs to, ``ray://HOST:PORT`` for another, None to start one
             on this machine.
         cpus, gpus: what a task takes of them; fractions of a GPU share it.
         threads: of torch in a task.
-        retries: of a task whose worker dies.
+        retries: of a task whose worker stops.
         ahead: tasks waiting in the cluster at once.
     """
 

@@ -1,4 +1,4 @@
-"""A run: refuse what cannot be meant, go on where an earlier call stopped, and keep everything that is finished."""
+"""A run: check the arguments, continue where an earlier call stopped, and store everything that is finished."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = ("cmidiff", "torch", "deepinv", "diffusers", "torchmetrics")
 
 
 class Unwritable(RuntimeError):
-    """The run's folder takes no more, as when the disk is full; what was finished is kept."""
+    """The run's folder takes no more, as when the disk is full; finished units remain."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate(
     Raises:
         ValueError: images, configuration or folder that cannot be used; nothing was changed.
         Unwritable: the folder takes no more.
-        KeyboardInterrupt: passed on; what was finished is kept.
+        KeyboardInterrupt: passed on; finished units remain.
     """
     about = describe(config, prior)
     found = list_sources(config)
@@ -169,7 +169,7 @@ def _writing(out: Path) -> Iterator[None]:
         full = "full" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else str(error)
         raise Unwritable(
-            f"cannot write to {out}: {reason}. What is finished is kept: make room, and the same command goes on"
+            f"cannot write to {out}: {reason}. Finished units remain: make room, and the same command goes on"
         ) from error
 
 
@@ -184,9 +184,9 @@ class _Log(logging.FileHandler):
 def _logging(out: Path) -> Iterator[None]:
     handler = _Log(out / "run.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
     try:
         yield
     except KeyboardInterrupt:
@@ -197,6 +197,7 @@ def _logging(out: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         handler.close()
 
 
@@ -207,6 +208,8 @@ def _check_same(before: dict[str, Any], about: dict[str, Any], *, extend: bool) 
     old, new = before["prior"], about["prior"]
     if old["digest"] != new["digest"]:
         lines.append(f"prior: {old['name']} ({old['digest'][:12]}) -> {new['name']} ({new['digest'][:12]})")
+    ran, runs = before["versions"], about["versions"]
+    lines += [f"{name}: version {ran.get(name)} -> {runs[name]}" for name in runs if runs[name] != ran.get(name)]
     if lines:
         hint = "" if extend else ", or --extend if images, cells or seeds were only added"
         shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
@@ -277,7 +280,7 @@ def _fill(writer: Writer, results: Iterator[Done], wanted: int, tell: Tell) -> N
 
 
 def _fill_lpips(writer: Writer, net: str) -> None:
-    """LPIPS of units that were finished before its weights were at hand."""
+    """LPIPS of units that were finished before its weights were available."""
     paths = {image.name: image.path for image in writer.images()}
     for row in writer.units():
         if row.status == "ok" and "lpips" not in row.scores:

@@ -1,8 +1,10 @@
 """What is measured of a unit, and of a whole cell.
 
-FID compares two sets of images, so it is a figure of a cell: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, GANs
-Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017, https://arxiv.org/abs/1706.08500,
-with the Inception network of torch-fidelity. It depends on the number of images, which is recorded with it.
+FID compares two sets of images, so it is a figure of a cell. The features are those of the Inception network of
+torch-fidelity. FID depends on the number of images, which is recorded with it.
+
+Source: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a
+Local Nash Equilibrium", 2017, https://arxiv.org/abs/1706.08500
 """
 
 from __future__ import annotations

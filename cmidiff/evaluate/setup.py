@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from cmidiff.config import suggest
@@ -16,7 +16,7 @@ from cmidiff.physics import TASKS
 from cmidiff.registry import SOLVERS, configure, describe
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
-from cmidiff.tuning.preset import Preset, load_preset
+from cmidiff.tuning.preset import Preset
 
 
 class Setup(NamedTuple):
@@ -64,8 +64,8 @@ def setup(config: Config, cell: Cell) -> Setup:
 
 def _preset(config: Config, cell: Cell) -> Preset | None:
     choice, settings = config.choices(cell)
-    given = [path for path in (choice.preset, *(s.preset for s in settings)) if path is not None]
-    return load_preset(given[-1]) if given else None
+    given = [preset for preset in (choice.preset, *(s.preset for s in settings)) if preset is not None]
+    return given[-1] if given else None
 
 
 def _etas(config: Config, cell: Cell) -> tuple[float, ...]:
@@ -86,10 +86,11 @@ def resolve(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: an unknown task, solver or option.
     """
-    plain = json.loads(json.dumps(asdict(config), default=str))
+    apart = ("tasks", "solvers", "settings", "cmi_options")
+    plain = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in apart}
+    plain = json.loads(json.dumps(plain, default=str))
     plain["tasks"] = [{"label": t.label, "task": t.task, **_parameters(config, t)} for t in config.tasks]
     plain["solvers"] = [{"label": s.label, "solver": s.solver} for s in config.solvers]
-    del plain["settings"], plain["cmi_options"]
     plain["cells"] = {}
     for cell in list_cells(config):
         name = f"{cell.task}, {cell.solver}, {f'cmi {cell.eta:g}' if cell.cmi else 'base'}, {cell.steps} steps"

@@ -110,7 +110,7 @@ def _pairs(comparison: Comparison) -> Iterator[str]:
 
 
 def _few(comparison: Comparison) -> bool:
-    """Whether no cell could be significant, whatever its differences."""
+    """Whether no cell could be significant, for any differences."""
     return comparison.tests > 0 and comparison.most_pairs < comparison.images_needed
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report, whatever it is written as: figures, paired differences, and how the units ended."""
+"""The tables of a report in every format: figures, paired differences, and how the units ended."""
 
 from __future__ import annotations
 

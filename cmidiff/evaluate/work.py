@@ -1,8 +1,8 @@
 """One piece of work: some images, restored by one solver for one task. It is all that an engine runs.
 
 What is random depends on (image, task, seed) alone: mask or kernel, measurement noise and the sampler's numbers. So
-every solver, with and without CMI and at any number of steps, receives the same problem and the same numbers, and
-differences between them are paired. A unit is the same whatever the order, the engine or the worker; several images in
+every solver, with and without CMI and at any number of steps, receives the same problem and the same numbers.
+Differences between them are paired. A unit does not depend on the order, the engine or the worker; several images in
 one batch change it by rounding only.
 """
 
@@ -45,7 +45,7 @@ class Job:
         task, parameters: the task's name in `cmidiff.physics.TASKS`, and all its parameters but the seed.
         setup: solver, CMI and sampler of the cell.
         samples: K.
-        lpips: network of LPIPS, or None where its weights are not at hand.
+        lpips: network of LPIPS, or None where its weights are not available.
     """
 
     cell: Cell
@@ -179,8 +179,8 @@ def _restore(job: Job, prior: Denoiser, device: str) -> Done:
 
 
 def _encode(unit: Unit, samples: Tensor, ok: Sequence[int]) -> dict[str, tuple[str, bytes]]:
-    """Path and bytes of a unit's images: its finished samples of (K, C, H, W), their mean and their std, averaged over
-    the channels, in 16 bits, 65535 being 1."""
+    """Path and bytes of a unit's images. These are its finished samples of (K, C, H, W), their mean and their std,
+    averaged over the channels. They have 16 bits, and 65535 is 1."""
     images = {f"sample-{k}": encode_image(samples[k]) for k in ok}
     if len(ok) > 1:
         images["mean"] = encode_image(samples[list(ok)].mean(0))

@@ -28,18 +28,18 @@ class CMI(Checked):
 
     Args:
         eta: strength, dimensionless, of either sign. 0 is the base solver, bit for bit. The paper ascends ``I``
-            (``eta > 0``), which keeps the posterior open for longer: the samples spread more, which brings their
+            (``eta > 0``), which keeps the posterior open for longer. The samples spread more, which brings their
             distribution nearer to the posterior and costs a single sample some PSNR (``docs/validation.md``). -1 is the
             derivative of the log-determinant that CA-DPS's likelihood leaves out (see `CADPS`).
-        weight: what multiplies ``eta`` at time ``t``: ``reverse-sde`` (the weight of a log-density's gradient in the
-            kernel: the target is tilted by ``exp(eta I)``), ``snr`` (the same times ``alpha_t^2 / (alpha_t^2 +
-            sigma_t^2)``, which vanishes where a network's Jacobian is unreliable), ``constant`` (1, in units of
-            ``x_t`` squared per nat), or a function of ``t``.
+        weight: what multiplies ``eta`` at time ``t``. ``reverse-sde`` is the weight of a log-density's gradient in the
+            kernel, which tilts the target by ``exp(eta I)``. ``snr`` is the same times ``alpha_t^2 / (alpha_t^2 +
+            sigma_t^2)``, which vanishes where a network's Jacobian is unreliable. ``constant`` is 1, in units of
+            ``x_t`` squared per nat. A function of ``t`` is also accepted.
         window: the correction acts while ``sigma_t / alpha_t``, the noise level that all schedules share, is in this
-            interval, in units of half the range of the images; of the prior's standard deviation where it has no range.
+            interval, in units of half the range of the images. Of the prior's standard deviation where it has no range.
         times: and while ``t`` is in this interval, in the prior's own times; None for all.
-        cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image, so that
-            no error of a network carries a sample away.
+        cap: the move is at most this multiple of the forward kernel's noise, ``sigma_t|s sqrt(d)``, per image. No error
+            of a network then carries a sample away.
         every: correct each ``every``-th step only, with a move and a cap as many times larger.
         probes, probe, estimator: see `gradient_at`.
         contraction: see `contract`; None for `default_contraction`.

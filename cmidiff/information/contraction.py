@@ -24,10 +24,9 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
     Args:
         a, b: directions, shape of ``x_t``.
         how: ``double-backward`` (exact; the network's backward must be differentiable), ``reverse-over-forward``
-            (exact; needs forward-mode formulas, fails with
-            activation checkpointing), ``finite-difference`` of vector-Jacobian products (any network),
-            ``second-difference`` of the denoiser (no backward; only for ``a = b``, and only as good as the symmetry of
-            the network's third derivative).
+            (exact; needs forward-mode formulas, fails with activation checkpointing). ``finite-difference`` of
+            vector-Jacobian products (any network). ``second-difference`` of the denoiser (no backward, only for ``a =
+            b``). Its error is the asymmetry of the network's third derivative.
         size: finite-difference step relative to ``sigma_t`` and the rms of ``a``; by default
             `difference_size`.
     """
@@ -67,7 +66,8 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
 def default_contraction(estimator: Estimator) -> Contraction:
     """``second-difference`` where it applies, ``finite-difference`` elsewhere.
 
-    The cheapest, and on a network trained on a mixture whose information gradient is known as near to it as an exact
-    contraction of the network's Jacobian: what sets them apart is the network's error (``docs/validation.md``).
+    This is the cheapest method. On a network trained on a mixture whose information gradient is known, it is as
+    accurate as an exact contraction of the Jacobian. The remaining error is that of the network
+    (``docs/validation.md``).
     """
     return "second-difference" if estimator == "measurement-symmetric" else "finite-difference"

@@ -57,8 +57,8 @@ def gradient_at(
         estimator: which of the four above.
         contraction: see `contract`; None for `default_contraction`.
         probe: random signs, normal numbers, or ``coordinate``: scaled unit vectors in random order, without
-            replacement, so that as many probes as measured numbers (as unknowns for the estimators with probes in
-            R^d) give the trace exactly.
+            replacement. As many of these as measured numbers give the trace exactly (as unknowns, for the estimators
+            with probes in R^d).
         probes: how many, averaged.
     """
     how = default_contraction(estimator) if contraction is None else contraction
@@ -92,14 +92,9 @@ def probe_pairs(
     both traces being exact together), shape of ``like``. Without a ``second`` one ``w`` is ``z``."""
 
     def normal(name: str, k: int) -> Tensor:
-        z = step.draws.normal(name, step.index, like, inner=k)
-        if like.is_complex():  # real and imaginary parts are measured numbers each
-            z = torch.complex(z.real, step.draws.normal(f"{name}-imaginary", step.index, like, inner=k).real)
-        return z
+        return step.draws.normal(name, step.index, like, inner=k)
 
     if probe == "coordinate":
-        if like.is_complex():
-            raise ValueError("CMI: probe='coordinate' is for real measurements, received complex y: use 'rademacher'")
         order, m = _order(normal(stream, 0), known)
         for k in range(min(count, int(m.max()))):
             length = torch.where(k < m, (m * count / m.clamp_max(count)).sqrt(), 0.0)
@@ -122,9 +117,7 @@ def _order(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def signs(z: Tensor) -> Tensor:
-    """Signs of normal numbers, of real and imaginary parts alone."""
-    if z.is_complex():
-        return torch.complex(signs(z.real), signs(z.imag))
+    """Signs of normal numbers."""
     return torch.where(z < 0, -1.0, 1.0).to(z)
 
 

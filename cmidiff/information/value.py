@@ -2,8 +2,8 @@
 
     I = 1/2 log det(S / sigma_y^2),    S = sigma_y^2 I + A Sigma A^T        in nats
 
-Of a non-linear physics ``A`` is the derivative at ``x_hat``, held constant where ``I`` is differentiated: the paper's
-third open question, answered by its simplest choice.
+Of a non-linear physics ``A`` is the derivative at ``x_hat``, held constant where ``I`` is differentiated. The paper
+leaves this question open; this is the simplest choice.
 
 Source: Hamidi, Yang 2025, https://arxiv.org/abs/2501.02880 (Theorem 1, in measurement space).
 """
@@ -53,7 +53,7 @@ def value_at(step: Step, covariance: Bound, *, probes: int = 8, iterations: int 
     def operator(v: Tensor) -> Tensor:
         return v + measurement.A(covariance.product(measurement.At(v))) / s2
 
-    m = torch.view_as_real(measurement.y[0]).numel() if measurement.y.is_complex() else measurement.y[0].numel()
+    m = measurement.y[0].numel()
     draws = []
     for z, _ in probe_pairs(step, measurement.y, "rademacher", probes, None, stream="information"):
         _, values, vectors = lanczos(operator, z, min(iterations, m))

@@ -33,7 +33,7 @@ class Method:
         build: the solver for given problems and scale.
         scales: step sizes among which tuning chooses; one for a solver without a step size.
         guided: whether CMI is tried on it.
-        finer: how many times the steps of the others; above 1 the sampler is churned, so that a state forgets what was
+        finer: how many times the steps of the others. Above 1 the sampler is churned, so that a state forgets what was
             decided while ``p(x_0 | x_t)`` was far from Gaussian.
         own: whether it takes the times and the sampler of the solver, in the place of those of the table.
     """
@@ -74,15 +74,15 @@ ETAS = (-1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0)
 
 
 def make_cmi(eta: float) -> CMI | None:
-    """CMI as it is measured here: the exact covariance inside ``S``, the weight that tilts the target by
-    ``exp(eta I)``, and a cap that leaves room, since no network errs here."""
+    """CMI as it is measured here: with the exact covariance inside ``S`` and the weight that tilts the target by
+    ``exp(eta I)``. The cap is large, since no network errs here."""
     return CMI(eta, weight="reverse-sde", covariance=Exact(iterations=20), cap=0.5) if eta != 0 else None
 
 
 @dataclass
 class BlockDraws:
-    """Random numbers for all rows at once, from (seed, stream, step): the streams do not disturb one another, so that
-    a run with CMI and one without share their noise."""
+    """Random numbers for all rows at once, from (seed, stream, step). The streams do not disturb one another, so that a
+    run with CMI and one without share their noise."""
 
     seed: int
 
@@ -109,8 +109,8 @@ class Outcome:
 
 
 def list_levels(schedule: Schedule, steps: int) -> list[float]:
-    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from pure noise to a hundredth: fine
-    where a posterior is narrow, which the grid of the DDPM, even in t, is not."""
+    """Times whose noise levels ``sigma_t / alpha_t`` are even in the logarithm, from pure noise to a hundredth. They
+    are fine where a posterior is narrow. The grid of the DDPM, which is even in t, is not."""
     alpha, sigma = schedule(schedule.grid(1)[0])
     ratios = torch.logspace(math.log10(sigma / alpha), -2, steps, dtype=torch.float64)
     return [schedule.time(ratio) for ratio in ratios.tolist()]
@@ -170,9 +170,9 @@ def choose_strengths(
     """``(scale, eta)`` chosen on groups of problems that may differ in m.
 
     First the scale, without CMI: the smallest geometric mean of the distances. Then eta of either sign at that scale (0
-    for a solver that CMI is not tried on): of the paired ratios of the distances, with CMI over without, the smallest
-    upper end of the 95% interval, so that a large eta must earn its risk. CMI is always on: whether it helps is for
-    other problems to say.
+    for a solver that CMI is not tried on). The choice has the smallest upper end of the 95% interval of the paired
+    ratios of the distances, with CMI over without. A large eta is therefore chosen only if its gain is certain. CMI is
+    always on: whether it helps is for other problems to say.
     """
 
     def logs(scale: float, eta: float) -> Tensor:

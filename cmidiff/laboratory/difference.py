@@ -1,11 +1,11 @@
 """The step of the finite differences: truncation on one side, rounding on the other, the default in between.
 
-Two derivatives of the denoiser are taken by differences: the contraction ``C(u, u)`` of the CMI gradient
-(``finite-difference`` of vector-Jacobian products, ``second-difference`` of the denoiser) and the diagonal variance of
-CA-DPS. Both on the 12-dimensional mixture of `cmidiff.laboratory.gradient`, in float32 and float64, and on the embedded
-prior in float32; the reference is the exact derivative in float64 (for the second difference of the network, whose
-limit differs from the contraction, a float64 difference with a step of 0.002). Steps are relative to sigma_t (and the
-rms of the direction), as the library takes them.
+Two derivatives of the denoiser are taken by differences. One is the contraction ``C(u, u)`` of the CMI gradient
+(``finite-difference`` of vector-Jacobian products, ``second-difference`` of the denoiser). The other is the diagonal
+variance of CA-DPS. Both on the 12-dimensional mixture of `cmidiff.laboratory.gradient`, in float32 and float64, and on
+the embedded prior in float32. The reference is the exact derivative in float64. The limit of the network's second
+difference differs from the contraction; its reference is a float64 difference with a step of 0.002. Steps are relative
+to sigma_t (and the rms of the direction), as the library takes them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _on_network(settings: Settings) -> Iterator[Row]:
 def _curves(
     exact: Step, u: Tensor, step: Step, v: Tensor, on: str, level: float, sizes: Sequence[float]
 ) -> Iterator[Row]:
-    """Rows of all quantities: ``exact`` and ``u`` in float64, ``step`` and ``v`` the same in the precision to judge."""
+    """Rows of all quantities: ``exact`` and ``u`` in float64, ``step`` and ``v`` the same in the precision to
+    compare."""
     truth = contract(exact, u, u, "double-backward").detach()
     # The network's third derivative is not symmetric, so that its second difference has a limit of its own.
     second = truth if on == "mixture" else contract(exact, u, u, "second-difference", 2e-3)

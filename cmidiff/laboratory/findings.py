@@ -64,8 +64,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings:
-    """All tables of a section by name, what was asked for, and what it took: seconds on the clock, and of all processes
-    on the processor."""
+    """All tables of a section by name, the settings, and the time: seconds on the clock, and of all processes on the
+    processor."""
 
     tables: dict[str, Table]
     settings: dict[str, Any] = field(default_factory=dict)

@@ -1,9 +1,9 @@
 """The CMI gradient's estimators against the exact gradient: spread, bias, and what a probe is worth.
 
 A 12-dimensional mixture of four Gaussians, ``A`` a random 5 x 12 matrix, sigma_y = 0.3, float64. Every row of the batch
-has probes of its own, so that one call gives as many independent estimates as there are rows; the mean of r rows is the
-estimate with r probes. The state is, of 32 random ones, that with the largest gradient: deep inside one component the
-gradient vanishes, and every relative error would be of nothing. With ``g`` the exact gradient and ``v`` the estimates,
+has probes of its own, so that one call gives as many independent estimates as there are rows. The mean of r rows is the
+estimate with r probes. The state is that of 32 random ones with the largest gradient. Deep inside one component the
+gradient vanishes, and a relative error has no meaning. With ``g`` the exact gradient and ``v`` the estimates,
 
     relative RMS error  sqrt(mean |v - g|^2) / |g|
     bias                |mean v - g| / |g|

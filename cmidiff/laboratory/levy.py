@@ -122,8 +122,8 @@ def methods(steps: int) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run: signals, steps, and samples of the reference; signals and samples for the choice of a step size;
-    and the cells, (task, increments)."""
+    """How much is run: signals, steps, samples of the reference, and the cells (task, increments). The choice of a step
+    size has its own signals and samples."""
 
     signals: int
     steps: int

@@ -6,8 +6,8 @@ conditionals are known and are drawn from exactly:
     u | tau, y     Gaussian, by Matheron's rule: u' + tau M^T S^-1 (y - M u' - n),  S = M diag(tau) M^T + sigma_y^2 I
     tau | u        independent, one for each increment
 
-A Gaussian process needs no iterations. Where an increment may be zero, ``b_i`` says whether it is not, and each ``b_i``
-is drawn given ``tau`` and the other ``b`` with ``u`` integrated out. With ``G = M^T S^-1 M`` and ``g = M^T S^-1 y``
+A Gaussian process needs no iterations. Where an increment may be zero, ``b_i`` says whether it is not. Each ``b_i`` is
+drawn given ``tau`` and the other ``b`` with ``u`` integrated out. With ``G = M^T S^-1 M`` and ``g = M^T S^-1 y``
 without increment ``i``, the odds of ``b_i = 1`` are
 
     (1 - atom) / atom  (1 + tau_i G_ii)^-1/2  exp( tau_i g_i^2 / (2 (1 + tau_i G_ii)) )

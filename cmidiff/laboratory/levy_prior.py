@@ -12,12 +12,12 @@ denoiser is ``alpha_t / sigma_t^2`` times it.
 
 What makes the sums exact. ``E`` is smooth, so that sums over a grid converge as fast as those of a Gaussian. The
 density of an increment is not (a kink, or mass at zero). Its kernel ``k`` on the grid is therefore the one whose
-Fourier transform is the characteristic function at all frequencies that a message has: the sampled density far from
-zero, corrected near it by a table. All grids are aligned, so that one table serves all sites.
+Fourier transform is the characteristic function at all frequencies that a message has. This is the sampled density far
+from zero, corrected near it by a table. All grids are aligned, so that one table serves all sites.
 
-With the default ``resolution`` the error of the mean is below 1e-5 rho at every noise level, and for the
-Bernoulli-Laplace process, whose signals may be constant over many sites, below 3e-4 rho. A window that does not hold
-the mass is doubled, for those rows alone; a number may be eight noise levels off.
+With the default ``resolution`` the error of the mean is below 1e-5 rho at every noise level. For the Bernoulli-Laplace
+process, whose signals may be constant over many sites, it is below 3e-4 rho. A window that does not hold the mass is
+doubled, for those rows alone; a number may be eight noise levels off.
 
 Sources: Kamilov, Pad, Amini, Unser, "MMSE Estimation of Sparse Lévy Processes", 2013,
 https://doi.org/10.1109/TSP.2012.2222394 (message passing); Zach, Bohra, Unser et al., "A Statistical Benchmark for
@@ -115,8 +115,8 @@ class Messages:
     Attributes:
         offsets: ``x - v_i`` of the cells, shape (d, N, K).
         evidence: ``E``, likewise.
-        steps: ``H[r, c] = k(r + c - K + 1)`` from each site to the next, shape (d - 1, N, K, K): ``k * m`` is ``H`` on
-            the reversed message, and from a site to the one before it ``H m``, reversed.
+        steps: ``H[r, c] = k(r + c - K + 1)`` from each site to the next, shape (d - 1, N, K, K). ``k * m`` is ``H`` on
+            the reversed message. From a site to the one before it, it is ``H m``, reversed.
         forward, backward: ``F`` and ``B``, shape (d, N, K).
     """
 

@@ -3,14 +3,14 @@
     p(x_0) = sum_k w_k N(mu_k, diag V_k),    y = A x_0 + n,    n ~ N(0, sigma_y^2 I)
 
 The responsibilities need only the squared distances ``sum_j (x_j - alpha mu_kj)^2 / S_kj``, which two matrix products
-give; with one ``V`` for all components a single one, because ``x^2`` then cancels. `Problems` holds P measurements of
-such a prior, each with its own ``A`` and with C chains that run together as the rows ``p C + c`` of one batch.
+give. With one ``V`` for all components a single one, because ``x^2`` then cancels. `Problems` holds P measurements of
+such a prior, each with its own ``A``. Each has C chains that run together as the rows ``p C + c`` of one batch.
 
 Exact samples of the posterior (Matheron's rule, no d x d matrix): draw k with probability ``w_k N(y; A mu_k, S_k)``,
 ``S_k = sigma_y^2 I + A V_k A^T``, then ``x ~ N(mu_k, V_k)`` and ``x + V_k A^T S_k^-1 (y - A x - n)``.
 
-The exact posterior mean ``E[x_0 | x_t, y]``, which turns any sampler into a sampler of the posterior, is the same
-update of the components of ``p(x_0 | x_t)``: `ExactPosterior`, the reference row of every table.
+The exact posterior mean ``E[x_0 | x_t, y]`` is the same update of the components of ``p(x_0 | x_t)``. It turns any
+sampler into a sampler of the posterior: `ExactPosterior`, the reference row of every table.
 
 Sources: Cardoso et al., "Monte Carlo guided Diffusion for Bayesian linear inverse problems", 2023,
 https://arxiv.org/abs/2308.07983 (the 25 components); Doucet, "A Note on Efficient Conditional Simulation of Gaussian
@@ -250,8 +250,8 @@ def make_problems(
     family: Family, d: int, m: int, count: int, generator: torch.Generator, noise_std: float = NOISE_STD
 ) -> Problems:
     """Random problems on a prior of ``family``: ``A`` with random singular vectors and singular values uniform in (0,
-    1], ``x_0`` from the prior. With ``two-modes``, ``A`` hardly sees what tells the modes apart (`BLIND`), so that both
-    stay possible."""
+    1], ``x_0`` from the prior. With ``two-modes``, ``A`` hardly measures the direction between the modes (`BLIND`), so
+    that both stay possible."""
     prior = make_prior(family, d, generator)
 
     inner, outer = (torch.randn(count, n, m, generator=generator, dtype=torch.float64) for n in (m, d))

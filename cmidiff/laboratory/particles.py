@@ -1,7 +1,7 @@
 """Particle solvers against posteriors that are known: how near 256 particles come, and whether more come nearer.
 
 The problems and the noise levels are those of `cmidiff.laboratory.posterior`. The particles of a problem are one cloud,
-and are compared with as many exact samples; the floor is the distance of exact samples to exact samples. Nothing is
+and are compared with as many exact samples. The floor is the distance of exact samples to exact samples. Nothing is
 tuned.
 """
 

@@ -18,8 +18,8 @@ def load_images(source: Path | None, count: int) -> Tensor:
     """Load ``count`` images or fewer, shape (N, 3, 64, 64), in [-1, 1].
 
     Args:
-        source: a folder, searched with its sub-folders, or a tar file: images at even distances in the order of their
-            names, each cropped to a square and shrunk; None: overlapping crops of the embedded photograph.
+        source: a folder, searched with its sub-folders, or a tar file. Images are taken at even distances in the order
+            of their names, each cropped to a square and shrunk. None: overlapping crops of the embedded photograph.
         count: how many at most.
 
     Raises:

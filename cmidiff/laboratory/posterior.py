@@ -1,14 +1,14 @@
 """Every solver against posteriors that are known, with and without CMI.
 
-Priors (`cmidiff.laboratory.mixtures.make_prior`): one Gaussian; the 25-component mixture; and two on which ``p(x_0 |
-x_t)`` is far from Gaussian, as CMI assumes it is not (the paper's Assumption 1): well separated modes, heavy tails.
+Priors (`cmidiff.laboratory.mixtures.make_prior`): one Gaussian, the 25-component mixture, one of well separated modes
+and one of heavy tails. On the last two ``p(x_0 | x_t)`` is far from Gaussian, contrary to Assumption 1 of the paper.
 
-The step sizes of DPS, MCG and DSG, and then eta of either sign, are chosen on other problems with other seeds, of all
-m together, for each prior, d and solver (`cmidiff.laboratory.chains.choose_strengths`); eta is never 0. The test
-problems have not been seen by that choice. A solver with CMI and the one without share all random numbers, so that
-their difference is paired, problem by problem; intervals are Student's, 95%, over problems. The noise levels are even
-in log(sigma/alpha) (`cmidiff.laboratory.chains.list_levels`), where 100 steps are enough: the row ``exact posterior``
-shows what the steps cost.
+The step sizes of DPS, MCG and DSG, and then eta of either sign, are chosen on other problems with other seeds
+(`cmidiff.laboratory.chains.choose_strengths`). The choice is for each prior, d and solver, of all m together; eta is
+never 0. The test problems have not been seen by that choice. A solver with CMI and the one without share all random
+numbers, so that their difference is paired, problem by problem. Intervals are Student's, 95%, over problems. The noise
+levels are even in log(sigma/alpha) (`cmidiff.laboratory.chains.list_levels`), where 100 steps are enough: the row
+``exact posterior`` shows what the steps cost.
 """
 
 from __future__ import annotations

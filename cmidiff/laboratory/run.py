@@ -1,4 +1,4 @@
-"""The sections in order; a finished one is kept, and read again instead of run."""
+"""The sections in order; a finished one is read again instead of run."""
 
 from __future__ import annotations
 

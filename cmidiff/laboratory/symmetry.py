@@ -1,10 +1,10 @@
 """How symmetric the third derivative of log p_t is, as the embedded prior has learned it.
 
-Of a density it is a symmetric tensor, so that ``grad_x <u, J u>`` is the second derivative of the denoiser along ``u``,
+Of a density it is a symmetric tensor. ``grad_x <u, J u>`` is then the second derivative of the denoiser along ``u``,
 which needs no backward pass (``second-difference``). A network was only trained to denoise; the gap is its own. It is
 measured against ``double-backward`` with the same probe ``u = A^T S^-1/2 z``, one for each image, by noise level
-``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry. Which of them is nearer to a
-true gradient only a prior can say whose gradient is known (`cmidiff.laboratory.learned`).
+``sigma_t / alpha_t``; ``finite-difference`` beside it, which assumes no symmetry. Which of them is nearer to a true
+gradient only a prior can say whose gradient is known (`cmidiff.laboratory.learned`).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def task(name: str, dtype: torch.dtype = torch.float32) -> LinearPhysics:
 def probe_embedded(
     x_0: Tensor, name: str, ratio: float, seed: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Step, Tensor]:
-    """A step of the embedded prior at noise level ``ratio`` around the images ``x_0``, and a probe ``u`` for each;
-    the same numbers in every dtype."""
+    """A step of the embedded prior at noise level ``ratio`` around the images ``x_0``, and a probe ``u`` for each. The
+    same numbers in every dtype."""
     prior, physics = load_embedded(dtype), task(name, dtype)
     t = prior.schedule.time(ratio)
     alpha_t, sigma_t = prior.schedule(t)

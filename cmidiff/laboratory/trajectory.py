@@ -1,7 +1,7 @@
 """The information ``I(x_0; y | x_t)`` along a run, for every solver with and without CMI.
 
 Problems of the 25-component mixture with d = 8 and m = 2, the exact value of `cmidiff.information.exact` in nats at
-25 states. While little is decided the information is large: ``y`` would still tell much. It falls as ``x_t``
+25 states. While little is decided the information is large: ``y`` contains much of it. It falls as ``x_t``
 commits itself. The run with nothing approximated (``exact posterior``) shows how fast it should.
 """
 

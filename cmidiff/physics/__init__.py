@@ -1,8 +1,8 @@
 """From a task's name, a mask, a kernel or a user's own map to the physics ``y = A x_0 + n``.
 
 Every function here returns a ``deepinv.physics.LinearPhysics`` that carries its noise level, ``noise_std``, in units of
-an image in [0, 1]; three tasks are not linear and return a ``deepinv.physics.Physics``. Whatever else is one (MRI,
-tomography, ...) is equally good: nothing below is required of it.
+an image in [0, 1]. Three tasks are not linear and return a ``deepinv.physics.Physics``. Any other ``LinearPhysics``
+(MRI, tomography, ...) is equally good: nothing below is required of it.
 """
 
 from cmidiff.physics.blur_width import estimate_blur_width as estimate_blur_width

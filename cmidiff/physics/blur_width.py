@@ -1,6 +1,6 @@
 r"""The width of a Gaussian blur, chosen by the data.
 
-The power of a photograph falls with the frequency as ``c f^-a``, a blur of width ``w`` multiplies it by
+The power of a photograph falls with the frequency as ``c f^-a``. A blur of width ``w`` multiplies it by
 ``exp(-(2 pi f w)^2)``, and white noise adds a floor:
 
     S(f) = c f^-a exp(-(2 pi f w)^2) + sigma^2

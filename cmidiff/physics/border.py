@@ -1,11 +1,11 @@
 """Blur of a photograph whose surroundings are unknown.
 
 A camera blurs the scene, then cuts out the frame: pixels at the border of a photograph hold light from outside. The
-unknown image therefore lives on a canvas that is larger by the kernel, and ``A`` is the convolution where it needs no
-pixel from beyond the canvas: a circular convolution on the canvas, then the frame. Conjugate gradients solve the
-systems ``(s^2 + r^2 A^T A) v = b`` of solvers to a relative residual of 1e-3 in 5 to 30 iterations, at every noise
-level; the circulant preconditioner ``(s^2 + r^2 H^T H)^-1`` of the convolution without the frame saves 8 to
-50% of them and is left out.
+unknown image therefore lives on a canvas that is larger by the kernel. ``A`` is the convolution where it needs no pixel
+from beyond the canvas: a circular convolution on the canvas, then the frame. Conjugate gradients solve the systems
+``(s^2 + r^2 A^T A) v = b`` of solvers to a relative residual of 1e-3 in 5 to 30 iterations, at every noise level. The
+circulant preconditioner ``(s^2 + r^2 H^T H)^-1`` of the convolution without the frame saves 8 to 50% of them and is
+left out.
 
 Source of the model: Almeida, Figueiredo, "Deconvolving Images With Unknown Boundaries Using the Alternating Direction
 Method of Multipliers", 2013, https://arxiv.org/abs/1210.2687.

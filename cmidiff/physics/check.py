@@ -151,7 +151,7 @@ def adjoint_error(
 
     Args:
         physics: any linear physics.
-        shape: of one image, ``(C, H, W)`` or whatever the physics takes after the batch dimension.
+        shape: of one image, ``(C, H, W)`` or the shape that the physics takes after the batch dimension.
         batch: number of independent pairs, passed through the physics together.
         seed: of the draws.
         dtype: of the draws; the physics must be built in the same.

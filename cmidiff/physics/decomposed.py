@@ -86,8 +86,8 @@ def from_matrix(
         A physics from ``(B, *shape)`` to ``(B, m)``.
 
     Raises:
-        ValueError: for a matrix that is not two-dimensional, real and finite, is all zero, or whose number of columns
-            is not the number of entries of ``shape``.
+        ValueError: the matrix is not two-dimensional, real and finite, is all zero, or its columns are not as many as
+            the entries of ``shape``.
     """
     if not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.numel() == 0 or matrix.is_complex():
         got = f"{tuple(matrix.shape)} of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -139,7 +139,8 @@ def _start(physics: DecomposablePhysics, z: Tensor | float | None, y: Tensor, ga
 
 class BicubicResize(DecomposablePhysics):
     r"""Bicubic reduction with antialiasing and symmetric borders: deepinv's ``DownsamplingMatlab``, the resizer of the
-    DPS code, where the original runs a backward pass for each ``A^T`` and conjugate gradients for each ``prox_l2``.
+    DPS code, in closed form. The original runs a backward pass for each ``A^T`` and conjugate gradients for each
+    ``prox_l2``.
 
     ``A x = R_h x R_w^T`` with ``R = U diag(s) V^T`` of deepinv's ``imresize_matlab`` for each side, hence
     ``A = (U_h x U_w) diag(s_h s_w^T) (V_h x V_w)^T``. Both ``V`` are square, so that ``prox_l2`` keeps what ``A`` does

@@ -1,8 +1,8 @@
 r"""JPEG compression: what a file says of it, what its pixels say, and the cells that the true image lies in.
 
-JPEG rounds each coefficient ``c`` of the 8x8 cosine transform of luma and of the two (often halved) chroma planes to a
-multiple of a step ``q`` of its table. The decoded image is therefore not the truth plus white noise: each coefficient
-of the truth lies in a known cell,
+JPEG takes the 8x8 cosine transform of luma and of the two (often halved) chroma planes. It rounds each coefficient
+``c`` to a multiple of a step ``q`` of its table. The decoded image is therefore not the truth plus white noise: each
+coefficient of the truth lies in a known cell,
 
     |DCT(x)_k - c_k| <= q_k / 2
 
@@ -175,7 +175,7 @@ class Quantisation:
     def project(self, x: Tensor, shrink: float = SHRINK) -> Tensor:
         """Move ``x`` as little as needed for its coefficients to lie in the cells.
 
-        Blocks that the border of the image cuts are left as they are, and so is chroma that is not ``known``: whose
+        Blocks that the border of the image cuts are left as they are. So is chroma that is not ``known``, whose
         coefficients in ``y`` are not near the multiples of their steps.
 
         Args:
@@ -244,9 +244,9 @@ def restore_jpeg(
 def find_tables(x: Tensor) -> Tables | None:
     """Find the tables of an image that was a JPEG before, from its pixels alone.
 
-    The grid is where most coefficients were rounded to 0; the quality is the one of the standard tables whose multiples
-    the coefficients meet most closely. Finds nothing in images that were resized or rotated by other angles
-    than right ones since, and near quality 100, where there is nothing to repair.
+    The grid is where most coefficients were rounded to 0. The quality is the one of the standard tables whose multiples
+    the coefficients meet most closely. Finds nothing in images that were resized since, or rotated by an angle that is
+    not a multiple of 90 degrees. Nor does it near quality 100, where there is nothing to repair.
 
     Args:
         x: ``(C, H, W)`` in [0, 1], C 1 or 3.

@@ -1,8 +1,7 @@
 """The masks and signs of the named tasks, and facts about masks.
 
-Each is drawn on the CPU in float64 from its own generator, so a seed means the same everywhere and the precision asked
-of the physics changes nothing but the rounding. A mask is ``(1, 1, H, W)``: 1 where a pixel is measured, 0 where it is
-hidden.
+Each is drawn on the CPU in float64 from its own generator, so a seed means the same everywhere. The precision of the
+physics changes the rounding only. A mask is ``(1, 1, H, W)``: 1 where a pixel is measured, 0 where it is hidden.
 """
 
 import math
@@ -26,8 +25,8 @@ def box_mask(
     Args:
         shape: ``(C, H, W)``, pixels.
         size: height and width of the rectangle, pixels; one number for a square; ``None``: half of each side.
-        position: top and left, pixels; ``None``: uniform from ``seed``, at least a sixteenth of the side away from the
-            border where there is room (the rule of the DPS code at 256 pixels, box 128).
+        position: top and left, pixels. ``None``: uniform from ``seed``, at least a sixteenth of the side away from the
+            border where there is room. This is the rule of the DPS code at 256 pixels, box 128.
         seed: of the position.
 
     Raises:

@@ -6,6 +6,7 @@ Noise is Gaussian, or that of counted photons, ``y = gain N`` with ``N ~ Poisson
 
 import operator
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from deepinv.physics import (
 from torch import Tensor
 
 from cmidiff.physics.check import check_finite, check_gain, check_noise_std
+from cmidiff.physics.parts import Parts
 
 
 class Noise(NamedTuple):
@@ -51,23 +53,23 @@ def noise_of(physics: Physics) -> Noise | None:
 def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Tensor:
     """The noisy measurement ``y = A(x) + n`` of each image of a batch; ``x`` is left as it is.
 
-    The noise of an image is drawn by a generator of its own, so it depends on the image's seed alone: not on the batch,
-    nor on torch's global state, nor on the precision. With one seed for a whole batch, all its images receive the same
-    draw; pass one seed per image for independent ones. Where a mask hides an entry of ``y`` there is no noise.
+    The noise of an image is drawn by a generator of its own. It does not depend on the other images, on torch's global
+    state or on the precision. With one seed, the noise of image i depends on the seed and on i, and image 0 has that of
+    the seed itself. With several, image i depends on ``seed[i]`` alone. Where a mask hides an entry of ``y`` there is
+    no noise. Half of the variance of a complex number's noise is in its real part, as in deepinv.
 
     Args:
         x: clean images in [0, 1], ``(B, C, H, W)``, float.
-        physics: carries a ``deepinv.physics.GaussianNoise`` (its sigma is in units of an image in [0, 1]),
-            ``PoissonNoise`` or ``PoissonGaussianNoise`` (its gain is what one photon is worth; where ``A(x)`` is
-            negative there are none).
+        physics: carries a ``deepinv.physics.GaussianNoise``, ``PoissonNoise`` or ``PoissonGaussianNoise``. Sigma is in
+            units of an image in [0, 1]. The gain is the value of one photon; where ``A(x)`` is negative there are none.
         seed: one for all images, or one per image.
 
     Returns:
         ``y``, ``(B, ...)``, of the dtype of ``A(x)``.
 
     Raises:
-        ValueError: for images that are no floats, not finite, empty or of a size the physics is not for; for another
-            number of seeds than images; for a physics with other noise.
+        ValueError: the images are no floats, not finite, empty or of a size the physics is not for. Or the number of
+            seeds is not that of the images, or the physics has other noise.
     """
     _check_images(x, physics)
     generators = [torch.Generator().manual_seed(s) for s in _seeds(seed, len(x))]
@@ -96,7 +98,8 @@ def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
 
     Args:
         physics: ``Inpainting`` and ``MRI`` of deepinv keep hidden entries in ``y``, as zeros. So does a composition
-            whose last operator is one of them, as ``mask * blur``: the noise of a composition is added last.
+            whose last operator is one of them, as ``mask * blur``, because the noise of a composition is added last. So
+            do the `cmidiff.physics.parts` of all these.
         y: measurement, ``(B, ...)``.
 
     Returns:
@@ -105,6 +108,9 @@ def known_entries(physics: Physics, y: Tensor) -> Tensor | None:
     if isinstance(physics, ComposedPhysics):
         last: Any = physics.physics_list[-1]
         return known_entries(last, y)
+    if isinstance(physics, Parts):
+        known = known_entries(physics.whole, torch.view_as_complex(y.contiguous()))
+        return None if known is None else known[..., None]
     if not isinstance(physics, Inpainting | MRI | MultiCoilMRI):
         return None
     mask: Any = physics.mask
@@ -143,7 +149,8 @@ def _seeds(seed: int | Sequence[int], images: int) -> list[int]:
         if len(seed) != images:
             raise ValueError(f"There must be one seed, or one per image; got {len(seed)} seeds for {images} images.")
         return [operator.index(s) for s in seed]
-    return [operator.index(seed)] * images
+    first = operator.index(seed)
+    return [first, *(int(sha256(f"{first}+{i}".encode()).hexdigest()[:15], 16) for i in range(1, images))][:images]
 
 
 def _check_noise(physics: Physics, images: int) -> Noise:

@@ -1,9 +1,9 @@
 r"""The noise level of an image, estimated from the image alone.
 
-Texture looks like noise to a high-pass filter: the median of the finest wavelet coefficients is too large by 2 to 3
-of 255 on photographs. But the patches of a clean image span few directions, and white noise spans all of them evenly.
-So the smallest eigenvalue of the covariance of noisy patches is the noise variance, best from patches with little
-texture: those whose gradient energy is below a quantile of that of noise of the present estimate,
+Texture looks like noise to a high-pass filter. The median of the finest wavelet coefficients is too large by 2 to 3 of
+255 on photographs. But the patches of a clean image span few directions, and white noise spans all of them evenly. So
+the smallest eigenvalue of the covariance of noisy patches is the noise variance, best from patches with little texture.
+These are the ones whose gradient energy is below a quantile of that of noise of the present estimate,
 
     sigma^2 = lambda_min(Cov(p_i : p_i^T G p_i <= sigma^2 tau)),
 
@@ -12,12 +12,12 @@ a fixed point that is iterated (Liu, Tanaka, Okutomi). Two corrections are added
 - The smallest eigenvalue of few patches is below the variance. That of white noise at the same places says by how
   much, where all directions are noise. Texture makes up for a part of it: the square root of this factor is applied.
 - Values that are cut off at the ends of the range make noise look weaker. Patches whose mean lies near an end are left
-  out, and the variance of the others is corrected for what is cut off of a Gaussian there.
+  out. The variance of the others is corrected for what is cut off of a Gaussian there.
 
 Channels are estimated separately, because compression and demosaicing smooth noise across colours. Patches of all
 channels together (Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", 2015,
 https://doi.org/10.1109/ICCV.2015.62) are more accurate for independent noise below 15 of 255, and find no noise where
-the channels share it; above, the cut-off values cost them more.
+the channels share it. Above, the cut-off values cost them more.
 
 Source: Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for Blind Denoising", 2013,
 https://doi.org/10.1109/TIP.2013.2283400.

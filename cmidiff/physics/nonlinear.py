@@ -45,9 +45,8 @@ class Exposure(Physics):
     """``A(x) = clip(1/2 + factor (x - 1/2), 0, 1)``: contrast beyond what the sensor holds, so that highlights and
     shadows are lost.
 
-    In [-1, 1] it is ``clip(factor x, -1, 1)``, the task "high dynamic range" of Mardani, Song, Kautz, Vahdat, "A
-    Variational Perspective on Solving Inverse Problems with Diffusion Models", 2023, https://arxiv.org/abs/2305.04391.
-    A clipped entry has no gradient.
+    In [-1, 1] it is ``clip(factor x, -1, 1)``, the task "high dynamic range" of RED-diff (Mardani, Song, Kautz, Vahdat,
+    2023, https://arxiv.org/abs/2305.04391). A clipped entry has no gradient.
     """
 
     def __init__(self, image: Shape, factor: float, noise_model: GaussianNoise) -> None:

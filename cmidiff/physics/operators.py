@@ -185,8 +185,8 @@ def from_signs(
 ) -> LinearPhysics:
     """Compressed sensing: random signs, an orthogonal sine transform of each channel, and a block of its coefficients.
 
-    The signs spread every image evenly over all coefficients, so it does not matter which are kept (Do, Gan, Nguyen,
-    Tran, Fast and Efficient Compressive Sensing Using Structurally Random Matrices, 2012,
+    The signs spread every image evenly over all coefficients, so it does not matter which are measured (Do, Gan,
+    Nguyen, Tran, Fast and Efficient Compressive Sensing Using Structurally Random Matrices, 2012,
     https://arxiv.org/abs/1106.5037). It needs O(n log n) time and n signs, where a Gaussian matrix needs m n numbers,
     and ``A A^T = I``.
 

@@ -7,8 +7,8 @@ and noise 0.05 of images in [-1, 1], which is noise_std 0.025 here.
 
 Three tasks are not linear (``cmidiff.physics.nonlinear``): phase retrieval, a clipped exposure and the blur of light.
 
-Everywhere: ``shape`` is ``(C, H, W)`` of the images, ``noise_std`` the standard deviation of the noise in units of an
-image in [0, 1], ``seed`` any integer, ``dtype`` ``torch.float32`` or ``torch.float64``; a bad value raises
+Everywhere ``shape`` is ``(C, H, W)`` of the images, and ``noise_std`` the standard deviation of the noise in units of
+an image in [0, 1]. ``seed`` is any integer, ``dtype`` ``torch.float32`` or ``torch.float64``. A bad value raises
 ``ValueError``.
 """
 
@@ -182,7 +182,7 @@ _GIVEN: dict[str, tuple[str, Callable[..., Physics]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A physics as data: what a measurement file must store to restore the exact physics, whatever the machine.
+    """A physics as data: what a measurement file must store to restore the exact physics on every machine.
 
     ``Task.draw("inpaint-random", (3, 64, 64), {"seed": 1})`` for a named task;
     ``Task("mask", {"noise_std": 0.05}, {"mask": mask})`` and

@@ -6,12 +6,12 @@ scales and shifts every block's second normalisation:
     h = conv(silu(norm(x)));   h = conv(silu(norm(h) (1 + scale(e)) + shift(e)));   x <- skip(x) + h
 
 A released file is a bare dictionary of tensors, so its architecture is read off the names and shapes in it
-(`ADMConfig.infer`). Two things leave no trace there and have to be stated: how many channels an attention head has, and
-the order in which its queries, keys and values are stored. Modules carry the names that the files use: what does not
-fit is reported under the file's own name.
+(`ADMConfig.infer`). Two things leave no trace there and have to be stated. These are the channels of an attention head,
+and the order in which its queries, keys and values are stored. Modules carry the names that the files use: what does
+not fit is reported under the file's own name.
 
-The attention is written out, because fused kernels have no second derivative, and activation checkpointing is an
-option: it costs every gradient one more forward pass.
+The attention is written out, because fused kernels have no second derivative. Activation checkpointing is an option. It
+costs every gradient one more forward pass.
 
 Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, https://arxiv.org/abs/2105.05233
 """
@@ -112,7 +112,7 @@ class ADMConfig:
 
         Args:
             shapes: of a state dictionary.
-            stated: what names and shapes do not tell: ``head_channels`` or ``heads``, ``heads_up``,
+            stated: what names and shapes do not state: ``head_channels`` or ``heads``, ``heads_up``,
                 ``new_attention_order``.
 
         Raises:
@@ -165,7 +165,7 @@ def _numbers(shapes: Mapping[str, tuple[int, ...]], part: str) -> set[int]:
 def _resolutions(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Resampling, int, int]:
     """How resolutions are joined, blocks at each, and how many there are.
 
-    Input and output blocks are ``L (r + 1)`` each; where the resolution changes tells ``r``.
+    Input and output blocks are ``L (r + 1)`` each; ``r`` follows from where the resolution changes.
     """
     held = _numbers(shapes, "input_blocks")
     inputs, outputs = max(held) + 1, max(_numbers(shapes, "output_blocks")) + 1
@@ -217,8 +217,8 @@ class ADMUNet(Checkpointed):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Output, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W), times ``t`` of shape (B,) and, of a
-        class-conditional network, labels of shape (B,)."""
+        """Output, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W) and times ``t`` of shape (B,). A
+        class-conditional network takes labels of shape (B,) too."""
         # Times are embedded in their own precision: bfloat16 cannot tell t = 731 from 732.
         e = self.time_embed(sinusoids(t, self.config.base).to(x_t.dtype))
         if label is not None:

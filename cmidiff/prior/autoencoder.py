@@ -115,7 +115,10 @@ def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoenc
             module.set_processor(AttnProcessor())
     config_of = model.config
     channels = int((kind == "VQModel" and config_of.vq_embed_dim) or config_of.latent_channels)
-    affine = _affine(model.config, channels)
+    # Files of a VQ model that do not state a factor, as those of the latent diffusion paper, have 1; the default of
+    # diffusers is that of Stable Diffusion, with which its own pipeline makes no image of them.
+    unscaled = {"scaling_factor": 1.0} if kind == "VQModel" and "scaling_factor" not in config else {}
+    affine = _affine({**model.config, **unscaled}, channels)
     return Autoencoder(
         _Decode(model, kind, *affine),
         _Encode(model, kind, *affine),

@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
     Attributes:
         mean: ``x_hat``, shape (B, ...), not clipped.
         variance_fraction: of a learned-variance head, the fraction ``f`` in [0, 1] of the reverse kernel's log-variance
-            between its lower and its upper bound, shape (B, ...); None without one.
+            between its lower and its upper bound, shape (B, ...). None without one.
     """
 
     mean: Tensor

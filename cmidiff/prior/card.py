@@ -1,7 +1,7 @@
 """Cards: what a file of weights does not say about itself.
 
 A card is a JSON object beside the weights: architecture, parametrisation, schedule, value range, and where they come
-from (source, licence, sha256). Every number in it is checked, since a card is as little vouched for as the weights.
+from (source, licence, sha256). Every number in it is checked, since a card is no more trusted than the weights.
 """
 
 from __future__ import annotations

@@ -30,14 +30,14 @@ class Checkpointed(nn.Module):
         self._again = on
 
     def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """``part(*inputs)``; with ``checkpointing``, only the inputs are kept for its gradient."""
+        """``part(*inputs)``; with ``checkpointing``, only the inputs are stored for its gradient."""
         if self.checkpointing and torch.is_grad_enabled():
             return recompute(part, *inputs)
         return part(*inputs)
 
 
 def recompute(part: Callable[..., Any], *inputs: Any) -> Any:
-    """``part(*inputs)``, computed again for a gradient: only the inputs are kept."""
+    """``part(*inputs)``, computed again for a gradient: only the inputs are stored."""
     return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -1,8 +1,8 @@
 """Two priors as one: the first at low noise, the second above.
 
 For every schedule ``x_t / alpha_t = x_0 + r z`` with ``r = sigma_t / alpha_t``, and a denoiser is a function of these
-two alone. The composite runs on the schedule and in the units of the second prior, and evaluates the first at the
-same image and level in its own units and at its own time:
+two alone. The composite runs on the schedule and in the units of the second prior. It evaluates the first at the same
+image and level, in its own units and at its own time:
 
     x_hat(x_t) = high(x_t, t)                              r > at
     x_hat(x_t) = (low(alpha_u u, u_t) - o) / g,            r <= at,   u = g x_t / alpha_t + o,   r_u = g r
@@ -158,8 +158,8 @@ def _channels(low: Denoiser, high: Denoiser) -> int | None:
 
 
 def _schedule(low: Denoiser, high: Denoiser, at: float, gain: float) -> Schedule:
-    """The schedule of ``high``, from the noisiest level that ``high`` denoises to a level that ``low`` denoises: the
-    end of its own grid, or of that of ``low`` where the noise range of ``high`` ends before."""
+    """The schedule of ``high``, from the noisiest level that ``high`` denoises to a level that ``low`` denoises. That
+    is the end of its own grid, or of that of ``low`` where the noise range of ``high`` ends before."""
     first, last = (level(high.schedule, t) for t in high.schedule.grid(2))
     if high.min_ratio == 0 and last < at:
         return within(high.schedule, low.min_ratio / gain, high.max_ratio)

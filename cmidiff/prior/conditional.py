@@ -1,4 +1,4 @@
-"""Denoisers of latent pipelines that are told what to show: networks conditioned on text, with fixed embeddings.
+"""Denoisers of latent pipelines conditioned on text, with fixed embeddings.
 
 Text is encoded once, before the network is loaded (`cmidiff.prior.text`); its embeddings are buffers of the network
 here. With classifier-free guidance of scale ``w`` the output is
@@ -70,7 +70,7 @@ class Conditional(Checkpointed):
 
 
 class ConditionalXL(Conditional):
-    """A U-Net of Stable Diffusion XL, which is also told the size of the image.
+    """A U-Net of Stable Diffusion XL, which also takes the size of the image.
 
     Args:
         factor: pixels for each latent along a side.

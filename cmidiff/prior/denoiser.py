@@ -66,7 +66,7 @@ def from_denoiser(
         shape: of one signal, (C, H, W) or any other; if given, ``fn`` is tried on zeros and its output checked.
         facts: ``channels``, ``multiple``, ``size``, ``smooth``, ``dtype``, ``max_batch``, ``variance``, ``name`` and
             ``card`` of `NetworkPrior`. ``smooth`` is False by default, since most denoisers are piecewise linear
-            (ReLU); ``dtype`` is by default that of the parameters of ``fn``, or of ``x_t`` without any.
+            (ReLU). ``dtype`` is by default that of the parameters of ``fn``, or of ``x_t`` without any.
 
     Returns:
         A prior on the levels ``sigma_t / alpha_t`` between ``min_ratio`` and ``max_ratio``, which are ``min_sigma`` and

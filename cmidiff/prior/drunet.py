@@ -41,7 +41,7 @@ class DRUNet(Checkpointed):
         """The denoised images.
 
         Args:
-            x: noisy images, shape (B, C, H, W) with any H and W: sides are extended to multiples of 8 by repeating the
+            x: noisy images, shape (B, C, H, W) with any H and W. Sides are extended to multiples of 8 by repeating the
                 last row and column.
             sigma: standard deviation of the noise, shape () or (B,), in units of ``x``.
         """

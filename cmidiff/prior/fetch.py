@@ -1,7 +1,7 @@
 """Fetching one large file: with progress, going on where it stopped, and checked.
 
-What has arrived is kept in ``FILE.part`` until it is whole. A second attempt asks the server for the rest alone, and
-for the file it began with: the server's validator (ETag) is kept beside it.
+What has arrived is in ``FILE.part`` until it is whole. A second attempt asks the server for the rest alone, and
+for the file it began with: the server's validator (ETag) is stored beside it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fetch(
         progress: called with the bytes that are here and their final number (None if the server does not say).
 
     Raises:
-        FileNotFoundError: the server cannot be reached, does not have it, or broke off; what arrived is kept.
+        FileNotFoundError: the server cannot be reached, does not have it, or broke off; what arrived remains.
         ValueError: another size or hash than expected (the file is discarded), or no room for it.
     """
     part = path.with_name(f"{path.name}.part")

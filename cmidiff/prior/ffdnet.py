@@ -1,6 +1,6 @@
 """FFDNet, a small and strong denoiser of photographs.
 
-Blocks of 2 x 2 pixels become channels, a channel with the noise level is added, and a chain of 3 x 3 convolutions with
+Blocks of 2 x 2 pixels become channels, and a channel with the noise level is added. A chain of 3 x 3 convolutions with
 ReLU between them gives the denoised blocks. It takes any noise level up to 75/255 on images in [0, 1]. It is piecewise
 linear: its Jacobian is piecewise constant.
 

@@ -1,8 +1,8 @@
 """Checkpoints of guided diffusion: a dictionary of tensors, and the flags of the command line that trained it.
 
 A card may repeat those flags (``num_channels``, ``num_res_blocks``, ``attention_resolutions``, ...): then they are the
-architecture that the file must have. Without them it is read off the file, and only what leaves no trace there has to
-be stated: ``num_head_channels`` (or ``num_heads``) and ``use_new_attention_order``, ``noise_schedule``,
+architecture that the file must have. Without them it is read off the file. Only what leaves no trace there has to be
+stated:  ``num_head_channels`` (or ``num_heads``) and ``use_new_attention_order``, ``noise_schedule``,
 ``diffusion_steps`` and ``predict_xstart``.
 
 Source: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, https://arxiv.org/abs/2105.05233

@@ -44,7 +44,7 @@ class HubPrior:
     @property
     def present(self) -> bool:
         """Whether all of it is in the cache of the hub."""
-        return is_present(self.name)
+        return folder_of(self.name) is not None
 
 
 AUTOENCODER, CLIP, CLIP_G, T5 = 84, 123, 695, 4762
@@ -176,14 +176,21 @@ def _fetch_weights(name: str, repository: str, revision: str | None, folder: Pat
     return _download(repository, revision, wanted)
 
 
-def is_present(name: str) -> bool:
-    """Whether all files of a pipeline of the hub are in the cache of this machine; nothing is fetched."""
+def folder_of(name: str) -> Path | None:
+    """The folder of a pipeline on this machine, by its path or its name of the hub; nothing is fetched.
+
+    Returns:
+        The folder; None where there is none, or where files of it are missing in the cache of the hub.
+    """
+    name = hub_name(name)
+    if not name.startswith(HUB):
+        return Path(name) if Path(name).is_dir() else None
     repository, revision = hub_repository(name)
     try:
         folder = _download(repository, revision, SMALL, offline=True)
     except Exception:  # as many classes as the hub has versions
-        return False
-    return _is_whole(folder, _kind(folder))
+        return None
+    return folder if _is_whole(folder, _kind(folder)) else None
 
 
 def _is_whole(folder: Path, kind: str | None) -> bool:
@@ -220,6 +227,6 @@ def files_of(names: Iterable[str], kind: str | None) -> list[str]:
         wanted += [n for n in names if n.startswith(f"{part}/") and n.endswith((".json", ".txt", ".model"))]
     for part in (PIPELINES[kind].network, PIPELINES[kind].autoencoder, *ENCODERS):
         inside = [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")]
-        needed = [n for n in inside if n == CONFIG_FILE or n.endswith(".safetensors.index.json")]
+        needed = [n for n in inside if n == CONFIG_FILE or re.search(r"\.safetensors\.index(\.\w+)?\.json$", n)]
         wanted += [f"{part}/{n}" for n in (*needed, *weights_of(inside)) if f"{part}/{n}" not in wanted]
     return wanted

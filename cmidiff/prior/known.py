@@ -21,7 +21,7 @@ CACHE = "CMIDIFF_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: ``$CMIDIFF_CACHE``, or the user's cache folder on this platform."""
+    """Where fetched weights are stored: ``$CMIDIFF_CACHE``, or the user's cache folder on this platform."""
     if own := os.environ.get(CACHE):
         return Path(own).expanduser()
     from platformdirs import user_cache_path

@@ -65,7 +65,7 @@ PIPELINES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a text-conditional prior is told.
+    """The condition of a text-conditional prior.
 
     Attributes:
         text: what the image shows; "" for no text.
@@ -82,6 +82,11 @@ class Prompt:
             raise TypeError(f"prompt must be a text, received {self.text!r} and {self.negative!r}")
         if not 0 <= self.guidance_scale < 1000:
             raise ValueError(f"guidance_scale must be a number >= 0 (1 is none), received {self.guidance_scale}")
+        if self.negative and self.guidance_scale == 1:
+            raise ValueError(
+                f"negative_prompt counts only with guidance, received {self.negative!r} and guidance_scale=1: pass "
+                "guidance_scale=3, or leave negative_prompt out"
+            )
 
     @property
     def stated(self) -> bool:
@@ -122,7 +127,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
 
     Args:
         folder: the pipeline.
-        prompt: what its network is told.
+        prompt: the condition of its network.
         device, dtype: where and in which precision its text encoders compute.
 
     Raises:
@@ -134,7 +139,7 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
     name = index.values["_class_name"]
     kind = PIPELINES[str(name)]
     if prompt.stated and kind.conditional is None:
-        raise ValueError(f"{folder.name} is not told what to show: leave prompt and guidance_scale out")
+        raise ValueError(f"{folder.name} takes no text: leave prompt and guidance_scale out")
     autoencoder = autoencoder_of(_config(folder, kind.autoencoder), lambda cls: _model(folder, kind.autoencoder, cls))
     config = _config(folder, kind.network)
     noise = _noise(folder, config)
@@ -171,6 +176,11 @@ def _conditional(
     if config.values.get("addition_embed_type") != wanted:
         raise config.wrong("addition_embed_type", f"{wanted or 'absent'} in a {name}")
     distilled = bool(config.values.get("guidance_embeds"))
+    if distilled and prompt.negative:
+        raise ValueError(
+            f"{folder.name} was distilled with guidance: it takes guidance_scale as an input and no negative text, "
+            "leave negative_prompt out"
+        )
     negative = None if prompt.guidance_scale == 1 or distilled else prompt.negative
     embeddings = encode_text(folder, name, prompt.text, negative, *place)
     network = _model(folder, kind.network, getattr(diffusers, kind.model))

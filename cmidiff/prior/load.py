@@ -66,14 +66,14 @@ def load_prior(
     read. Every tensor of the network must be in the file, with its shape and finite.
 
     Args:
-        name_or_path: a name of the table; ``hf:OWNER/NAME`` or ``OWNER/NAME``, a pipeline of the hub; a folder in
-            diffusers' format; a ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
+        name_or_path: a name of the table. Or ``hf:OWNER/NAME`` or ``OWNER/NAME``, a pipeline of the hub. Or a folder in
+            diffusers' format. Or a ``.safetensors`` or ``.pt`` file, of guided diffusion's format or with a card.
         device: where the networks run.
         dtype: precision of the networks; the state keeps its own.
         label: the class, from 0, of a class-conditional network; by default the card's.
-        card: what a file does not say about itself, as an object or as the path of a JSON file; by default
+        card: what a file does not say about itself, as an object or as the path of a JSON file. By default
             ``FILE.json`` or ``card.json`` beside it.
-        checkpointing: activations are computed again for a gradient instead of being kept.
+        checkpointing: activations are computed again for a gradient instead of being stored.
         channels_last: weights in the memory layout that convolutions prefer on GPUs, above all in bfloat16.
         max_batch: at most this many rows are in a network at once.
         prompt: of a latent prior that is conditioned on text: what the image shows; "" for no text.
@@ -135,9 +135,7 @@ def _load_latent(
     loaded, autoencoder = load_latent(folder, prompt, options.device, options.dtype)
     own = read_card(folder) if card is None else dict(card.values)
     known = own | {"prompt": vars(prompt)} if prompt.stated else own
-    moments = folder / MOMENTS
-    if moments.is_file():
-        loaded = replace(loaded, second_moments=SecondMoments.load(moments))
+    loaded = _with_moments(loaded, folder)
     network = _as_prior(loaded, name, known, None, options)
     for module in checkpointed(loaded.network):
         module.checkpointing = options.checkpointing
@@ -253,12 +251,24 @@ def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
 
 
 def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
-    """The network of a folder, with the second moments beside it if there are any."""
-    loaded, moments = pipeline.load_folder(folder, checkpointing=checkpointing), folder / MOMENTS
-    return replace(loaded, second_moments=SecondMoments.load(moments)) if moments.is_file() else loaded
+    return _with_moments(pipeline.load_folder(folder, checkpointing=checkpointing), folder)
+
+
+def moments_file(path: Path) -> Path:
+    """Return where the second moments of a prior lie: in its folder, or beside its file of weights."""
+    return path / MOMENTS if path.is_dir() else path.with_name(f"{path.name}.{MOMENTS}")
+
+
+def _with_moments(loaded: Loaded, path: Path) -> Loaded:
+    file = moments_file(path)
+    return replace(loaded, second_moments=SecondMoments.load(file)) if file.is_file() else loaded
 
 
 def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
+    return _with_moments(_read_file(path, card, checkpointing), path)
+
+
+def _read_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}: weights in another format are not read")
     entry = card.values.get("entry")

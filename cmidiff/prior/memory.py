@@ -1,9 +1,9 @@
 """The memory that an evaluation of a network takes, found out without running it.
 
 Torch's fake tensors have shapes and no numbers. A forward pass, and the backward pass of a gradient, run through on
-them at the real size, and every storage that is allocated counts until it is freed: the largest sum is the peak. What
-is not seen, above all the working space of convolutions and weights in another layout, is allowed for by `SLACK` and
-`LAYOUTS`, which docs/cost-256.md compares with the peaks of real processes.
+them at the real size. Every storage that is allocated counts until it is freed, and the largest sum is the peak. The
+working space of convolutions and weights in another layout are not seen. `SLACK` and `LAYOUTS` allow for them;
+docs/cost-256.md compares both with the peaks of real processes.
 """
 
 from __future__ import annotations

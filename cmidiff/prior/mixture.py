@@ -6,8 +6,8 @@ I``, so with the responsibilities ``r_k(x_t)``
     E[x_0 | x_t]   = sum_k r_k m_k,   m_k = mu_k + alpha C_k S_k^-1 (x_t - alpha mu_k)
     Cov(x_0 | x_t) = sum_k r_k (C_k - alpha^2 C_k S_k^-1 C_k + m_k m_k^T) - x_hat x_hat^T
 
-and the posterior ``p(x_0 | y)`` of a linear measurement is a mixture again. It is the referee of every solver in this
-library.
+and the posterior ``p(x_0 | y)`` of a linear measurement is a mixture again. It is the reference for every solver in
+this library.
 """
 
 from __future__ import annotations

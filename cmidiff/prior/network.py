@@ -8,8 +8,8 @@ With ``x_t = alpha x_0 + sigma eps``:
     v      x_hat = (alpha x_t - sigma v) / (alpha^2 + sigma^2),   v = alpha eps - sigma x_0
     flow   x_hat = (x_t - sigma u) / (alpha + sigma),             u = eps - x_0
 
-The state keeps its own precision whatever the network's: ``x_t`` is rounded on its way in, ``x_hat`` is formed from the
-unrounded ``x_t``, and times are never rounded.
+The state has its own precision, which is independent of the network's. ``x_t`` is rounded at the input, ``x_hat`` is
+formed from the unrounded ``x_t``, and times are never rounded.
 
 Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239 (eps); Salimans, Ho 2022, https://arxiv.org/abs/2202.00512
 (v); Lipman et al. 2023, https://arxiv.org/abs/2210.02747 (flow).
@@ -107,10 +107,10 @@ class NetworkPrior(nn.Module, Prior):
         clip: whether samplers clip ``x_hat`` to ``value_range``.
         size: side of the training images, or None if images of any size serve the network alike.
         smooth: whether second derivatives mean something; False for piecewise linear networks.
-        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule is
-            kept between them.
+        min_ratio, max_ratio: noise levels ``sigma_t / alpha_t`` that the network denoises; the grid of the schedule
+            lies between them.
         second_moments: of its images, in the DCT domain.
-        variance: mean variance of one number of its signals, to which defaults of solvers are relative; None: that of
+        variance: mean variance of one number of its signals, to which defaults of solvers are relative. None: that of
             the second moments, of natural images in ``value_range``, or 1 for signals without a range.
 
     Raises:
@@ -200,7 +200,8 @@ class NetworkPrior(nn.Module, Prior):
     def fingerprint(self) -> str:
         state = self.network.state_dict() if isinstance(self.network, nn.Module) else {"": self.name}
         facts = self.parametrisation, levels(self.schedule), self.label, self.value_range, self.clip, self.dtype
-        return digest(facts, *(part for item in sorted(state.items()) for part in item))
+        moments = () if self._moments is None else (self._moments.mean, self._moments.variances)
+        return digest(facts, *moments, *(part for item in sorted(state.items()) for part in item))
 
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         return [Evaluation(self, shape, batch)]

@@ -1,6 +1,6 @@
 """Networks whose large weights stay on the CPU: each layer copies its own to the device of its input, call by call.
 
-The copies are new tensors, so that a gradient sees what the forward pass saw; without a gradient, or with
+The copies are new tensors, so that a gradient sees what the forward pass saw. Without a gradient, or with
 checkpointing, one layer's weights are on the device at a time. The module itself does not change during a call: runs
 may share it.
 """

@@ -45,8 +45,8 @@ class PatchUNet(Checkpointed):
             self.unet.disable_gradient_checkpointing()
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W), times ``t`` and, of a
-        class-conditional network, labels of shape (B,)."""
+        """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W) and times ``t``. A
+        class-conditional network takes labels of shape (B,) too."""
         patches = pixel_unshuffle(x_t, self.patch_size).contiguous(memory_format=torch.channels_last)
         return pixel_shuffle(
             self.unet(patches, t * self.time_scale, class_labels=label, return_dict=False)[0], self.patch_size

@@ -127,7 +127,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_config(config: Fields) -> None:
-    """Bounds on what decides how much is built; diffusers checks the rest by stumbling over it."""
+    """Bounds on what decides how much is built; diffusers checks the rest."""
     kind = config.values.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise config.wrong(
@@ -183,8 +183,8 @@ def weights_beside(config: Path) -> Path | None:
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
-    """One set of weights among the files of a part: safetensors if there are any, those without a variant first, in one
-    file or in several; empty without any."""
+    """One set of weights among the files of a part. Safetensors are preferred, those without a variant first, in one
+    file or in several. Empty without any."""
     names = list(names)
     for end, variant, shard in itertools.product(("safetensors", "bin"), ("", ".fp16", ".bf16"), ("", r"-\d+-of-\d+")):
         middle = f"({re.escape(variant)}{shard}|{shard}{re.escape(variant)})"

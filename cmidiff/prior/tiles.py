@@ -8,9 +8,9 @@ so the sampler, the guidance and CMI see one denoiser of the whole image, and th
 diffusion models predict on overlapping windows is the idea of MultiDiffusion (Bar-Tal, Yariv, Lipman, Dekel, 2023,
 https://arxiv.org/abs/2302.08113); the windows here are smooth, and the blend is differentiable.
 
-Tiles are evaluated a chunk at a time. The backward pass evaluates each chunk again with a graph of its own, so that the
-activations of one chunk are all that is ever kept: memory does not grow with the image (Chen et al., "Training Deep
-Nets with Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174). There is no second derivative: CMI's
+Tiles are evaluated a chunk at a time. The backward pass evaluates each chunk again with a graph of its own, so that
+only the activations of one chunk are stored. Memory does not grow with the image (Chen et al., "Training Deep Nets with
+Sublinear Memory Cost", 2016, https://arxiv.org/abs/1604.06174). There is no second derivative: CMI's
 ``finite-difference`` needs none.
 """
 
@@ -39,7 +39,7 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
     """The prior for states of ``shape`` (C, ...): itself, or `Tiled`.
 
     Args:
-        tile: side of the tiles in pixels of the image, which overlap by a quarter; None: the signal as a whole;
+        tile: side of the tiles in pixels of the image, which overlap by a quarter. None: the signal as a whole.
             ``auto``: tiles of `AUTO` times the training size where a side is more than `FAR` times that. A prior whose
             training size is not known is left as it is.
 

@@ -1,8 +1,8 @@
-"""Tensors from files that nobody vouches for.
+"""Tensors from untrusted files.
 
 A safetensors file is numbers. A ``.pt`` file is a pickle, a program that torch runs with all but its harmless
-instructions taken away (``weights_only``). What comes out is checked before it is used: every tensor that the network
-has must be there, with its shape, finite, and no other; the first one that differs is named.
+instructions taken away (``weights_only``). The tensors are checked before they are used: every tensor that the network
+has must be there, with its shape, finite, and no other. The first one that differs is named.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The networks that are stored in one dictionary, as ``model.conv.weight`` beside ``ema.conv.weight``; one group if
-    the first parts of the names do not tell networks apart."""
+    """The networks that are stored in one dictionary, as ``model.conv.weight`` beside ``ema.conv.weight``. One group if
+    the first parts of the names do not distinguish networks."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         first, dot, rest = name.partition(".")
@@ -218,7 +218,7 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names without what wrappers add to them.
 
     ``torch.compile`` adds a part ``_orig_mod`` wherever a module was compiled. Training on several devices, moving
-    averages and classes around a network put a part before all names (``module.``, ``model.``, ``net.``); tensors
+    averages and classes around a network put a part before all names (``module.``, ``model.``, ``net.``). Tensors
     without a dot, as the counter of a moving average or a noise schedule, then belong to the wrapper.
     """
     tensors = {".".join(p for p in name.split(".") if p != "_orig_mod"): value for name, value in tensors.items()}
@@ -237,7 +237,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored
         network: on the meta device.
         tensors: by the names of its state dictionary.
         where: the file, for messages.
-        ignored: names that may be in the file in vain.
+        ignored: names that may be in the file and are not used.
 
     Raises:
         ValueError: a tensor that is missing, too many, of another shape, not plain numbers, or not finite.
@@ -251,7 +251,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored
     if surplus:
         raise ValueError(
             f"{where} is not for this architecture: it has {surplus[0]} of shape {tuple(tensors[surplus[0]].shape)}, "
-            f"which the network has not ({len(surplus)} such tensors)"
+            f"which the network does not have ({len(surplus)} such tensors)"
         )
     network.load_state_dict({name: tensors[name] for name in wanted}, assign=True)
     stray = [name for name, value in _all_tensors(network) if value.is_meta]

@@ -19,9 +19,9 @@ def starts(side: int, tile: int, overlap: int, multiple: int = 1) -> list[int]:
 
 
 def windows(side: int, tile: int, overlap: int, multiple: int = 1) -> Tensor:
-    """The weight of each tile along one axis, shape (tiles, min(side, tile)), float64: squared sines over ``overlap``
-    entries at its ends, divided by their sum over the tiles at each entry. Nothing fades at the border of the image,
-    where there is one tile alone."""
+    """The weight of each tile along one axis, shape (tiles, min(side, tile)), float64. It is squared sines over
+    ``overlap`` entries at its ends, divided by their sum over the tiles at each entry. Nothing fades at the border of
+    the image, where there is one tile alone."""
     places, tile = starts(side, tile, overlap, multiple), min(side, tile)
     edge = torch.arange(tile, dtype=torch.float64) + 0.5
     ramp = torch.minimum(edge, tile - edge).div(max(overlap, 1)).clamp_max(1.0)

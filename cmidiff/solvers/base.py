@@ -175,7 +175,7 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
 
     The gradient of a norm does not shrink with the norm. ``guard`` shortens the step to `reach`; in the last step,
     which moves the image itself, to `length_to_noise`. If a residual is left there that the noise excludes, it goes on
-    along ``A^T r``: where the denoiser's Jacobian is small, the first direction does not lead.
+    along ``A^T r``. The first direction has no effect where the denoiser's Jacobian is small.
 
     Args:
         step: the state.
@@ -197,7 +197,8 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
 
 def reach(step: Step, *, through_clip: bool = False) -> tuple[Tensor, Tensor]:
     """The gradient ``g`` of the residual's norm, shape of ``x_t``, and the multiple of it, (B,), that leads to the
-    noise: ``(|r| - sigma_y sqrt(m)) / |g|^2``, or 0 where that is negative (Polyak's step). More would fit the noise.
+    noise. The multiple is ``(|r| - sigma_y sqrt(m)) / |g|^2``, or 0 where that is negative (Polyak's step). More would
+    fit the noise.
 
     Args:
         step: the state.
@@ -219,7 +220,7 @@ def _norm_and_gradient(step: Step, through_clip: bool) -> tuple[Tensor, Tensor]:
 
 
 def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
-    """``l move``, with the length ``l`` of each image by the data: no move overshoots, and none leaves a residual that
+    """``l move``, with the length ``l`` of each image by the data. No move overshoots, and none leaves a residual that
     its own covariance excludes (see `CADPS`). In the last step, `along_residual` follows.
 
     Args:

@@ -53,11 +53,11 @@ class CADPS(EvenLevels, PosteriorMean):
     Args:
         covariance: ``Sigma_t``, by name or as an object of `cmidiff.covariance`. ``hybrid`` (second moments of the data
             at high noise, the network's Jacobian at low noise), ``diagonal``, ``row-sum``, ``isotropic``, ``exact``,
-            ``moments``; ``diagonal-paper`` is the paper's literal rule.
+            ``moments``. ``diagonal-paper`` is the paper's literal rule.
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler.
         guard: shorten a move that overshoots, see above. The paper has no guard.
-        spread: draw from the Gaussian posterior of ``x_0`` instead of taking its mean, where the covariance can be
-            drawn from (second moments) and the sampler has noise. Samples of Gaussian data are then exact with any
+        spread: draw from the Gaussian posterior of ``x_0`` instead of taking its mean. This needs a covariance that can
+            be drawn from (second moments) and a sampler with noise. Samples of Gaussian data are then exact with any
             number of steps; on photographs the mean of the samples loses 0.3 dB.
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
             posterior, at two contractions more a step. What it adds to ``x_hat`` has at most the norm
@@ -127,7 +127,7 @@ class CADPS(EvenLevels, PosteriorMean):
         return x_hat if drawn is None else x_hat + drawn
 
     def _derivative(self, step: Step, bound: Bound, w: Tensor) -> Tensor:
-        """The part of the move that is due to the derivative of ``Sigma_t``, bounded: the quadratic term has no bound
+        """The part of the move that is due to the derivative of ``Sigma_t``, bounded. The quadratic term has no bound
         where a residual is many standard deviations."""
         spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
         move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=self.contraction))

@@ -2,7 +2,7 @@
 
     x_s = x'_s - zeta grad |y - A x_hat| (1 + eps(x_t, t) - eps(x_t, s))
 
-It is not the likelihood of the paper (`CADPS`), and is kept to compare with the published script.
+It is not the likelihood of the paper (`CADPS`), and serves to compare with the published script.
 
 Source: the script of August 2024 that goes with arXiv 2412.20045.
 """

@@ -9,8 +9,8 @@ No error of one level is carried to the next by the noise, which is drawn anew. 
 Langevin (``hmc``), or random-walk Metropolis. For a linear physics the target is Gaussian: ``gaussian`` draws from it
 exactly, which is what the chains tend to.
 
-The official code samples with a noise of 0.01 / sqrt 2 whatever the noise of the measurement is (a standard deviation
-of 0.01 and a missing factor 1/2); here it is that of the measurement.
+The official code samples with a noise of 0.01 / sqrt 2 (a standard deviation of 0.01 and a missing factor 1/2) for all
+measurements. Here it is that of the measurement.
 
 Zhang, Chu, Berner, Meng, Anandkumar, Song, "Improving Diffusion Inverse Problem Solving with Decoupled Noise
 Annealing", 2024, https://arxiv.org/abs/2407.01521
@@ -48,7 +48,8 @@ class DAPS(PosteriorMean):
         flow_steps: evaluations of the denoiser a level, for the probability flow.
         moves: K of the chain a level.
         rate, last_rate: step size at the first and the last level, relative to the inverse of the largest curvature of
-            the target (for ``metropolis``, over the number of unknowns too). Langevin's chain is unstable from 2 on.
+            the target. For ``metropolis``, it is divided by the number of unknowns too. Langevin's chain is unstable
+            from 2 on.
         momentum: of ``hmc``, in [0, 1); 0 is Langevin's chain.
         levels: first and last noise level ``sigma / alpha``, and the level at which the flow ends, for images in
             [-1, 1].

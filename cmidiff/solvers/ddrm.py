@@ -10,8 +10,8 @@ Every part of a case is a function of ``A^T A`` (`Measurement.filter`): the decl
 enters the result.
 
 The official code treats singular values that are zero inside of the rank as measured, which puts measurement noise on
-an arbitrary direction, drops the last projection where there is no noise, and starts at ``1 / sigma_T`` instead of
-``alpha_T`` times the noisy image. None of these is copied.
+an arbitrary direction. It also drops the last projection where there is no noise, and starts at ``1 / sigma_T`` instead
+of ``alpha_T`` times the noisy image. None of these is copied.
 
 Kawar, Elad, Ermon, Song, "Denoising Diffusion Restoration Models", 2022, https://arxiv.org/abs/2201.11793
 """
@@ -35,7 +35,7 @@ class DDRM(Solver):
     """Denoising diffusion restoration models, for linear physics.
 
     Args:
-        eta: fresh part of the noise where the measurement says nothing, or less than the state.
+        eta: fresh part of the noise where the measurement has no information, or less than the state.
         eta_b: weight of the measurement where it is more precise than the state.
 
     Raises:

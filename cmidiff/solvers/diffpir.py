@@ -4,9 +4,9 @@
 
 and ``x_s = alpha_s x_hat' + sigma_s (sqrt(1 - zeta) eps' + sqrt(zeta) z)`` with ``eps' = (x_t - alpha_t x_hat') /
 sigma_t``: the sampler `Renoise`, which a run takes unless it names another. With ``lambda = 1`` the first line is the
-posterior mean for ``p(x_0 | x_t) = N(x_hat, (sigma_t / alpha_t)^2 I)``. It needs no gradient of the network, and is in
-closed form where the physics declares its singular values (masks, circular blurs by the FFT, dense matrices), and
-solved by conjugate gradients otherwise.
+posterior mean for ``p(x_0 | x_t) = N(x_hat, (sigma_t / alpha_t)^2 I)``. It needs no gradient of the network. It has a
+closed form where the physics declares its singular values (masks, circular blurs by the FFT, dense matrices). Otherwise
+conjugate gradients solve it.
 
 With ``zeta = 0``, levels that end at the noise of the measurement, and a start from the Wiener estimate it is the point
 estimate of `cmidiff.solvers.dpir`.

@@ -41,8 +41,8 @@ class DPIR(Solver):
     Args:
         strength: ``lambda > 0``; None: 0.1 where ``A A^T`` is declared to be a multiple of the identity (masks,
             denoising), otherwise 0.15. The first line amplifies a component of the measurement noise to at most
-            ``sigma_k / (2 sqrt(lambda))``: with 0.15 by 1.3, which the denoiser still removes, with 0.1 by 1.6, which
-            it takes for structure at high noise.
+            ``sigma_k / (2 sqrt(lambda))``. With 0.15 the factor is 1.3, which the denoiser still removes. With 0.1 it
+            is 1.6, which the denoiser takes for structure at high noise.
         start_level: noise level ``sigma / alpha`` of the first step, relative to half the range of the images. Higher
             levels gain nothing on blurs and lose up to 1 dB where many pixels are hidden.
 
@@ -63,7 +63,7 @@ class DPIR(Solver):
                 raise ValueError(f"DPIR: {name} must be a number > 0, received {getattr(self, name)!r}")
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
-        """Noise levels even in the logarithm, from the start down to the noise of the measurement; that level alone
+        """Noise levels even in the logarithm, from the start down to the noise of the measurement. That level alone
         where the measurement is the image with white noise, whose best estimate is one evaluation of the denoiser."""
         unit = problem.half_range
         high = unit * self.start_level

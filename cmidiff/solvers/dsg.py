@@ -1,6 +1,6 @@
-"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data, its length kept.
+"""Diffusion with spherical Gaussian constraint: the noise is turned towards the data and its length is unchanged.
 
-A Gaussian step ends near the sphere of radius ``r = std sqrt(d)`` around the kernel's mean; on it the point of steepest
+A Gaussian step ends near the sphere of radius ``r = std sqrt(d)`` around the kernel's mean. On it the point of steepest
 descent of the residual is ``d* = -r g / |g|``, and
 
     x_s = mean + r m / |m|,    m = d + w (d* - d),    d = std z
@@ -40,7 +40,7 @@ class DSG(EvenLevels):
 
     Args:
         rate: ``w`` in [0, 1] of a run of 100 steps: 0 is the unconditional sampler, 1 takes ``d*`` alone. A run of
-            ``N`` steps takes ``w sqrt(100 / N)``, at most 1: the radius of a step shrinks as ``1 / sqrt N``, so that
+            ``N`` steps takes ``w sqrt(100 / N)``, at most 1. The radius of a step shrinks as ``1 / sqrt N``, so that
             the sum of the moves is the same. The official script takes 0.2.
         interval: guide the steps whose number, counted from the last one, it divides.
         guard: turn no further than leads to the noise level (see `cmidiff.solvers.base.reach`), and descend to it in

@@ -7,8 +7,8 @@ mean ``m_s``, the next state and the likelihood of ``y_s`` are Gaussian:
     x_s ~ N(m_s, std^2 I) given y_s = A x_s + alpha_s sigma_y n,      log w += log N(y_s; A m_s, alpha_s^2 sigma_y^2 I
                                                                                     + std^2 A A^T)
 
-The path of ``y`` is the same for all particles of an image. The official code weighs with ``sigma_y = 0.05`` whatever
-the noise is, multiplies the log-weights of inpainting by the number of particles, and takes ``y_t`` for ``y_s``.
+The path of ``y`` is the same for all particles of an image. The official code weighs with ``sigma_y = 0.05`` for every
+noise, multiplies the log-weights of inpainting by the number of particles, and takes ``y_t`` for ``y_s``.
 
 Dou, Song, "Diffusion Posterior Sampling for Linear Inverse Problem Solving: A Filtering Perspective", 2024,
 https://openreview.net/forum?id=tplXNcHZs1

@@ -4,9 +4,9 @@ The grid of a DDPM prior is even in its time. Of ten steps it makes one between 
 the details of an image are decided, and four above 4, where nothing is. `EvenLevels` is the base of the solvers that
 take even levels by default, and the grid of the prior on request, as their papers do.
 
-The second moments of the prior say what a Gaussian with the same moments would look like given ``y``. Down to
-``sigma / alpha = 4``, for images in [-1, 1], the noise hides what an image has beyond that, and a run may begin there
-with a draw of this Gaussian posterior.
+The second moments of the prior say what a Gaussian with the same moments would look like given ``y``. Down to ``sigma /
+alpha = 4``, for images in [-1, 1], the noise hides what an image has beyond that. A run may begin there with a draw of
+this Gaussian posterior.
 """
 
 from __future__ import annotations

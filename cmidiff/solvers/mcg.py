@@ -12,9 +12,9 @@ last step alone otherwise.
 Chung, Sim, Ryu, Ye, "Improving Diffusion Models for Inverse Problems using Manifold Constraints", 2022,
 https://arxiv.org/abs/2206.00941
 
-The official codes project at the level of ``t`` instead of ``s`` (known pixels keep noise of standard deviation 0.01),
-use an up-sampling in place of the pseudoinverse, and for masks in the DPS repository discard the measurement; another
-projection is passed as ``project``.
+The official codes project at the level of ``t`` instead of ``s`` (known pixels keep noise of standard deviation 0.01).
+They use an up-sampling in place of the pseudoinverse, and for masks in the DPS repository discard the measurement.
+Another projection is passed as ``project``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     x_hat' = x_hat + g J^T A^T u,    (sigma_y^2 I + g A J^T A^T) u = y - A x_hat,    g = sigma_t^2 / alpha_t
 
-The system is solved by a few iterations of GMRES, each a vector-Jacobian product: the Jacobian of a network is not
+The system is solved by a few iterations of GMRES, each a vector-Jacobian product. The Jacobian of a network is not
 symmetric, and GMRES reduces the residual of any system. With the exact Jacobian of a Gaussian prior and enough
 iterations this is the exact posterior mean. `cmidiff.solvers.CADPS` with ``covariance="exact"`` is the same formula
 with preconditioned conjugate gradients that stop at the first direction of negative curvature.

@@ -1,8 +1,8 @@
 """Particles: the samples of one image carry weights, and those of low weight are replaced by those of high weight.
 
-A step computes, for each particle, a mean, what is added to it after the resampling, and what the step adds to the
-logarithm of its weight. The exchange then normalises the weights of each image, resamples where their effective sample
-size falls below a threshold, and always at the end, and accumulates the logarithm of the evidence ``p(y)``.
+A step computes, for each particle, a mean, the change after the resampling, and the change of the logarithm of its
+weight. The exchange then normalises the weights of each image. It resamples where their effective sample size falls
+below a threshold, and always at the end. It accumulates the logarithm of the evidence ``p(y)``.
 
 Weights are float64 on the CPU, outside of the device path. Resampling is systematic, with one random number an image
 and a step, on sorted particles. A particle that has diverged has the weight zero.
@@ -37,7 +37,7 @@ class Cloud(NamedTuple):
         ess: effective sample size over the number of particles, likewise.
         gain: what the step adds to ``log_w``, shape (B,).
         std, noise: of what is added to the states after the resampling: ``std`` belongs to the state that was left,
-            ``noise`` to the new one; shapes that broadcast to (B, ...).
+            ``noise`` to the new one. Shapes that broadcast to (B, ...).
         shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, ...) or (B, 0).
         twist: the logarithm of the twisting function at the state that was left, shape (B,).
         path: other numbers of an image that the next step needs, shape (B, ...) or (B, 0).
@@ -123,7 +123,7 @@ class Particles(Solver):
 
 
 def sorting(x: Tensor) -> Tensor:
-    """Indices (P, K) that sort particles (P, K, d) along their direction of largest spread: systematic resampling then
+    """Indices (P, K) that sort particles (P, K, d) along their direction of largest spread. Systematic resampling then
     keeps the share of every region on it to one particle.
 
     Source: Gerber, Chopin, Whiteley, "Negative association, ordering and convergence of resampling methods", 2019.

@@ -3,7 +3,7 @@
     grad log p(y | x_t) = J^T A^T (sigma_y^2 I + r_t^2 A A^T)^-1 (y - A x_hat)
 
 It enters as a correction of the denoised image, ``x_hat' = x_hat + w J^T A^T S^-1 (y - A x_hat)``, which the sampler
-then clips and steps with; with ``w = sigma_t^2 / alpha_t`` this is the posterior mean of Tweedie's formula, the same as
+then clips and steps with. With ``w = sigma_t^2 / alpha_t`` this is the posterior mean of Tweedie's formula, the same as
 adding the gradient to the score.
 
 Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,

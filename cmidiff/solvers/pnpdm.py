@@ -5,16 +5,16 @@ With a second variable ``z`` near ``x``, coupled by ``|x - z|^2 / (2 rho^2)``,
     z   ~ exp( -|y - A z|^2 / (2 sigma_y^2) - |x - z|^2 / (2 rho^2) )     a Gaussian, drawn exactly
     x   ~ p(x_0 | x_0 + rho n = z)                                         the reverse process from the level rho
 
-while ``rho`` falls from level to level. Both are exact up to the steps of the inner reverse process, so that with many
-levels the samples tend to the posterior of the last ``rho``, which tends to the posterior as that ``rho`` falls.
+while ``rho`` falls from level to level. Both are exact up to the steps of the inner reverse process. With many levels
+the samples tend to the posterior of the last ``rho``, which tends to the posterior as that ``rho`` falls.
 
 The inner process is the run's sampler. It must have noise to draw from ``p(x_0 | z)``: the official default, the
 probability flow, maps ``z`` to one point. The official code also starts it at the first level below ``rho`` without
 rescaling; here it starts at ``rho``.
 
-Wu, Sun, Chen, Zhang, Yue, Bouman, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors",
-2024, https://arxiv.org/abs/2405.18782 (PnP-DM); Xu, Chi, "Provably Robust Score-Based Diffusion Posterior Sampling for
-Plug-and-Play Image Reconstruction", 2024, https://arxiv.org/abs/2403.17042 (DPnP)
+Sources: Wu, Sun, Chen, Zhang, Yue, Bouman, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play
+Priors", 2024, https://arxiv.org/abs/2405.18782 (PnP-DM); Xu, Chi, "Provably Robust Score-Based Diffusion Posterior
+Sampling for Plug-and-Play Image Reconstruction", 2024, https://arxiv.org/abs/2403.17042 (DPnP)
 """
 
 from __future__ import annotations

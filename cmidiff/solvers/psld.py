@@ -7,7 +7,7 @@ objective) asks for latents that are unchanged by decoding, agreement with ``y``
 DPS. Without a decoder ``D`` and ``E`` are the identity.
 
 The paper's ``G(x) = A^T y + (I - A^T A) x`` is meant for ``A A^T = I``. Here ``G`` is the posterior mean of a pixel
-with the variance ``v`` of images around ``x``, which is the same for such an ``A`` without noise:
+with the variance ``v`` of images around ``x``. It is the same for such an ``A`` without noise:
 
     G(x) = x + v A^T (sigma_y^2 I + v A A^T)^-1 (y - A x)
 
@@ -15,7 +15,7 @@ Rout, Raoof, Daras, Caramanis, Dimakis, Shakkottai, "Solving Linear Inverse Prob
 with Latent Diffusion Models", 2023, https://arxiv.org/abs/2307.00619
 
 The official code adds fresh measurement noise to ``A D(x_hat)`` at every step and takes an up-sampling for ``A^T`` in
-super-resolution; its samples of inpainting are shown with the true pixels pasted in.
+super-resolution. Its samples of inpainting are shown with the true pixels pasted in.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class PSLD(Solver):
         decoder = problem.prior.decoder
         if self.glue > 0 and decoder is not None and decoder.encode is None:
             raise ValueError(
-                f"PSLD: glue needs an encoder, which {problem.prior.name} has not: take glue=0 (latent DPS)"
+                f"PSLD: glue needs an encoder, and {problem.prior.name} has none: take glue=0 (latent DPS)"
             )
 
     def residual(self, step: Step, measurement: Measurement, image: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ At each level, with ``p = mu + spread n_0`` and ``x_t = alpha_t p + sigma_t n``,
     g = grad_weight f(sigma_t / alpha_t) (eps(x_t) - n) + data_weight A^T (A p - y)
 
 for each image: sums over its pixels, so that neither its size nor its neighbours in the batch change the result. (The
-official code divides both terms by the number of their entries in the whole batch, so that Adam's ``eps`` is not small,
-and super-resolution weighs the measurement 16 times more. It returns ``mu`` of before the last step.)
+official code divides both terms by the number of their entries in the whole batch, so that Adam's ``eps`` is not small.
+Its super-resolution weighs the measurement 16 times more. It returns ``mu`` of before the last step.)
 
 The noise of the measurement does not enter: ``data_weight`` stands for it.
 

@@ -4,7 +4,7 @@
 
 For a mask without noise ``Pi`` puts ``alpha_s y + sigma_s z`` on the known pixels: the rule of the paper. Other linear
 physics and measurement noise are covered by the same projection. After every ``length`` steps the state goes back by as
-many steps with new noise, ``repeat`` times in all, so that the filled part and the known part come to agree.
+many steps with new noise, ``repeat`` times in all. The filled part then comes to agree with the known part.
 
 The official code replaces known pixels before a step and not after the last one, so that its result keeps noise on
 them.
@@ -32,7 +32,7 @@ class RePaint(Solver):
 
     Args:
         length: steps of a jump back.
-        repeat: how often each stretch of ``length`` steps is made: a run takes about ``2 repeat - 1`` times its number
+        repeat: how often each stretch of ``length`` steps is made. A run takes about ``2 repeat - 1`` times its number
             of steps, of which ``repeat`` in ``2 repeat - 1`` evaluate the denoiser.
 
     Raises:

@@ -14,8 +14,8 @@ The restoration is optimised in the same way. Without a decoder ``D`` and ``E`` 
 Song, Kwon, Zhang, Hu, Qu, Shen, "Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency",
 2023, https://arxiv.org/abs/2307.08123
 
-The official code takes ``(x_t - sigma_t^2 eps) / alpha_t`` for ``x_hat``, decays what it optimises to zero (AdamW's
-default), evaluates the network at the wrong level while it looks ahead, and stops at a fixed small loss.
+The official code takes ``(x_t - sigma_t^2 eps) / alpha_t`` for ``x_hat``, and decays what it optimises to zero (AdamW's
+default). It evaluates the network at the wrong level while it looks ahead, and stops at a fixed small loss.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A step size that changes along the run: a number, or a function of the noise level ``sigma_t / alpha_t``.
 
-The step sizes of DPS and MCG are stated as what they add up to over a run of 1000 steps, which is what the papers
-report: a run of ``N`` steps takes ``1000 / N`` times the official step (`scale_at`), so that 25 and 1000 steps move the
-state by the same total.
+The step sizes of DPS and MCG are stated for a run of 1000 steps, as in the papers. A run of ``N`` steps takes ``1000 /
+N`` times the official step (`scale_at`), so that 25 and 1000 steps move the state by the same total.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ A^T``, particles move by the sampler with ``x_hat' = x_hat + (sigma_t^2 / alpha_
     log w += log psi_s(x_s) - log psi_t(x_t) + log p(x_s | x_t) - log q(x_s | x_t)
 
 ``p`` is the sampler's own step and ``q`` the guided one. The last step replaces ``psi`` by the likelihood of ``x_0``
-itself. Whatever ``Sigma_t`` is, the weighted particles tend to the posterior of the sampler's prior as their number
-grows: an approximate likelihood costs effective samples and no bias. With the exact covariance of the prior the
+itself. For every ``Sigma_t`` the weighted particles tend to the posterior of the sampler's prior as their number
+grows. An approximate likelihood costs effective samples and no bias. With the exact covariance of the prior the
 proposal is that of CA-DPS and MMPS.
 
 Wu, Trippe, Naesseth, Blei, Cunningham, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models",

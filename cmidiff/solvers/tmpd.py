@@ -5,7 +5,7 @@
 The division is element by element. ``g A J^T A^T`` is the covariance ``A Cov(x_0 | x_t) A^T`` of what is measured, and
 ``A J^T A^T 1`` costs one vector-Jacobian product. A row sum is the variance where the covariance is diagonal;
 correlated entries make it larger, and anticorrelated ones smaller, down to negative values. The sums are therefore
-bounded below by a fraction of ``r_t^2 |A|_F^2 / m``, the mean variance of the isotropic covariance, and a move that
+bounded below by a fraction of ``r_t^2 |A|_F^2 / m``, the mean variance of the isotropic covariance. A move that
 overshoots is fitted (see `cmidiff.solvers.cadps`). ``guard=False`` is the literal rule.
 
 Boys, Girolami, Pidstrigach, Reich, Mosca, Akyildiz, "Tweedie Moment Projected Diffusions for Inverse Problems", 2023,
@@ -70,7 +70,7 @@ class TMPD(PosteriorMean):
         sums = step.covariance_gain * m.A(step.vjp(m.At(torch.ones_like(m.y))))
         if not self.guard:
             return sums
-        signs = torch.where(step.draws.normal("covariance", step.index, m.y.real) < 0, -1.0, 1.0).to(m.y)
+        signs = torch.where(step.draws.normal("covariance", step.index, m.y) < 0, -1.0, 1.0).to(m.y)
         pulled = m.At(signs)
         mean = dot(pulled, pulled) / measured_count(m.physics, m.y).to(pulled)
-        return sums.real.clamp_min(per_sample(FLOOR * isotropic_variance(step) * mean, sums)).to(sums)
+        return sums.clamp_min(per_sample(FLOOR * isotropic_variance(step) * mean, sums))

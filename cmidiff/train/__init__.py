@@ -2,7 +2,7 @@
 
 The objective is the denoiser itself. With ``x_t = alpha_t x_0 + sigma_t eps`` on the DDPM grid, ``t`` real, and the
 target ``v = alpha_t eps - sigma_t x_0`` (Salimans, Ho 2022, https://arxiv.org/abs/2202.00512), the network minimises
-``E |v_theta(x_t, t) - v|^2``; its posterior mean is ``x_hat = alpha_t x_t - sigma_t v_theta``, well conditioned at
+``E |v_theta(x_t, t) - v|^2``. Its posterior mean is ``x_hat = alpha_t x_t - sigma_t v_theta``, well conditioned at
 every noise level.
 
     config.py      TrainConfig, read from TOML

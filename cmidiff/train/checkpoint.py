@@ -1,5 +1,5 @@
-"""All that a run needs to continue: the network, its average and the optimiser, in one file that is replaced only when
-the new one is whole."""
+"""All that a run needs to continue: the network, its average and the optimiser, in one file. The file is replaced only
+when the new one is whole."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class TrainConfig:
         weight_decay: of the optimiser.
         clip: largest norm of a gradient.
         ema: largest decay of the exponential moving average of the weights.
-        detail: extra weight, times ``sigma_t^2``, of the error within the blocks of the pixel-unshuffle; it removes
+        detail: extra weight, times ``sigma_t^2``, of the error within the blocks of the pixel-unshuffle. It removes
             patterns of the blocks' period and leaves the minimum of the loss where it is.
         uniform_share: fraction of each batch with ``t`` uniform; the others have ``log(sigma_t/alpha_t)`` normal.
         log_sigma_mean, log_sigma_std: mean and standard deviation of that normal.

@@ -4,9 +4,9 @@ The batch, the times and the noise of step n depend on (seed, n) alone; weights,
 are in the checkpoint. A run bounded by ``steps`` therefore resumes bit for bit; one bounded by ``seconds`` resumes with
 the same data and the clock where it stood.
 
-The learning rate is constant after a warm-up, so a run needs no known end. A cool-down branches off: it starts from the
-checkpoint of the run, lowers the rate to zero within a given number of steps, exports, and leaves that checkpoint as it
-is, so that the run itself can go on at the constant rate.
+The learning rate is constant after a warm-up, so a run needs no known end. A cool-down starts from the checkpoint of
+the run, lowers the rate to zero within a given number of steps, and exports. It leaves that checkpoint as it is, so
+that the run itself can go on at the constant rate.
 """
 
 from __future__ import annotations

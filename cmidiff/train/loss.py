@@ -5,8 +5,7 @@ integers, ``log abar`` is linear.
 
 At low noise, FFDNet's output replaces the clean image as the target. The target of denoising is the posterior mean plus
 an error that no network can predict. At low noise a good denoiser is nearer to the posterior mean than the clean image
-is, so that gradients of a small batch are less noisy. Zhang, Zuo, Zhang 2018, FFDNet,
-https://arxiv.org/abs/1710.04026.
+is. Gradients of a small batch are then less noisy. Zhang, Zuo, Zhang 2018, FFDNet, https://arxiv.org/abs/1710.04026.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def v_loss(
     """Return ``|e|^2 + detail sigma_t^2 |e - mean of e over its block|^2`` with ``e = v_theta(x_t, t) - v``: a scalar.
 
     The second term does not move the minimum, which is the posterior mean. It raises the price of patterns with the
-    period of the pixel-shuffle: they are visible at high noise, although their share of the squared error is small.
+    period of the pixel-shuffle. They are visible at high noise, although their share of the squared error is small.
 
     Args:
         network: ``(x_t, t) -> v``.

@@ -1,7 +1,7 @@
 """Clean images, measured by one task and restored together, and the quality of the result.
 
-Image ``i`` of a source has the seed ``i``: its mask or kernel, its noise and its sampler's random numbers are the same
-in every setting that is compared and in every batch, so that differences between settings are paired.
+Image ``i`` of a source has the seed ``i``. Its mask or kernel, its noise and its sampler's random numbers are the same
+in every setting and in every batch. Differences between settings are therefore paired.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any],
 
     Raises:
         ValueError: an unknown task or parameter, one that does not go with images of this shape, or random signs for
-            several images, of which there is no batch.
+            several images.
     """
     channels, height, width = shape
     image = (channels, height, width)
@@ -175,7 +175,7 @@ def restore_problem(
 
 
 def score_images(restoration: Restoration, truth: Tensor, metric: str) -> Tensor:
-    """The metric of each image's samples (their mean, of a metric of one sample), shape (B,); a sample that diverged
+    """The metric of each image's samples (their mean, of a metric of one sample), shape (B,). A sample that diverged
     counts as an image of mid grey."""
     function, _ = METRICS[metric]
     ok = restoration.ok.cpu()[..., None, None, None]

@@ -1,7 +1,7 @@
 """What `tune` looks for: the strength of the guidance and of CMI, and how both change with the noise level.
 
-The guidance. DPS, MCG (and CA-DPS as released) have a step size: ``scale`` and ``tilt`` make the `Ramp` from ``scale
-sqrt(tilt)`` at pure noise to ``scale / sqrt(tilt)`` at the clean image; ``scale`` is searched over a factor of 8 either
+The guidance. DPS, MCG (and CA-DPS as released) have a step size. ``scale`` and ``tilt`` make the `Ramp` from ``scale
+sqrt(tilt)`` at pure noise to ``scale / sqrt(tilt)`` at the clean image. ``scale`` is searched over a factor of 8 either
 way of the solver's own, ``tilt`` over a factor of 16. The others have a factor on the guidance, the variance of the
 data (PiGDM, CA-DPS), or a rate (DSG). Of any other solver, also of another package, the field ``scale`` is searched.
 

@@ -1,12 +1,12 @@
 """The search: Optuna's TPE over a `Space`, on the first half of the images; the verdict on the second half.
 
-A trial restores the tuning images group by group and is given up after a group where its mean is below the median of
-the finished trials' (they saw the same images, so the comparison is paired). The first trial is the solver alone, so
-what is found is never worse than it on the tuning images. Since the best of many trials is partly luck, it is then
-restored on the hold-out images, which no trial saw, and it is taken only if it is better there too.
+A trial restores the tuning images group by group. It is stopped after a group where its mean is below the median of the
+finished trials. These saw the same images, so the comparison is paired. The first trial is the solver alone, so what is
+found is never worse than it on the tuning images. The best of many trials is partly luck. It is therefore tried on the
+hold-out images, which no trial saw, and taken only if it is better there too.
 
 The study is one SQLite file: the same search again goes on where it stopped. The sampler is seeded anew for each trial
-from the seed and the number of trials before it, so that a search that was killed ends as one that was not.
+from the seed and the number of trials before it. A search that was killed therefore ends as one that was not.
 
 Bergstra, Bardenet, Bengio, Kegl, "Algorithms for Hyper-Parameter Optimization", 2011 (TPE),
 https://papers.nips.cc/paper/4443; Akiba et al., "Optuna", 2019, https://arxiv.org/abs/1907.10902

@@ -90,7 +90,7 @@ class View:
         state: how it stands.
         doing: what happens now, in words.
         fraction: of the work.
-        left: seconds, once they can be told.
+        left: seconds, once they can be estimated.
         x_hat: the estimate so far, (C, H, W), in [0, 1].
         results: of the runs.
         message: why it failed, or why it stopped.

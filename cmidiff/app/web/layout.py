@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,7 @@ UNCERTAINTY = (
     "What is lost can only be guessed. Samples are several guesses that agree with the photograph; where they differ, "
     "the result is uncertain."
 )
+ABSENT = "The command `cmidiff serve --prior NAME` fetches one of them, then offers it:\n"
 MISFIT = "Misfit: how far an image is from explaining the photograph, in units of the noise."
 ARCHIVE = "The archive holds the measurement and all results. In its unpacked folder, this repeats the run:"
 
@@ -30,10 +32,12 @@ class Layout:
 
     Args:
         limits: the ranges of the controls.
+        priors: names of those to choose from, the default first.
+        absent: name, size and description of those that would have to be fetched.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, priors: Sequence[str], absent: Sequence[tuple[str, str, str]]) -> None:
+        self.limits, self._priors, self._absent = limits, priors, absent
         with gr.Blocks(title="cmidiff", analytics_enabled=False, delete_cache=(600, 7200)) as self.blocks:
             self.token = gr.Textbox("", visible=False)
             gr.Markdown(INTRODUCTION)
@@ -92,6 +96,14 @@ class Layout:
                 label="Noise", info="White is 1.", placeholder="estimated", min_width=140, elem_id="noise"
             )
             self.seed = gr.Number(0, label="Seed", info="Of what is random.", min_width=140, elem_id="seed")
+        self.prior = gr.Dropdown(
+            list(self._priors),
+            value=self._priors[0],
+            label="Prior",
+            info="What is known of images in general.",
+            filterable=False,
+            elem_id="prior",
+        )
         with gr.Row():
             self.solver = gr.Dropdown(SOLVERS.loadable(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
             self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
@@ -101,6 +113,9 @@ class Layout:
                 min_width=140,
                 elem_id="steps",
             )
+        if self._absent:
+            with gr.Accordion("Priors that are not on the server", open=False):
+                gr.Markdown(ABSENT + "\n".join(f"- `{name}`: {size}, {what}" for name, size, what in self._absent))
 
     def _answers(self) -> None:
         self.status = gr.HTML(NOTHING, elem_id="status")

@@ -1,8 +1,8 @@
 """What happens when a person does something on the page.
 
 The photograph that is shown is the one that is restored: each run reads the file of the component. Values arrive as the
-browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window chooses the token of its
-visit and keeps it, so its first event already has one, and a reload finds the run and its result again.
+browser sends them (``preprocess=False``), and `cmidiff.app.web.inputs` checks them. A window chooses its token, so its
+first event already has one. A reload finds the run and its result again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -22,16 +22,14 @@ from typing import Any
 
 import gradio as gr
 
-from cmidiff.app.loading import Loading
 from cmidiff.app.settings import Settings, adapt, make_settings
-from cmidiff.app.speed import Speed
 from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import CASES, EXPERIMENT, LEAST, Ask, Limits, choice, file_of, number
 from cmidiff.app.web.jobs import Job, View
 from cmidiff.app.web.layout import LATENT, NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
+from cmidiff.app.web.priors import Priors, Ready, find_absent
 from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, show_image, status, summary
 from cmidiff.app.web.visits import Visit, Visits
-from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "plane.png"
@@ -43,7 +41,7 @@ LAYERS = 4  # of one painting
 MEAN = 2  # samples whose mean is the result of a solver that draws samples
 UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
 CONTROLS: tuple[str, ...] = ("photo", "case", "experiment", "strength", "noise", "paint", "mask", "blur", "whole")
-CONTROLS += ("side", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
+CONTROLS += ("side", "prior", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
 # Gradio loses an update of a component that is not drawn yet: the request waits for the slow ones.
 OPEN = """async () => {
     while (!document.querySelector("#photo input[type=file]") || !document.querySelector("#paint canvas"))
@@ -87,29 +85,25 @@ class Page(Layout):
 
     Args:
         limits: of what one person may ask.
-        prior, name, device: the network, its name at the command line, and where it is.
-        root: the folder in which each visit has one.
-        loading: how the prior was loaded.
+        priors: what the visitor may choose from.
+        root: the folder in which each browser window has one.
     """
 
-    def __init__(
-        self, limits: Limits, prior: Denoiser, name: str, device: str, root: Path, loading: Loading | None = None
-    ) -> None:
-        super().__init__(limits)
-        self.loading = loading
-        self.prior, self.name, self.device = prior, name, device
-        self.visits, self.speed = Visits(root, limits), Speed(prior)
+    def __init__(self, limits: Limits, priors: Priors, root: Path) -> None:
+        super().__init__(limits, priors.names, find_absent())
+        self.priors, self.visits = priors, Visits(root, limits)
         with self.blocks:
             self._connect()
-        first = self.options(SOLVER, None, 0)
-        self._measuring = threading.Thread(target=self.speed.seconds, args=(first, (3, 64, 64)))
+        ready = priors.get(priors.names[0])
+        first = self.options(ready, SOLVER, None, 0)
+        self._measuring = threading.Thread(target=ready.speed.seconds, args=(first, (3, 64, 64)))
         self._measuring.start()
 
     def close(self) -> None:
         """Cancel all runs and wait for their end."""
         self.blocks.close(verbose=False)
         self.visits.close()
-        self.speed.close()
+        self.priors.close()
         self._measuring.join()
 
     def _connect(self) -> None:
@@ -148,6 +142,7 @@ class Page(Layout):
         shape = [self.side, self.experiment, self.hint, self.strength, self.paint_box, self.blur_box]
         for event in (self.case.input, self.experiment.input):
             take(event, self._case, [self.case, self.experiment], shape)
+        take(self.prior.input, self._choose, [self.prior], [self.side])
         for control in (self.strength, self.side, self.whole, self.solver, self.steps):
             size(control.input, trigger_mode="always_last")
         watch(on(self.start.click, clear(self._restore), asked, shows))
@@ -158,7 +153,7 @@ class Page(Layout):
     # the photograph
 
     def _open(self, token: Any) -> Updates:
-        """Take up the visit of a window that was reloaded, or begin one."""
+        """Find the state of a window that was reloaded, or begin a new one."""
         visit = self.visits.open(token)
         photo = visit.photo if visit.photo is not None and visit.photo.is_file() else None
         return self._shown(visit, photo) if photo is not None else {self.photo: gr.skip()}
@@ -219,6 +214,18 @@ class Page(Layout):
             self.blur_box: gr.update(visible=name == "blurred"),
         }
 
+    def _choose(self, prior: Any) -> Updates:
+        """Load a prior that is chosen for the first time."""
+        self._ready({"prior": prior})
+        return {self.side: None}
+
+    def _ready(self, controls: Mapping[str, Any]) -> Ready:
+        name = choice("prior", controls["prior"], self.priors.names)
+        try:
+            return self.priors.get(name)
+        except (OSError, MemoryError) as error:
+            raise ValueError(f"The prior {name} cannot be loaded on the server: choose another one.") from error
+
     def _size(self, token: Any, *values: Any) -> Updates:
         """Offer the sizes that the server has time for, and say what the chosen one means."""
         controls = dict(zip(CONTROLS, values, strict=True))
@@ -226,20 +233,20 @@ class Page(Layout):
         if path is None or not path.is_file():
             return {self.size: ""}
         size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": LEAST}, self.limits)
-        found, best = self._sides(ask, size)
+        found, best = self._sides(self._ready(controls), ask, size)
         side = controls["side"] if controls["side"] in found else best
         choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
         words = self._words(replace(ask, side=side), size, *found[side])
         return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
 
-    def _sides(self, ask: Ask, size: tuple[int, int]) -> tuple[dict[int, tuple[str, float]], int]:
+    def _sides(self, ready: Ready, ask: Ask, size: tuple[int, int]) -> tuple[dict[int, tuple[str, float]], int]:
         """Return the longer sides that can be computed, each in words and with its seconds, and the best one."""
         natural = min(self.limits.side, max(size) * (int(ask.strength) if ask.case == "small" else 1))
         found = dict[int, tuple[str, float]]()
         sides = [] if ask.case == "blocks" else [n for n in SIDES if n < natural]
         for side in [*sides, natural]:
             with suppress(ValueError):  # too narrow at this size
-                found[side] = self._cost(ask, size, side)
+                found[side] = self._cost(ready, ask, size, side)
             if len(found) > 1 and found.get(side, ("", 0.0))[1] > self.limits.seconds:
                 del found[side]
                 break
@@ -250,11 +257,11 @@ class Page(Layout):
             best = next((side for side in found if side > max(size)), best)
         return found, best
 
-    def _cost(self, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
+    def _cost(self, ready: Ready, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
         """What is computed for a size, in words, and how many seconds that takes."""
         height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
-        seconds = self.speed.seconds(options, (3, height, width), task=CASES[ask.case].task)
+        options = self.options(ready, SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+        seconds = ready.speed.seconds(options, (3, height, width), task=CASES[ask.case].task)
         return f"{width} x {height} pixels", seconds
 
     @staticmethod
@@ -268,11 +275,17 @@ class Page(Layout):
         return f"The result has {text} (the photograph: {photograph}) and takes about {duration(seconds)}."
 
     def options(
-        self, solver: str, steps: int | None, seed: int, samples: int | None = None, eta: float | None = None
+        self,
+        ready: Ready,
+        solver: str,
+        steps: int | None,
+        seed: int,
+        samples: int | None = None,
+        eta: float | None = None,
     ) -> Settings:
         """Return the options of a run; without ``samples``, of one that gives the best image. With a latent prior it is
         DPS that samples where no other solver was chosen."""
-        if self.prior.decoder is not None and solver in (SOLVER, SAMPLER):
+        if ready.prior.decoder is not None and solver in (SOLVER, SAMPLER):
             solver = LATENT
         if samples is None and solver != SOLVER:
             samples = 0 if SOLVERS.make(solver).point else MEAN
@@ -280,13 +293,13 @@ class Page(Layout):
             solver=None if solver == SOLVER else solver,
             cmi=eta is not None,
             eta=eta,
-            prior=self.name,
+            prior=ready.name,
             steps=steps,
             samples=samples,
             seed=seed,
             batch=1,
-            device=self.device,
-            loading=self.loading,
+            device=self.priors.device,
+            loading=ready.loading,
         )
 
     # the runs
@@ -298,21 +311,26 @@ class Page(Layout):
         if path is None:
             return self._refuse(visit, "There is no photograph yet: give one above, or use the example.")
         visit.photo = path
+        ready = self._ready(controls)
         early = controls["side"] is None  # the sizes of a new wish have not come yet
         ask = Ask.read(controls | ({"side": LEAST} if early else {}), self.limits)
         if early:
-            ask = replace(ask, side=self._sides(ask, inputs.size_of(path, self.limits))[1])
+            ask = replace(ask, side=self._sides(ready, ask, inputs.size_of(path, self.limits))[1])
         mask, blur = file_of("mask", controls["mask"]), file_of("blur", controls["blur"])
         layers = self._layers(controls["paint"])
-        options = self.options(SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+        options = self.options(ready, SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
 
         def make() -> Job:
+            if ask.case == "blocks" and ready.prior.decoder is not None:
+                raise ValueError(
+                    "The repair of JPEG artefacts needs a prior of images: choose another one in Settings."
+                )
             paint = None
             if ask.case == "scratches":
                 paint = inputs.read_mask(mask, path, self.limits) if mask else inputs.read_paint(layers, self.limits)
             work = inputs.work_of(ask, path, self.limits, paint, blur)
             runs = {"result": adapt(options, work.problem)}
-            return Job(work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
+            return Job(work, runs, ready.prior, visit.new_folder(), self.limits, ready.speed)
 
         return self._submit(visit, "result", make) | {self.results: gr.update(visible=False)}
 
@@ -328,7 +346,8 @@ class Page(Layout):
         etas = {"samples": None, "samples-cmi": number("eta", controls["eta"], -1, 1)}
         names = {"off": ["samples"], "on": ["samples-cmi"], "compare": list(etas)}
         chosen = names[choice("cmi", controls["cmi"], names)]
-        runs = {name: self.options(solver, ask.steps, ask.seed, samples, etas[name]) for name in chosen}
+        ready = self._ready(controls)
+        runs = {name: self.options(ready, solver, ask.steps, ask.seed, samples, etas[name]) for name in chosen}
 
         def make() -> Job:
             first = visit.jobs.get("result")
@@ -336,7 +355,7 @@ class Page(Layout):
                 raise ValueError("There is no result yet: restore a photograph first.")
             if first.work.problem.tables is not None:
                 raise ValueError("The repair of JPEG artefacts has no samples: choose Remove noise to draw some.")
-            return Job(first.work, runs, self.prior, visit.new_folder(), self.limits, self.speed)
+            return Job(first.work, runs, ready.prior, visit.new_folder(), self.limits, ready.speed)
 
         return self._submit(visit, "samples", make)
 
@@ -363,7 +382,7 @@ class Page(Layout):
         return {self.status: line("cancelling" if jobs else "nothing is running")}
 
     async def _watch(self, token: Any) -> AsyncIterator[Updates]:
-        """Show how the jobs of a visit stand, until they end."""
+        """Show the progress of a window's jobs until they end."""
         visit, told = self.visits.open(token), set[Job]()
         if visit.refused:  # the reason stays on the page
             visit.refused = False
@@ -401,7 +420,8 @@ class Page(Layout):
         if name == "samples":
             return updates | {self.gallery: gr.Gallery(gallery(job), visible=True)}
         words = "; ".join(filter(None, (doubt(view), *job.work.notes)))
-        one = self.speed.seconds(self.options(SAMPLER, job.steps, 0, samples=1), job.work.problem.shape)
+        ready = self.priors.get(view.results[0].settings.prior)
+        one = ready.speed.seconds(self.options(ready, SAMPLER, job.steps, 0, samples=1), job.work.problem.shape)
         return updates | {
             self.results: gr.update(visible=True),
             self.slider: gr.ImageSlider(comparison(job), slider_position=50),

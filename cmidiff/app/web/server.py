@@ -1,7 +1,7 @@
 """The process behind the page: its address and its own temporary folder.
 
-Everything that is written is under one temporary folder, which goes with the process: what browsers send and fetch in
-``cache``, a folder of each visitor in ``work``.
+Everything that is written is under one temporary folder, which is removed with the process. It holds what browsers send
+and fetch in ``cache``, a folder of each visitor in ``work``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def own_folder() -> Iterator[Path]:
 def serving(
     limits: Limits,
     *,
-    prior: str = "natural-64",
+    priors: Sequence[str] = (),
     device: str = "cpu",
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -56,13 +56,14 @@ def serving(
 
     Args:
         port: 0 for any that is free.
-        loading: how the prior is loaded; None: as by default.
+        priors: names of priors, loaded at once; without any, ``photo``, and all on this machine are offered.
+        loading: how priors are loaded; None: as by default.
 
     Yields:
         the address, and the folder in which all is written.
 
     Raises:
-        ValueError: Gradio is not installed, the prior cannot be loaded, the address cannot be had.
+        ValueError: Gradio is not installed, a prior cannot be loaded, the address cannot be had.
     """
     port = _find_port(host, port)
     with own_folder() as root:
@@ -72,12 +73,12 @@ def serving(
             from cmidiff.app.web.guard import Guard
             from cmidiff.app.web.look import CSS, theme
             from cmidiff.app.web.page import Page
+            from cmidiff.app.web.priors import Priors
         except ModuleNotFoundError as error:
             if error.name not in ("gradio", "starlette"):
                 raise
             raise ValueError("the page needs Gradio: pip install 'cmidiff[app]'") from error
-        how = loading or Loading()
-        page = Page(limits, how.load(prior, device), prior, device, root / "work", how)
+        page = Page(limits, Priors(priors, device, loading), root / "work")
         page.blocks.queue(max_size=QUEUE, default_concurrency_limit=4, api_open=False)
         page.blocks.launch(
             server_name=host,
@@ -118,7 +119,7 @@ def _find_port(host: str, port: int) -> int:
 
 
 def serve(
-    limits: Limits, *, prior: str, device: str, host: str, port: int, open_browser: bool, loading: Loading
+    limits: Limits, *, priors: Sequence[str], device: str, host: str, port: int, open_browser: bool, loading: Loading
 ) -> None:
     """Serve until interrupted."""
     over = threading.Event()
@@ -126,7 +127,7 @@ def serve(
     # Without a screen, a browser would take the terminal.
     screen = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     try:
-        with serving(limits, prior=prior, device=device, host=host, port=port, loading=loading) as (address, _):
+        with serving(limits, priors=priors, device=device, host=host, port=port, loading=loading) as (address, _):
             print(f"{address}  (stop with Ctrl-C)", flush=True)
             if open_browser and screen:
                 webbrowser.open(address)

@@ -1,4 +1,4 @@
-"""The visits to the page: what the server keeps of each browser window, and the pool in which its jobs run."""
+"""What the server stores of each browser window, and the pool in which its jobs run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Visit:
     used: float = field(default_factory=time.monotonic)
 
     def new_folder(self) -> Path:
-        """Return a name that nothing has yet, in the folder of the visit."""
+        """Return an unused name in the folder of the window."""
         return self.folder / secrets.token_hex(8)
 
     def drop(self, *names: str) -> None:
@@ -55,10 +55,10 @@ def _remove(job: Job) -> None:
 
 
 class Visits:
-    """All visits, and the pool in which their jobs run.
+    """All browser windows, and the pool in which their jobs run.
 
     Args:
-        root: the folder in which each visit has one.
+        root: the folder in which each window has one.
         limits: of the jobs.
     """
 
@@ -69,7 +69,7 @@ class Visits:
         threading.Thread(target=self._sweep_often, daemon=True).start()
 
     def open(self, token: object) -> Visit:
-        """Return the visit of a token; of anything else than 32 hexadecimal digits, a visit that nobody finds again."""
+        """Return the window of a token; a new one without a valid token of 32 hexadecimal digits."""
         valid = isinstance(token, str) and re.fullmatch("[0-9a-f]{32}", token)
         name = str(token) if valid else secrets.token_hex(16)
         with self._lock:
@@ -81,7 +81,7 @@ class Visits:
             return visit
 
     def sweep(self) -> None:
-        """Remove the visits that nobody has used for long."""
+        """Remove the windows that were not used for long."""
         with self._lock:
             for old in [visit for visit in self._visits.values() if time.monotonic() - visit.used > KEEP]:
                 self._visits.pop(old.token)
