@@ -43,7 +43,7 @@ class BoundExact(Iterated):
         return self.step.covariance_gain * self.step.vjp(v)
 
     def scatter(self, scale: float) -> Tensor:
-        """With the diagonal in place of the Jacobian, whose square root is not at hand."""
+        """With the diagonal in place of the Jacobian, whose square root is not available."""
         return Diagonal(probes=1).at(self.step).scatter(scale)
 
 

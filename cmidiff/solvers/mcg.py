@@ -47,7 +47,7 @@ def project(step: Step, x: Tensor) -> Tensor:
 
 def share(step: Step) -> Tensor:
     """The part of the projection after which ``y - A x_hat`` is as large as the noise, at most 1, broadcastable over
-    ``x_t``. The whole projection weighs ``y`` anew at every step, as if its noise were another one each time: the more
+    ``x_t``. The whole projection weighs ``y`` anew at every step, as if its noise were another one each time. The more
     steps, the more of that noise is in the result."""
     measurement, r2 = step.measurement, (step.level_s[1] / step.level_s[0]) ** 2
     residual = measurement.residual(step.x_hat.detach())
@@ -64,7 +64,7 @@ class MCG(EvenLevels):
             1). With 0 only the projection is left.
         project: the projection.
         guard: shorten a step that would overshoot (see `cmidiff.solvers.base.descend`), and take no more of the
-            projection than leads to the noise (see `share`); the official codes do neither.
+            projection than leads to the noise (see `share`). The official codes do neither.
         through_clip: as in `DPS`.
         grid: as in `CADPS`; ``schedule`` is the paper's.
     """
