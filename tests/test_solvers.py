@@ -428,12 +428,15 @@ def test_mcg_with_noise_weighs_the_measurement_against_the_state(schedule, t, s)
 def test_the_guard_of_mcg_takes_no_more_of_the_projection_than_leads_to_the_noise(schedule, t, s):
     for noise_std in (0.0, 0.3, 100.0):
         step = a_step(schedule, t, s, noise_std=noise_std)
-        r2, residual = (step.level_s[1] / step.level_s[0]) ** 2, Y - denoised(step)[0] @ MATRIX.mT
-        system = MATRIX @ MATRIX.mT + noise_std**2 / r2 * torch.eye(M, dtype=F64)
-        pulled = torch.linalg.solve(system, residual.mT).mT @ MATRIX @ MATRIX.mT
-        part = to_length(pulled, residual, noise_std * math.sqrt(M)).clamp_max(1.0)
-        literal, move = MCG(1e-9, guard=False), taken(DPS(1e-9), step)
-        same(taken(MCG(1e-9), step), move + part * (taken(literal, step) - move), 1e-6)
+        alpha_s, sigma_s = step.level_s
+        renewed = (sigma_s / alpha_s) ** 2 * (1 - (sigma_s * step.level_t[0] / (step.level_t[1] * alpha_s)) ** 2)
+        system = MATRIX @ MATRIX.mT + noise_std**2 / renewed * torch.eye(M, dtype=F64)
+        k = torch.linalg.solve(system, MATRIX).mT
+        residual, before = Y - denoised(step)[0] @ MATRIX.mT, taken(DPS(1e-9), step)
+        part = to_length(residual @ k.mT @ MATRIX.mT, residual, noise_std * math.sqrt(M)).clamp_max(1.0)
+        n = step.draws.normal("guidance", step.index, before)
+        move = (alpha_s * Y + (sigma_s * n - before) @ MATRIX.mT) @ k.mT
+        same(taken(MCG(1e-9), step), before + part * move, 1e-6)
         assert bool((part < 1e-12).all()) == (noise_std == 100.0)
 
 
