@@ -155,10 +155,27 @@ def networks_of(data: Any, path: Path) -> dict[str, Network]:
         kind: {key.removeprefix(f"{kind}/"): data[key] for key in data.files if key.startswith(f"{kind}/")}
         for kind in ("gmm", "conv")
     }
+    if not (root(path) / "refmodels.py").is_file():
+        return {"gmm": mixture(own["gmm"])}
     if "mu" in own["gmm"] or "w1" in own["conv"]:
         module = reference_models(root(path))
         return {"gmm": module.GMM(own["gmm"]), "conv": module.Conv(own["conv"])}
     return models(root(path), data["x_true"].shape[-1])
+
+
+def mixture(parameters: dict[str, np.ndarray]) -> Network:
+    """The exact eps of ``sum_k w_k N(mu_k, diag(var_k))``, and a head of learned variances, ``tanh(0.7 x)``."""
+    w, mu, var = (tensor(parameters[name]) for name in ("w", "mu", "var"))
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha_t, sigma_t = DDPM.linear()(float(t[0]))
+        s = alpha_t**2 * var + sigma_t**2
+        away = x_t[:, None] - alpha_t * mu
+        responsibility = torch.softmax(w.log() - 0.5 * (away**2 / s + s.log()).flatten(2).sum(-1), 1)
+        eps = sigma_t * torch.einsum("bk,bk...->b...", responsibility, away / s)
+        return torch.cat([eps, torch.tanh(0.7 * x_t)], 1)
+
+    return network
 
 
 def models(folder: Path, size: int) -> dict[str, Network]:
@@ -330,8 +347,7 @@ def replay(path: Path) -> Errors:
         return {name: (own(data, meta, run, name, networks[run["model"]]), TOLERANCE) for name, run in runs}
     if meta.get("n_steps") == 1000:
         return full(data, meta, path.parent)
-    size = data["x_true"].shape[-1]
-    networks = models(root(path), size)
+    networks = networks_of(data, path)
     runs = meta.get("runs") or {name: {"model": name} for name in ("gmm", "conv")}
     errors = {}
     for name, run in runs.items():

@@ -20,6 +20,14 @@ def test_official_trajectory(path: Path) -> None:
         assert error <= tolerance, run
 
 
+def test_the_trajectory_that_comes_with_the_tests() -> None:
+    """One run of the official code of DPS is part of the project, so that a clone can check it."""
+    path = Path(__file__).resolve().parent / "reference" / "dps_box.npz"
+    ((error, tolerance),) = conformance.replay(path).values()
+    assert error <= tolerance == 1e-7
+    assert conformance.main([str(path)]) == 0
+
+
 def test_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert conformance.main([str(tmp_path / "none.npz")]) == 2
     assert "no such file" in capsys.readouterr().out
