@@ -84,7 +84,7 @@ def test_stratified_noise_is_standard_normal_for_each_particle_and_even_for_all(
     group = Group((replace(problem, draws=Bulk(1)),), 3, False)
     x = (randn(count, 3, seed=2) * torch.tensor([5.0, 1.0, 1.0], dtype=F64)).repeat(images, 1)
     z = randn(len(owners), 3, seed=3)
-    found = stratified(group, x, z).reshape(images, count, 3)
+    found = stratified(group, x, z, x).reshape(images, count, 3)
     v = direction(x[:count][None])[0, 0]
     cov = torch.einsum("pki,pkj->kij", found, found) / images
     torch.testing.assert_close(found.mean(0), torch.zeros_like(found[0]), rtol=0, atol=4.5 / images**0.5)
@@ -96,7 +96,7 @@ def test_stratified_noise_is_standard_normal_for_each_particle_and_even_for_all(
     even = (torch.arange(8, dtype=F64) + 0.5) / 8
     assert float((near - even).abs().max()) < 0.17  # 0.06 for a grid; independent numbers exceed 0.5
     lone = replace(problem, images=tuple(range(len(owners))), draws=Bulk(1))
-    assert torch.equal(stratified(Group((lone,), 0, False), x, z), z)
+    assert torch.equal(stratified(Group((lone,), 0, False), x, z, x), z)
 
 
 def test_stratified_noise_lowers_the_error_of_the_modes():

@@ -25,7 +25,7 @@ from cmidiff.physics import measured_count
 from cmidiff.solvers.base import Solver, noise
 from cmidiff.step import Carry, Group, Problem, Step
 
-POWER_ITERATIONS = 8  # for the direction along which particles are sorted
+POWER_ITERATIONS = 16  # for the direction along which particles are sorted
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -41,6 +41,8 @@ class Cloud(NamedTuple):
             ``noise`` to the new one. Shapes that broadcast to (B, ...).
         shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, ...) or (B, 0).
         twist: the logarithm of the twisting function at the state that was left, shape (B,).
+        guess: denoised images of the particles, along whose largest spread they are sorted and noise is stratified; shape
+            (B, ...), or (B, 0) for the states themselves.
         path: other numbers of an image that the next step needs, shape (B, ...) or (B, 0).
     """
 
@@ -52,6 +54,7 @@ class Cloud(NamedTuple):
     noise: Tensor
     shift: Tensor
     twist: Tensor
+    guess: Tensor
     path: Tensor
 
 
@@ -87,7 +90,7 @@ class Particles(Solver):
         zero, none = x.new_zeros(len(x)), x.new_zeros(len(x), 0)
         weight = torch.zeros(len(x), dtype=torch.float64, device="cpu")
         one = x.new_ones(len(x), *[1] * (x.ndim - 1))
-        return x, Cloud(weight, weight, weight + 1, zero, one, torch.zeros_like(x), none, zero, none)
+        return x, Cloud(weight, weight, weight + 1, zero, one, torch.zeros_like(x), none, zero, none, none)
 
     def exchange(self, group: Group, x: Tensor, carry: Cloud) -> tuple[Tensor, Cloud]:
         rows = group.rows
@@ -97,8 +100,9 @@ class Particles(Solver):
         w = torch.where(total.isfinite(), (log_w - total).exp(), 1 / count)
         ess = 1 / w.square().sum(1, keepdim=True) / count
         low = (ess < self.threshold) | (ess < 1 - 1e-9 if group.last else False)
+        guess = x if group.last or carry.guess.numel() == 0 else carry.guess
         if bool(low.any()):
-            order = sorting(x.flatten(1)[rows.to(x.device)]).cpu()
+            order = sorting(guess.flatten(1)[rows.to(x.device)]).cpu()
             rows, w, log_w = (values.gather(1, order) for values in (rows, w, log_w))
         found = rows.gather(1, self.ancestors(group, w))
         source = torch.empty_like(rows.flatten()).scatter(0, rows.flatten(), torch.where(low, found, rows).flatten())
@@ -112,7 +116,7 @@ class Particles(Solver):
         own = source.to(x.device)
         x, shift, noise = x[own], carry.shift[own], carry.noise
         if self.stratify and not group.last:
-            noise = stratified(group, x, noise)
+            noise = stratified(group, x, noise, guess[own])
         gain = torch.zeros_like(carry.gain)
         if shift.numel() > 0:
             gain = -0.5 * dot(shift, shift) - dot(shift, noise) - carry.twist[own]
@@ -146,8 +150,8 @@ def sorting(x: Tensor) -> Tensor:
     return (x @ direction(x).mT)[..., 0].argsort(1)
 
 
-def stratified(group: Group, x: Tensor, noise: Tensor) -> Tensor:
-    """Noise (B, ...) that is spread evenly among particles, along the direction of largest spread of ``x``.
+def stratified(group: Group, x: Tensor, noise: Tensor, guess: Tensor) -> Tensor:
+    """Noise (B, ...) that is spread evenly among particles, along the direction of largest spread of ``guess``.
 
     The particle of rank k on that line takes the quantile ``frac(k g + u)`` there, with the golden ratio ``g`` and one
     uniform number ``u`` an image, so that neighbours cover the normal distribution evenly. The noise of each particle
@@ -157,7 +161,7 @@ def stratified(group: Group, x: Tensor, noise: Tensor) -> Tensor:
     """
     rows = group.rows.to(x.device)
     near, own = x.flatten(1)[rows].nan_to_num(), noise.flatten(1)[rows]
-    v = direction(near)
+    v = direction(guess.flatten(1)[rows].nan_to_num())
     rank = (near @ v.mT)[..., 0].argsort(1).argsort(1).cpu().double()
     u = (rank * GOLDEN + group.uniform("stratify")[:, None]).remainder(1.0)
     quantile = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(own)

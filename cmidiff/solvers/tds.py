@@ -88,12 +88,15 @@ class TDS(Particles):
             gain = carry.gain + self.scale * log_likelihood(step, x_0)
             return x_0, carry._replace(gain=gain, noise=torch.zeros_like(x_0), shift=x_0.new_zeros(len(x_0), 0))
         mean, twist, shift = step.mean(x_hat), torch.zeros_like(carry.gain), torch.zeros_like(x_hat)
+        guess = x_hat
         std = step.std if isinstance(step.std, Tensor) else torch.full_like(carry.std, step.std)
         if self.scale > 0:
             move, twist = self.twisted(step, x_hat)
-            guided = self.guided(step, x_hat + move)
+            guess = x_hat + move
+            guided = self.guided(step, guess)
             shift, mean = (guided - mean) / std, guided
-        return mean, carry._replace(gain=carry.gain + twist, std=std, noise=step.z, shift=shift, twist=twist)
+        gain = carry.gain + twist
+        return mean, carry._replace(gain=gain, std=std, noise=step.z, shift=shift, twist=twist, guess=guess)
 
     def guided(self, step: Step, x_hat: Tensor) -> Tensor:
         """The mean of the proposal."""
