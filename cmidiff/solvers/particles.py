@@ -41,8 +41,8 @@ class Cloud(NamedTuple):
             ``noise`` to the new one. Shapes that broadcast to (B, ...).
         shift: of a proposal, its mean minus that of the sampler, in standard deviations; shape (B, ...) or (B, 0).
         twist: the logarithm of the twisting function at the state that was left, shape (B,).
-        guess: denoised images of the particles, along whose largest spread they are sorted and noise is stratified; shape
-            (B, ...), or (B, 0) for the states themselves.
+        guess: denoised images, along whose largest spread particles are sorted and noise is stratified; shape (B, ...),
+            or (B, 0) for the states themselves.
         path: other numbers of an image that the next step needs, shape (B, ...) or (B, 0).
     """
 
