@@ -131,7 +131,8 @@ class Problem:
         """Standard normal numbers like `Draws.normal`, the same for all rows of an image."""
         if self.common is not None:
             return self.common.normal(stream, index, like)
-        return self.draws.normal(stream, index, like)[[self.images.index(image) for image in self.images]]
+        first = {image: row for row, image in reversed(list(enumerate(self.images)))}
+        return self.draws.normal(stream, index, like)[[first[image] for image in self.images]]
 
 
 @dataclass(frozen=True)

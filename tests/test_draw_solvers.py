@@ -97,6 +97,25 @@ def test_the_gibbs_sampler_of_pnp_dm_has_the_posterior_of_its_coupling():
     assert float((ratio - 1).abs().max()) < 4.5 * (2 / 1500) ** 0.5 + 0.05
 
 
+@pytest.mark.parametrize("solver", [DAPS(), PnPDM()], ids=["daps", "pnp-dm"])
+def test_samples_end_with_at_most_the_noise_of_the_measurement(solver):
+    """A prior of large variance has larger levels, and its samples would have more noise than what was measured."""
+    prior = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D, seed=5), 100 * spd(D, seed=6)[None], VE())
+    for noise_std, expected in ((30.0, 0.1), (0.7, None), (1e-3, 0.01), (0.0, 0.01)):
+        problem = problem_of(prior, measured(MATRIX, Y, noise_std))
+        assert 0.01 < 0.7 / problem.unit < 0.1
+        end = 0.7 / problem.unit if expected is None else expected + 1e-9
+        levels = {"levels": (100.0, end, 0.001)} if isinstance(solver, DAPS) else {"end_level": end, "inner_end": 0.001}
+        assert solver.times(problem, 9) == pytest.approx(replace(solver, **levels).times(problem, 9))
+
+
+def test_the_inner_process_of_pnp_dm_ends_well_below_its_start():
+    step = a_step(VE(), 0.02, 0.01)
+    times = PnPDM().inner_times(step)
+    assert times[-1] == pytest.approx(0.002)
+    assert all(a > b for a, b in itertools.pairwise(times))
+
+
 @each_level
 @pytest.mark.parametrize("noise_std", [0.0, 0.05, 3.0])
 @pytest.mark.parametrize("eta_b", [1.0, 0.7])

@@ -293,7 +293,8 @@ def drawable(prior: Denoiser, shape: tuple[int, ...]) -> tuple[Denoiser, tuple[i
 def draw(prior: Denoiser, shape: tuple[int, ...], count: int = SAMPLES) -> Tensor:
     """Samples of a prior by DPM-Solver++ (2M), shape (count, ...), alike in every run. In as many steps DDIM has less
     than half of the variance at high frequencies."""
-    like = torch.zeros(count, *shape, dtype=torch.float32, device=prior.device or "cpu")
+    dtype = torch.float64 if prior.dtype == torch.float64 else torch.float32
+    like = torch.zeros(count, *shape, dtype=dtype, device=prior.device or "cpu")
     times = prior.schedule.grid(STEPS)
     alpha, sigma = prior.schedule(times[0])
     x = (alpha**2 + sigma**2) ** 0.5 * SeededDraws([(0, k) for k in range(count)]).normal("start", 0, like)

@@ -17,7 +17,25 @@ from cmidiff.laboratory.settings import make_seed
 from cmidiff.loop import Trace, sample
 from cmidiff.samplers import Ancestral, ProbabilityFlow
 from cmidiff.schedule import Schedule
-from cmidiff.solvers import CADPS, DAPS, DDRM, DPS, DSG, MCG, PiGDM, PnPDM, REDDiff, RePaint, Solver, Unconditional
+from cmidiff.solvers import (
+    CADPS,
+    DAPS,
+    DDNM,
+    DDRM,
+    DPS,
+    DSG,
+    MCG,
+    MMPS,
+    SITCOM,
+    TMPD,
+    DiffPIR,
+    PiGDM,
+    PnPDM,
+    REDDiff,
+    RePaint,
+    Solver,
+    Unconditional,
+)
 from cmidiff.statistics import estimate
 from cmidiff.step import Problem, Sampler
 
@@ -61,6 +79,12 @@ METHODS: dict[str, Method] = {
     "CADPS exact": Method(lambda *_: CADPS(EXACT)),
     "CADPS complete": Method(lambda *_: CADPS(EXACT, complete=True)),
     "CADPS complete, churned": Method(lambda *_: CADPS(EXACT, complete=True), guided=False, finer=3),
+    "MMPS": Method(lambda *_: MMPS(iterations=4), guided=False),
+    "TMPD": Method(lambda *_: TMPD(), guided=False),
+    "Free Hunch": Method(lambda *_: CADPS("free-hunch"), guided=False),
+    "DiffPIR": Method(lambda _, scale: DiffPIR(scale), (0.1, 0.3, 1.0, 3.0, 10.0), guided=False, own=True),
+    "DDNM": Method(lambda *_: DDNM(), guided=False),
+    "SITCOM": Method(lambda _, rate: SITCOM(rate=rate), (0.01, 0.03, 0.1, 0.3), guided=False, own=True),
     "DAPS": Method(lambda *_: DAPS(), guided=False, own=True),
     "DAPS gaussian": Method(lambda *_: DAPS("gaussian"), guided=False, own=True),
     "PnP-DM": Method(lambda *_: PnPDM(inner_steps=10), guided=False, own=True),

@@ -49,7 +49,6 @@ FREE: Mapping[str, str] = {
     "diffpir": "strength",
     "sitcom": "rate",
     "red-diff": "rate",
-    "pnp-dm": "end_level",
 }
 """Solvers with a step size that their formula leaves open, and its name."""
 SHARE: Mapping[str, float] = {"sitcom": 0.2, "daps": 0.5, "pnp-dm": 0.4, "repaint": 0.4}

@@ -1,8 +1,8 @@
 """Particle solvers against posteriors that are known: how near 256 particles come, and whether more come nearer.
 
-The problems and the noise levels are those of `cmidiff.laboratory.posterior`. The particles of a problem are one cloud,
-and are compared with as many exact samples. The floor is the distance of exact samples to exact samples. Nothing is
-tuned.
+The problems and the noise levels are those of `cmidiff.laboratory.posterior`. Particles of a problem are one cloud,
+compared with as many exact samples; the floor is the distance of exact samples to exact samples. Several clouds of each
+problem are run, each with a seed of its own. Nothing is tuned.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ SOLVERS: dict[str, Callable[[int], Solver]] = {
     "MCGDiff": lambda _: MCGDiff(),
     "FPS": lambda _: FPS(),
 }
+OTHERS: dict[str, Callable[[int], Solver]] = {
+    "TDS exact, independent noise": lambda m: TDS(covariance=Exact(m), even=False),
+    "CADPS exact": lambda m: CADPS(Exact(m)),
+}
+"""Solvers of the second table alone."""
 CROWDS = (16, 64, 256, 1024)  # numbers of particles of the second table
 ON: tuple[Family, int, int] = ("mixture-25", 8, 2)  # its problems
 PARTICLES, STEPS, FLOORS = 256, 100, 8
+CLOUDS = {8: 4, 80: 4, 800: 2}  # of each problem, by d
+KEYS = ["prior", "d", "m", "solver", "particles", "problem"]
 COLUMNS = ("prior", "d", "m", "solver", "particles", "repetition", "problem", "distance", "mode error", "ess")
 
 
@@ -55,7 +62,12 @@ class Job:
     @property
     def name(self) -> str:
         parts = (self.solver, self.family, self.d, self.m, *self.crowds, self.settings.seed, self.settings.quick)
-        return "-".join(map(str, parts)).replace(" ", "_")
+        return "-".join(map(str, parts))
+
+    @property
+    def clouds(self) -> int:
+        """How many of each problem."""
+        return FLOORS if self.solver == EXACT_SAMPLES else 2 if self.settings.quick else CLOUDS[self.d]
 
     def problems(self) -> Problems:
         size = SIZES[self.d]
@@ -71,7 +83,7 @@ def jobs(settings: Settings) -> list[Job]:
     cells: list[tuple[Family, int, int]] = [("mixture-25", d, m) for d in dimensions for m in MEASURED]
     cells.extend((family, 8, 2) for family in CONDITIONALS)
     own = [Job(name, *cell, (few,), settings) for name in names for cell in cells]
-    return [*own, *(Job(name, *ON, crowds, settings) for name in (*names, "CADPS exact"))]
+    return [*own, *(Job(name, *ON, crowds, settings) for name in (*names, *OTHERS))]
 
 
 def run_job(job: Job) -> list[list[Cell]]:
@@ -80,12 +92,12 @@ def run_job(job: Job) -> list[list[Cell]]:
     problems, rows = job.problems(), []
     steps = 30 if job.settings.quick else STEPS
     for crowd in job.crowds:
-        for repetition in range(FLOORS if job.solver == EXACT_SAMPLES else 1):
+        for repetition in range(job.clouds):
             seed = make_seed(job.settings.seed, "particles", job.family, job.d, job.m, crowd, repetition)
             if job.solver == EXACT_SAMPLES:
                 found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
             else:
-                solver = CADPS(Exact(job.m)) if job.solver == "CADPS exact" else SOLVERS[job.solver](job.m)
+                solver = (SOLVERS | OTHERS)[job.solver](job.m)
                 images = tuple(p for p in range(len(problems)) for _ in range(crowd))
                 draws, measurement = BlockDraws(seed), problems.measurement(crowd)
                 problem = Problem(problems.prior, measurement, solver.sampler, draws, images)
@@ -110,29 +122,35 @@ def measure(settings: Settings) -> Findings:
     work = jobs(settings)
     rows = [row for part in compute_all(run_job_once, work, settings.workers) for row in part]
     every = Table("Every problem", COLUMNS, rows, shown=False)
-    keys = ["prior", "d", "m", "solver", "particles", "problem"]
-    means = every.frame.groupby(keys, sort=False)[["distance", "mode error", "ess"]].mean().reset_index()
     few = CROWDS[1] if settings.quick else PARTICLES
-    return Findings({"overview": _overview(means, few), "consistency": _consistency(means), "problems": every})
+    frame = every.frame.drop_duplicates([*KEYS, "repetition"])  # the second table has cells of the first
+    return Findings({"overview": _overview(frame, few), "consistency": _consistency(frame), "problems": every})
 
 
-def _overview(means: Frame, few: int) -> Table:
-    found = means[means["particles"] == few]
+def _overview(every: Frame, few: int) -> Table:
+    found = every[(every["particles"] == few) & ~every["solver"].isin(OTHERS)]
     column = "d " + found["d"].astype(str) + ", m " + found["m"].astype(str)
     column = column.where(found["prior"] == "mixture-25", found["prior"] + ", " + column)
-    wide = found.assign(column=column).groupby(["solver", "column"], sort=False)["distance"].mean().unstack(sort=False)
-    names = (EXACT_SAMPLES, *SOLVERS)
+    problems = found.assign(column=column).groupby(["solver", "column", "problem"], sort=False)["distance"]
+    parts = problems.agg(mean="mean", error=lambda d: d.var(ddof=1) / len(d)).groupby(["solver", "column"], sort=False)
+    mean = parts["mean"].mean().unstack(sort=False)
+    error = (parts["error"].sum() ** 0.5 / parts["error"].size()).unstack(sort=False)
+    floor, names = mean.loc[EXACT_SAMPLES], (EXACT_SAMPLES, *SOLVERS)
+    ratio, error = mean / floor, error / floor
+    texts = [[f"{ratio.loc[n, c]:.2f} ± {error.loc[n, c]:.2f}" for c in mean.columns] for n in names]
     return Table(
         f"{few} particles: distance to the exact posterior, over the floor",
-        ("solver", *wide.columns),
-        [[name, *(f"{r:.2f}" for r in wide.loc[name] / wide.loc[EXACT_SAMPLES])] for name in names],
+        ("solver", *mean.columns),
+        [[name, *row] for name, row in zip(names, texts, strict=True)],
         "Sliced Wasserstein distance of one cloud to as many exact samples, over that of exact samples; means over "
-        "problems and repetitions. Columns without a name: the mixture with 25 components.",
+        "problems and clouds, with the standard error of the clouds. Columns without a name: the mixture with 25 "
+        "components.",
     )
 
 
-def _consistency(means: Frame) -> Table:
+def _consistency(every: Frame) -> Table:
     family, d, m = ON
+    means = every.groupby(KEYS, sort=False)[["distance", "mode error"]].mean().reset_index()
     own = means[(means["prior"] == family) & (means["d"] == d) & (means["m"] == m)]
     rows: list[list[Cell]] = []
     for (name, crowd), found in own.groupby(["solver", "particles"], sort=False):

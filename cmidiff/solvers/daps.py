@@ -32,6 +32,7 @@ from cmidiff.krylov import dot, per_sample
 from cmidiff.samplers import Renoise
 from cmidiff.schedule import karras
 from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.grid import END, last_level
 from cmidiff.step import Problem, Sampler, Step
 from cmidiff.whitening import largest_eigenvalue
 
@@ -52,7 +53,8 @@ class DAPS(PosteriorMean):
             from 2 on.
         momentum: of ``hmc``, in [0, 1); 0 is Langevin's chain.
         levels: first and last noise level ``sigma / alpha``, and the level at which the flow ends, for images in
-            [-1, 1].
+            [-1, 1]. None for the last one: 0.1, and less where the measurement has less noise (see
+            `cmidiff.solvers.grid.last_level`).
         scale: 1 is the method, 0 the unconditional sampler; a factor on the log-likelihood.
 
     Raises:
@@ -65,13 +67,17 @@ class DAPS(PosteriorMean):
     rate: float = 1.0
     last_rate: float = 0.01
     momentum: float = 0.5
-    levels: tuple[float, float, float] = (100.0, 0.1, 0.01)
+    levels: tuple[float, float | None, float] = (100.0, None, 0.01)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         checked_positive("DAPS", scale=self.scale, rate=self.rate, last_rate=self.last_rate, momentum=self.momentum)
         high, low, end = self.levels
-        if not (math.inf > high > low > end > 0 and self.momentum < 1 and min(self.flow_steps, self.moves) >= 1):
+        if not (
+            math.inf > high > (END if low is None else low) > end > 0
+            and self.momentum < 1
+            and min(self.flow_steps, self.moves) >= 1
+        ):
             raise ValueError(
                 "DAPS: need levels[0] > levels[1] > levels[2] > 0, momentum < 1, flow_steps >= 1 and moves >= 1, "
                 f"received {self.levels}, {self.momentum}, {self.flow_steps} and {self.moves}"
@@ -90,7 +96,8 @@ class DAPS(PosteriorMean):
         if self.scale == 0:
             return super().times(problem, steps)
         unit = problem.unit
-        high, low = min(self.levels[0] * unit, problem.noisiest), self.levels[1] * unit
+        high = min(self.levels[0] * unit, problem.noisiest)
+        low = last_level(problem, self.levels[1], self.levels[2])
         ratios = karras(steps + 1, min(low, high / 2), high, RHO)[:steps]
         return [problem.prior.schedule.time(ratio) for ratio in ratios]
 

@@ -26,6 +26,7 @@ from cmidiff.step import Carry, Problem
 Grid = Literal["even", "schedule"]
 NOISE = 160.0  # noise levels sigma / alpha, for images in [-1, 1]: nothing of the image is left
 HIGHEST, LOWEST = 4.0, 0.02  # steps beyond gain nothing
+END = 0.1  # last level of solvers whose samples have its noise
 HIDDEN = 4.0  # times the highest level where pixels are hidden: the mean colour of a hole averages over many of them
 
 
@@ -39,6 +40,20 @@ def even_levels(problem: Problem, steps: int, high: float = HIGHEST) -> list[flo
     """`levels` from ``high`` to `LOWEST`, in proportion to the prior's standard deviation, within its schedule."""
     unit = problem.unit
     return levels(problem, steps, min(min(high, NOISE) * unit, problem.noisiest), LOWEST * unit)
+
+
+def last_level(problem: Problem, given: float | None, lowest: float) -> float:
+    """The noise level at which a solver ends whose samples have that noise.
+
+    Args:
+        problem: the noise of the measurement and the variance of the prior.
+        given: for images in [-1, 1]. None: `END`, or ``sigma_y`` where that is less, because more noise than in the
+            measurement is seen in it.
+        lowest: for images in [-1, 1]; the least level that None gives.
+    """
+    if given is not None:
+        return given * problem.unit
+    return min(END * problem.unit, max(problem.measurement.noise_std, lowest * problem.unit))
 
 
 class EvenLevels(Solver):

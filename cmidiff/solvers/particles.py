@@ -26,6 +26,7 @@ from cmidiff.solvers.base import Solver, noise
 from cmidiff.step import Carry, Group, Problem, Step
 
 POWER_ITERATIONS = 8  # for the direction along which particles are sorted
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Cloud(NamedTuple):
@@ -60,6 +61,7 @@ class Particles(Solver):
 
     Attributes:
         evidence: whether its weights estimate ``p(y)``; otherwise they lack constants that all particles share.
+        stratify: whether the noise of a step is spread evenly among the particles (see `stratified`).
 
     Args:
         threshold: resample where the effective sample size is below this share of the particles; 0: at the end only.
@@ -70,6 +72,7 @@ class Particles(Solver):
 
     threshold: float = 0.5
 
+    stratify: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = True
     together: ClassVar[bool] = True
     evidence: ClassVar[bool] = True
@@ -102,17 +105,19 @@ class Particles(Solver):
         even = torch.where(low, 0.0, log_w - total + math.log(count))
 
         def scattered(values: Tensor) -> Tensor:
-            return torch.empty(x.shape[0], dtype=torch.float64, device="cpu").scatter(
+            return torch.empty(len(source), dtype=torch.float64, device="cpu").scatter(
                 0, rows.flatten(), values.expand_as(rows).flatten()
             )
 
         own = source.to(x.device)
-        shift = carry.shift[own]
+        x, shift, noise = x[own], carry.shift[own], carry.noise
+        if self.stratify and not group.last:
+            noise = stratified(group, x, noise)
         gain = torch.zeros_like(carry.gain)
         if shift.numel() > 0:
-            gain = -0.5 * dot(shift, shift) - dot(shift, carry.noise) - carry.twist[own]
+            gain = -0.5 * dot(shift, shift) - dot(shift, noise) - carry.twist[own]
         weights = {"log_w": scattered(even), "log_z": scattered(log_z + total - math.log(count)), "ess": scattered(ess)}
-        return x[own] + carry.std[own] * carry.noise, carry._replace(**weights, gain=gain)
+        return x + carry.std[own] * noise, carry._replace(**weights, gain=gain)
 
     def ancestors(self, group: Group, w: Tensor) -> Tensor:
         """The particle that each one is replaced by, shape (images, K), for weights of sum 1."""
@@ -122,6 +127,15 @@ class Particles(Solver):
         return {"ess": carry.ess} | ({"log_evidence": carry.log_z} if self.evidence else {})
 
 
+def direction(x: Tensor) -> Tensor:
+    """The unit direction (P, 1, d) of the largest spread of particles (P, K, d), by power iterations; zero for one."""
+    centred = x - x.mean(1, keepdim=True)
+    v = centred[:, :1]
+    for _ in range(POWER_ITERATIONS):
+        v = torch.nn.functional.normalize((centred @ v.mT).mT @ centred, dim=-1)
+    return v
+
+
 def sorting(x: Tensor) -> Tensor:
     """Indices (P, K) that sort particles (P, K, d) along their direction of largest spread. Systematic resampling then
     keeps the share of every region on it to one particle.
@@ -129,11 +143,26 @@ def sorting(x: Tensor) -> Tensor:
     Source: Gerber, Chopin, Whiteley, "Negative association, ordering and convergence of resampling methods", 2019.
     """
     x = x.nan_to_num()
-    centred = x - x.mean(1, keepdim=True)
-    direction = centred[:, :1]
-    for _ in range(POWER_ITERATIONS):
-        direction = torch.nn.functional.normalize((centred @ direction.mT).mT @ centred, dim=-1)
-    return (centred @ direction.mT)[..., 0].argsort(1)
+    return (x @ direction(x).mT)[..., 0].argsort(1)
+
+
+def stratified(group: Group, x: Tensor, noise: Tensor) -> Tensor:
+    """Noise (B, ...) that is spread evenly among particles, along the direction of largest spread of ``x``.
+
+    The particle of rank k on that line takes the quantile ``frac(k g + u)`` there, with the golden ratio ``g`` and one
+    uniform number ``u`` an image, so that neighbours cover the normal distribution evenly. The noise of each particle
+    is standard normal as before: expectations and the evidence have no bias, and the shares of the modes vary less.
+
+    Source: L'Ecuyer, Lécot, Tuffin, "A Randomized Quasi-Monte Carlo Simulation Method for Markov Chains", 2008.
+    """
+    rows = group.rows.to(x.device)
+    near, own = x.flatten(1)[rows].nan_to_num(), noise.flatten(1)[rows]
+    v = direction(near)
+    rank = (near @ v.mT)[..., 0].argsort(1).argsort(1).cpu().double()
+    u = (rank * GOLDEN + group.uniform("stratify")[:, None]).remainder(1.0)
+    quantile = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(own)
+    own = own + (quantile[..., None] - own @ v.mT) * v
+    return torch.empty_like(noise.flatten(1)).index_copy(0, rows.flatten(), own.flatten(0, 1)).reshape(noise.shape)
 
 
 def systematic(w: Tensor, u: Tensor) -> Tensor:

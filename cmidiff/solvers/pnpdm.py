@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cmidiff.schedule import karras, pairs
 from cmidiff.solvers.base import Solver
-from cmidiff.solvers.grid import levels
+from cmidiff.solvers.grid import END, last_level, levels
 from cmidiff.step import Carry, Problem, Step
 
 RHO = 7.0  # of Karras' levels
@@ -39,16 +39,18 @@ class PnPDM(Solver):
     """Plug-and-play diffusion models (split Gibbs), for linear physics.
 
     Args:
-        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them.
+        start_level, end_level: first and last ``rho``, for images in [-1, 1]; even in the logarithm between them. None
+            for the last one: 0.1, and less where the measurement has less noise (see
+            `cmidiff.solvers.grid.last_level`).
         inner_steps: evaluations of the denoiser for each draw of ``x``.
-        inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1].
+        inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1]; at most ``rho / 10``.
 
     Raises:
         ValueError: an option that has no meaning.
     """
 
     start_level: float = 10.0
-    end_level: float = 0.1
+    end_level: float | None = None
     inner_steps: int = 20
     inner_end: float = 0.01
 
@@ -60,7 +62,8 @@ class PnPDM(Solver):
     )
 
     def __post_init__(self) -> None:
-        if not (math.inf > self.start_level >= self.end_level > self.inner_end > 0 and self.inner_steps >= 1):
+        end = END if self.end_level is None else self.end_level
+        if not (math.inf > self.start_level >= end > self.inner_end > 0 and self.inner_steps >= 1):
             raise ValueError(
                 "PnPDM: need start_level >= end_level > inner_end > 0 and inner_steps >= 1, received "
                 f"{self.start_level}, {self.end_level}, {self.inner_end} and {self.inner_steps}"
@@ -69,7 +72,8 @@ class PnPDM(Solver):
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         unit = problem.unit
         high = min(self.start_level * unit, problem.noisiest)
-        return levels(problem, steps, high, min(self.end_level * unit, high))
+        low = last_level(problem, self.end_level, self.inner_end)
+        return levels(problem, steps, high, min(low, high))
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         x = problem.like() if problem.initial is None else problem.initial
@@ -89,7 +93,7 @@ class PnPDM(Solver):
 
     def inner_times(self, step: Step) -> list[float]:
         """Times of the inner process, the first that of the step."""
-        end = min(self.inner_end * step.problem.unit, step.ratio)
+        end = min(self.inner_end * step.problem.unit, 0.1 * step.ratio)
         ratios = karras(self.inner_steps, end, step.ratio, RHO)
         return [step.t, *(step.prior.schedule.time(ratio) for ratio in ratios[1:])]
 
