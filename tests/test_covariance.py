@@ -308,3 +308,24 @@ def test_a_network_with_a_bad_jacobian_does_not_break_the_solve():
     solved = Exact().at(step).solve(e)
     assert bool(solved.isfinite().all())
     assert float(solved.norm()) <= float((e @ MATRIX).norm()) / 0.1**2
+
+
+@pytest.mark.parametrize("name", ["isotropic", "moments", "diagonal", "exact"])
+def test_what_is_scattered_has_the_covariance_of_the_posterior(name: str) -> None:
+    """``(Sigma^-1 / scale + A^T A / sigma_y^2)^-1``; of the Jacobian its diagonal is taken."""
+    count, scale, noise = 20000, 2.0, 0.3
+    prior = GaussianMixture(torch.ones(1, dtype=F64), randn(1, D, seed=3), torch.linspace(0.2, 1.5, D, dtype=F64)[None])
+    given = measured(MATRIX, randn(1, M, seed=12).expand(count, M), noise)
+    step = step_at(prior, given, randn(1, D, seed=13).expand(count, D), 400.0, 350.0, draws=Bulk(5))
+    bound = COVARIANCES[name].at(step)
+    found = bound.scatter(scale)
+    assert found is not None
+    eye = torch.eye(D, dtype=F64)
+    dense = (Diagonal(probes=1) if name == "exact" else COVARIANCES[name]).at(
+        step_at(prior, measured(MATRIX, randn(D, M), noise), randn(1, D, seed=13).expand(D, D), 400.0, 350.0)
+    )
+    sigma = dense.product(eye)
+    theirs = torch.linalg.inv(torch.linalg.inv(scale * sigma) + MATRIX.mT @ MATRIX / noise**2)
+    ours = found.mT @ found / count
+    assert float((ours - theirs).norm() / theirs.norm()) < 5 * math.sqrt(D / count)
+    assert float(found.mean(0).norm()) < 5 * math.sqrt(float(theirs.trace()) / count)

@@ -424,6 +424,22 @@ def test_mcg_with_noise_weighs_the_measurement_against_the_state(schedule, t, s)
     same(taken(MCG(0.8, guard=False), step), theirs)
 
 
+@each_level
+def test_the_guard_of_mcg_takes_no_more_of_the_projection_than_leads_to_the_noise(schedule, t, s):
+    for noise_std in (0.0, 0.3, 100.0):
+        step = a_step(schedule, t, s, noise_std=noise_std)
+        alpha_s, sigma_s = step.level_s
+        renewed = (sigma_s / alpha_s) ** 2 * (1 - (sigma_s * step.level_t[0] / (step.level_t[1] * alpha_s)) ** 2)
+        system = MATRIX @ MATRIX.mT + noise_std**2 / renewed * torch.eye(M, dtype=F64)
+        k = torch.linalg.solve(system, MATRIX).mT
+        residual, before = Y - denoised(step)[0] @ MATRIX.mT, taken(DPS(1e-9), step)
+        part = to_length(residual @ k.mT @ MATRIX.mT, residual, noise_std * math.sqrt(M)).clamp_max(1.0)
+        n = step.draws.normal("guidance", step.index, before)
+        move = (alpha_s * Y + (sigma_s * n - before) @ MATRIX.mT) @ k.mT
+        same(taken(MCG(1e-9), step), before + part * move, 1e-6)
+        assert bool((part < 1e-12).all()) == (noise_std == 100.0)
+
+
 def test_mcg_takes_another_projection():
     step = a_step()
     same(taken(MCG(0.0, lambda step, x: 2 * x), step), 2 * posterior_kernel(step, denoised(step)[0]))
@@ -610,7 +626,7 @@ def test_levels_of_dpir_fall_evenly_in_the_logarithm_to_the_noise_of_the_measure
 def test_draws_of_the_gaussian_posterior_make_exact_samples_in_any_number_of_steps():
     """``spread``, on Gaussian data; the last step takes the mean, and the level of that is all that is lost."""
     prior, cov = in_the_dct_domain(VP())
-    count, solver = 4000, CADPS(Moments(tolerance=1e-8), spread=True)
+    count, solver = 4000, CADPS(Moments(tolerance=1e-8), spread=1.0)
     problem = problem_of(prior, measured(MATRIX, Y[:1].expand(count, M), NOISE), draws=Bulk(3))
     mean, theirs = gaussian_posterior(prior.means[0], cov, MATRIX, Y[0], NOISE)
     axes, values = torch.linalg.eigh(theirs)[1], torch.linalg.eigvalsh(theirs)

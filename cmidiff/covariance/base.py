@@ -47,9 +47,19 @@ class Bound(ABC):
     def whiten(self, z: Tensor) -> Tensor:
         """``A^T S^-1/2 z``."""
 
-    def draw(self, e: Tensor) -> Tensor | None:
-        """A draw of ``x_0 - x_hat`` given ``x_t`` and ``y``, for ``e = y - A x_hat``; None where it cannot be drawn."""
+    def scatter(self, scale: float) -> Tensor | None:
+        """A draw of ``N(0, Cov(x_0 | x_t, y))`` with ``scale Sigma`` as the covariance before the measurement, shape of
+        ``x_t``; None where it cannot be drawn."""
         return None
+
+    def given(self, d: Tensor) -> Tensor:
+        """A draw of ``N(0, Cov(x_0 | x_t, y))``, shape of ``x_t``, from a draw ``d`` of ``N(0, Sigma)``.
+
+        Matheron's rule: with ``n ~ N(0, sigma_y^2 I)``, ``d - Sigma A^T S^-1 (A d + n)``.
+        """
+        step, m = self.step, self.step.measurement
+        n = step.draws.normal("posterior", step.index, m.y, inner=1)
+        return d - self.product(self.solve(m.A(d) + m.noise_std * n))
 
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         """``Sigma w`` with the Jacobian as ``Sigma``: the gradient of the likelihood times ``sigma_t^2 / alpha_t``.

@@ -12,7 +12,7 @@ sums).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,6 +101,10 @@ class BoundDiagonal(Iterated):
 
     def inverse(self, v: Tensor) -> Tensor:
         return v / self.variance
+
+    def scatter(self, scale: float) -> Tensor:
+        scaled = replace(self, variance=scale * self.variance)
+        return scaled.given(scaled.variance.sqrt() * self.step.normal("posterior"))
 
 
 def slope(step: Step, z: Tensor, size: float | None = None) -> Tensor:

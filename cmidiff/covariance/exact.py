@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cmidiff.covariance.base import Covariance, Iterated
+from cmidiff.covariance.diagonal import Diagonal
 from cmidiff.step import Step
 
 
@@ -40,6 +41,10 @@ class BoundExact(Iterated):
 
     def product(self, v: Tensor) -> Tensor:
         return self.step.covariance_gain * self.step.vjp(v)
+
+    def scatter(self, scale: float) -> Tensor:
+        """With the diagonal in place of the Jacobian, whose square root is not available."""
+        return Diagonal(probes=1).at(self.step).scatter(scale)
 
 
 def checked_iterations(owner: str, iterations: int, tolerance: float = 1.0) -> None:

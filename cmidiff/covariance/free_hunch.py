@@ -129,5 +129,5 @@ class BoundFreeHunch(BoundMoments):
             step.measurement, self.variances, e, COARSE * step.ratio, *options, step.record.residuals, self.low_rank
         )
 
-    def draw(self, e: Tensor) -> None:
+    def scatter(self, scale: float) -> None:
         return None

@@ -7,7 +7,7 @@ https://openreview.net/forum?id=9_gsMA8MRKQ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -54,6 +54,10 @@ class BoundIsotropic(Bound):
 
     def inverse(self, v: Tensor) -> Tensor:
         return v / self.r2
+
+    def scatter(self, scale: float) -> Tensor:
+        scaled = replace(self, r2=scale * self.r2)
+        return scaled.given(math.sqrt(scaled.r2) * self.step.normal("posterior"))
 
     def solve(self, e: Tensor) -> Tensor:
         return self.step.measurement.solve(e, self.r2, self.step.record.residuals)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -88,14 +88,9 @@ class BoundMoments(Iterated):
     def move(self, w: Tensor, *, last: bool = True) -> Tensor:
         return self.product(w)
 
-    def draw(self, e: Tensor) -> Tensor | None:
-        """Matheron's rule: with ``d ~ N(0, Sigma)`` and ``n ~ N(0, sigma_y^2 I)``, ``d + Sigma A^T S^-1 (e - A d - n)``
-        has the mean and the covariance of the Gaussian posterior."""
-        step, m = self.step, self.step.measurement
-        likes = enumerate((step.x_t.detach(), e))
-        z, n = (step.draws.normal("posterior", step.index, like, inner=k) for k, like in likes)
-        d = idct(self.variances.sqrt() * z)
-        return d + self.product(self.solve(e - m.A(d) - m.noise_std * n))
+    def scatter(self, scale: float) -> Tensor | None:
+        scaled = replace(self, variances=scale * self.variances)
+        return scaled.given(idct(scaled.variances.sqrt() * self.step.normal("posterior")))
 
 
 @dataclass(frozen=True)

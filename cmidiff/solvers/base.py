@@ -192,10 +192,7 @@ def descend(step: Step, scale: float, *, guard: bool, through_clip: bool = False
     linear, residual = step.measurement.linearised(x), step.measurement.residual(x)
     length = length_to_noise(linear, -linear.A(gradient), residual).clamp(0.0, scale)
     move = per_sample(length, gradient) * gradient
-    left = residual + linear.A(move)
-    direction = linear.At(left)
-    length = length_to_noise(linear, linear.A(direction), left).clamp_min(0.0)
-    return move - per_sample(length.where(excluded(linear, left), 0.0), direction) * direction
+    return move - along_residual(linear, residual + linear.A(move))
 
 
 def reach(step: Step, *, through_clip: bool = False) -> tuple[Tensor, Tensor]:
@@ -224,7 +221,7 @@ def _norm_and_gradient(step: Step, through_clip: bool) -> tuple[Tensor, Tensor]:
 
 def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
     """``l move``, with the length ``l`` of each image by the data. No move overshoots, and none leaves a residual that
-    its own covariance excludes (see `CADPS`).
+    its own covariance excludes (see `CADPS`). In the last step, `along_residual` follows.
 
     Args:
         step: the measurement.
@@ -239,7 +236,18 @@ def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
     length = (pulled / curvature.where(curvature > 0, 1.0)).clamp(0.0, 1.0)
     longer = length_to_noise(measurement, measured, residual).clamp_max(LONGEST).maximum(length)
     left = residual - per_sample(length, measured) * measured
-    return per_sample(longer.where(excluded(measurement, left), length), move) * move
+    length = longer.where(excluded(measurement, left), length)
+    if step.last:
+        rest = along_residual(measurement, residual - per_sample(length, measured) * measured)
+        return per_sample(length, move) * move + rest
+    return per_sample(length, move) * move
+
+
+def along_residual(measurement: Measurement, residual: Tensor) -> Tensor:
+    """The move along ``A^T r`` to the noise, shape of ``x_t``, for rows whose residual the noise excludes, else 0."""
+    direction = measurement.At(residual)
+    length = length_to_noise(measurement, measurement.A(direction), residual).clamp_min(0.0)
+    return per_sample(length.where(excluded(measurement, residual), 0.0), direction) * direction
 
 
 def excluded(measurement: Measurement, residual: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class CADPS(EvenLevels, PosteriorMean):
     covariance: Covariance | str = "hybrid"
     scale: float = 1.0
     guard: bool = True
-    spread: bool = False
+    spread: float = 0.0
     complete: bool = False
     contraction: Contraction = "second-difference"
     grid: Grid = "even"
@@ -114,17 +114,17 @@ class CADPS(EvenLevels, PosteriorMean):
         if self.scale == 0:
             return x_hat
         bound, residual = self._sigma.at(step), step.measurement.residual(x_hat)
-        if self.spread and self.scale == 1 and not step.sampler.silent and not step.last:
-            drawn = bound.draw(residual)
-            if drawn is not None:
-                return x_hat + drawn
         w = bound.solve(residual)
         move = bound.move(w, last=not self.complete)
         if self.guard:
             move = fitted(step, move, w, residual)
         if self.complete:
             move = move + self._derivative(step, bound, w)
-        return x_hat + self.scale * move
+        x_hat = x_hat + self.scale * move
+        if self.spread == 0 or step.sampler.silent or step.last:
+            return x_hat
+        drawn = bound.scatter(self.spread)
+        return x_hat if drawn is None else x_hat + drawn
 
     def _derivative(self, step: Step, bound: Bound, w: Tensor) -> Tensor:
         """The part of the move that is due to the derivative of ``Sigma_t``, bounded. The quadratic term has no bound

@@ -86,7 +86,7 @@ class DSG(EvenLevels):
         mean = step.mean(step.x_hat)
         gradient, most = reach(step, through_clip=self.through_clip)
         if self.guard:
-            share = most * dot(gradient, gradient).sqrt() / (r if isinstance(r, float) else r.flatten())
+            share = most * dot(gradient, gradient).sqrt() / (r.flatten() if isinstance(r, Tensor) else r)
             rate = per_sample(share.clamp_max(rate), gradient)
         d_star = -r * unit(gradient)
         d = x_s - mean

@@ -1,0 +1,80 @@
+"""A small grid of `benchmarks/robustness.py` on images whose posterior is known: every solver, low and high noise.
+
+The prior is Gaussian with a power law of the frequency, as photographs have; its denoiser and Jacobian are exact. A
+sample of the exact posterior has twice the least mean squared error.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmidiff import restore
+from cmidiff.dct import idct
+from cmidiff.physics import TASKS, measure
+from cmidiff.prior import GaussianMixture
+from cmidiff.result import RestorationWarning
+from cmidiff.solvers import DPS, PiGDM, Solver
+from tests.cases import dense_matrix, gaussian_posterior, randn
+
+SHAPE, COUNT, STEPS = (1, 12, 12), 6, 10
+D, F64 = math.prod(SHAPE), torch.float64
+NOISES = (0.01, 0.1, 0.4)  # of images in [-1, 1]
+GRID: dict[str, dict[str, Any]] = {
+    "denoise": {},
+    "inpaint-random": {"hidden": 0.5},
+    "deblur-gaussian": {"kernel_size": 5, "std": 1.0},
+    "super-resolution": {"factor": 2},
+}
+SOLVERS = ("cadps", "cadps-exact", "cadps-diagonal", "cadps-isotropic", "pigdm", "mcg", "dsg", "dps")
+
+
+@cache
+def photographs() -> tuple[GaussianMixture, Tensor]:
+    """The prior, with the variance of images in [-1, 1], and images of it."""
+    rows, columns = (torch.arange(n, dtype=F64) for n in SHAPE[1:])
+    variances = ((rows[:, None] ** 2 + columns**2).sqrt() + 0.5) ** -2.0
+    variances = 0.3 * variances / variances.mean()
+    axes = idct(torch.eye(D, dtype=F64).reshape(D, *SHAPE)).reshape(D, D)
+    covariance = axes.mT @ (variances.flatten()[:, None] * axes)
+    prior = GaussianMixture(torch.ones(1, dtype=F64), torch.zeros(1, *SHAPE, dtype=F64), covariance[None])
+    return prior, idct(variances.sqrt() * randn(COUNT, *SHAPE, seed=1))
+
+
+@cache
+def cell(task: str, noise: float, solver: Solver | str) -> tuple[float, float, bool]:
+    """Mean squared error over that of exact samples in dB, largest misfit, whether every status says what happened."""
+    prior, x = photographs()
+    physics = TASKS[task](SHAPE, noise_std=noise, dtype=F64, **GRID[task])
+    y = measure(x, physics, seed=0)
+    matrix = dense_matrix(physics, SHAPE)
+    mean, covariance = torch.zeros(D, dtype=F64), prior.covariance_matrices()[0]
+    covariance = gaussian_posterior(mean, covariance, matrix, y[0].flatten(), noise)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RestorationWarning)
+        found = restore(y, physics, prior, solver=solver, steps=STEPS, value_range=None)
+    error = float((found.samples[:, 0] - x).square().mean() / (2 * covariance.trace() / D))
+    status = [row[0] for row in found.status]
+    said = all(s.explains == (s.misfit <= 1.5) and (s.message == "finished") == s.explains for s in status)
+    return 10 * math.log10(error), max(s.misfit for s in status), said
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("task", GRID)
+def test_every_solver_is_near_the_exact_posterior_or_says_that_it_is_not(task: str, noise: float) -> None:
+    for solver in SOLVERS:
+        error, misfit, said = cell(task, noise, solver)
+        assert said, f"{solver}: a misfit of {misfit:.2f} must be in the status"
+        assert error < 1.0 or misfit > 1.5, f"{solver}: {error:+.2f} dB over the error of exact samples"
+        assert noise < 0.02 or 0.8 < misfit < 1.2, f"{solver}: misfit {misfit:.2f}"  # the cleanest level is 0.02
+
+
+def test_the_grid_of_the_prior_in_few_steps_is_what_even_levels_mend() -> None:
+    for solver in (PiGDM(grid="schedule", guard=False), DPS(grid="schedule", guard=False)):
+        assert cell("denoise", 0.1, solver)[0] > 3.0
