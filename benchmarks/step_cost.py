@@ -65,6 +65,7 @@ TASKS = {
 }
 EVERYWHERE = (0.0, math.inf)
 STEPS, EVERY = 2, 4  # of a turn, and of one with CMI's every
+OTHERS = ("cadps", "dpir", "daps", "pnp-dm", "ddrm", "repaint", "red-diff", "tds", "mcgdiff", "fps")  # timed in a run
 RUN = 10  # steps of a whole run, even in t as those of a longer one
 LEVELS = (0.5, 1.0, 3.0)  # sigma_t / alpha_t at which variances are measured
 
@@ -198,7 +199,7 @@ def contestants(b: Bench) -> dict[str, Turn]:
         "CA-DPS released": b.run(CADPSReleased()),
         **{name: b.run(SOLVERS.make(name)) for name in ("free-hunch", "mmps", "tmpd", "diffpir", "ddnm", "sitcom")},
         "DPS, in a run": b.whole_run(DPS()),
-        "cadps, in a run": b.whole_run(SOLVERS.make("cadps")),
+        **{f"{name}, in a run": b.whole_run(SOLVERS.make(name)) for name in OTHERS},
         "DPS + CMI, in a run": b.whole_run(DPS(), CMI()),
     }
     rows |= {f"DPS + CMI {name}".strip(): b.run(DPS(), cmi) for name, cmi in corrections().items()}

@@ -154,8 +154,8 @@ def stratified(group: Group, x: Tensor, noise: Tensor, guess: Tensor) -> Tensor:
     """Noise (B, ...) that is spread evenly among particles, along the direction of largest spread of ``guess``.
 
     The particle of rank k on that line takes the quantile ``frac(k g + u)`` there, with the golden ratio ``g`` and one
-    uniform number ``u`` an image, so that neighbours cover the normal distribution evenly. The noise of each particle
-    is standard normal as before: expectations and the evidence have no bias, and the shares of the modes vary less.
+    uniform number ``u`` an image. Neighbours then cover the normal distribution evenly. The noise of each particle is
+    standard normal as before: expectations and the evidence have no bias, and the shares of the modes vary less.
 
     Source: L'Ecuyer, Lécot, Tuffin, "A Randomized Quasi-Monte Carlo Simulation Method for Markov Chains", 2008.
     """
