@@ -75,6 +75,15 @@ class Registry(Mapping[str, Callable[..., Any]]):
                 found.append(name)
         return found
 
+    def by_kind(self) -> dict[str, list[str]]:
+        """The loadable names of solvers, grouped by `cmidiff.solvers.base.Solver.kind`, in the order of `KINDS`."""
+        from cmidiff.solvers.base import KINDS
+
+        kinds = {name: self[name]().kind for name in self.loadable()}
+        order = [*KINDS, *dict.fromkeys(kind for kind in kinds.values() if kind not in KINDS)]
+        groups = {kind: [name for name, own in kinds.items() if own == kind] for kind in order}
+        return {kind: names for kind, names in groups.items() if names}
+
     def options(self, name: str) -> dict[str, Any]:
         """The options of a name and their defaults; functions cannot be given as options."""
         return _options(self[name]())

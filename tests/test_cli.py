@@ -32,6 +32,7 @@ from cmidiff.prior.known import info_of
 from cmidiff.prior.network import Network
 from cmidiff.registry import SOLVERS
 from cmidiff.schedule import DDPM
+from cmidiff.solvers.base import KINDS
 
 FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu")
 VARIANCE = 0.3**2
@@ -465,6 +466,17 @@ def test_the_embedded_prior_restores_in_a_process_of_its_own() -> None:
     assert done.returncode == 0, done.stderr
     row = json.loads(Path("restored/run.json").read_text())["results"]["restored"]
     assert row["psnr"] > 20 + 3  # the noise alone is 20 dB
+
+
+def test_solvers_are_listed_by_their_kind() -> None:
+    groups = SOLVERS.by_kind()
+    assert sorted(name for names in groups.values() for name in names) == sorted(SOLVERS.loadable())
+    assert list(groups) == list(KINDS)
+    assert [groups[kind] for kind in ("point estimate", "particles")] == [["dpir"], ["tds", "mcgdiff", "fps"]]
+    result = cmidiff("solvers")
+    assert result.exit_code == 0
+    for name in SOLVERS.loadable():
+        assert name in result.stdout
 
 
 def test_priors_are_listed_with_what_is_present() -> None:

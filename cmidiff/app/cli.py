@@ -236,6 +236,29 @@ def demo(
 
 
 @app.command()
+def solvers() -> None:
+    """The solvers, grouped by their kind."""
+    import inspect
+
+    from rich.table import Table
+
+    from cmidiff.registry import SOLVERS
+
+    listing = Table()
+    for name in ("kind", "--solver", "steps", "CMI", "what it is"):
+        listing.add_column(name, overflow="fold")
+    for kind, names in SOLVERS.by_kind().items():
+        for name in names:
+            solver = SOLVERS.make(name)
+            what = (inspect.getdoc(SOLVERS[name]) or "").split("\n\n")[0].replace("\n", " ").replace("`", "")
+            guided = "no" if solver.point or solver.refuses_cmi else "yes"
+            listing.add_row(kind, name, str(solver.default_steps), guided, what.partition(". ")[0].rstrip("."))
+        listing.add_section()
+    out.print(listing)
+    print("docs/solvers has a page for each; --cmi adds conditional mutual information guidance")
+
+
+@app.command()
 def priors(
     moments: Annotated[
         Path | None, typer.Option("--moments", help="Measure the second moments of these images (folder, archive).")

@@ -22,6 +22,10 @@ from cmidiff.physics import measured_count
 from cmidiff.samplers import Ancestral
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
+KINDS = (
+    *("point estimate", "posterior mean", "posterior draw", "move of the state"),
+    *("optimisation", "latent priors", "particles", "prior alone"),
+)
 BEYOND = 10.0  # times sqrt(m): excess of a squared misfit over m that chance does not explain (7 standard deviations)
 LONGEST = 10.0  # most that a move is lengthened
 
@@ -30,6 +34,7 @@ class Solver(Checked, ABC):
     """How ``y`` is used.
 
     Attributes:
+        kind: in the words of `KINDS`, by which lists and menus are grouped.
         needs_graph: whether it differentiates the denoiser (then ``step.x_hat`` carries the graph from ``step.x_t``).
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
@@ -47,6 +52,7 @@ class Solver(Checked, ABC):
         default_samples: how many samples of an image are drawn where nothing is said.
     """
 
+    kind: ClassVar[str] = "move of the state"
     needs_linear: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
     point: ClassVar[bool] = False
@@ -120,6 +126,8 @@ class Solver(Checked, ABC):
 class PosteriorMean(Solver):
     """A solver that estimates ``E[x_0 | x_t, y]``, or draws from ``p(x_0 | x_t, y)``; any reverse sampler then steps
     with that."""
+
+    kind: ClassVar[str] = "posterior mean"
 
     @abstractmethod
     def estimate(self, step: Step) -> Tensor:

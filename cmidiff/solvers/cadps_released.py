@@ -10,6 +10,7 @@ Source: the script of August 2024 that goes with arXiv 2412.20045.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class CADPSReleased(Solver):
         scale: zeta, as in `DPS`.
         through_clip: as in `DPS`.
     """
+
+    kind: ClassVar[str] = "posterior mean"
 
     scale: Scale = 0.3
     through_clip: bool = False

@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class DAPS(PosteriorMean):
     Raises:
         ValueError: an option that has no meaning.
     """
+
+    kind: ClassVar[str] = "posterior draw"
 
     chain: Chain = "langevin"
     flow_steps: int = 5

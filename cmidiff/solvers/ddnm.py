@@ -53,6 +53,7 @@ class DDNM(Solver):
     repeat: int = 1
     scale: float = 1.0
 
+    kind: ClassVar[str] = "posterior mean"
     needs_linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
 

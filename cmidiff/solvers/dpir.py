@@ -53,6 +53,7 @@ class DPIR(Solver):
     strength: float | None = None
     start_level: float = 0.4
 
+    kind: ClassVar[str] = "point estimate"
     needs_linear: ClassVar[bool] = True
     point: ClassVar[bool] = True
     default_steps: ClassVar[int] = 20

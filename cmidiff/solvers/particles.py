@@ -75,6 +75,7 @@ class Particles(Solver):
 
     threshold: float = 0.5
 
+    kind: ClassVar[str] = "particles"
     stratify: ClassVar[bool] = False
     needs_linear: ClassVar[bool] = True
     together: ClassVar[bool] = True

@@ -56,6 +56,7 @@ class PiGDM(EvenLevels):
     through_clip: bool = False
     grid: Grid = "even"
 
+    kind: ClassVar[str] = "posterior mean"
     needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

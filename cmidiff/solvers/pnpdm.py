@@ -54,6 +54,7 @@ class PnPDM(Solver):
     inner_steps: int = 20
     inner_end: float = 0.01
 
+    kind: ClassVar[str] = "posterior draw"
     needs_linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 40
     refuses_cmi: ClassVar[str] = (

@@ -86,6 +86,7 @@ class PSLD(Solver):
     agree: Glue = agree
     guard: bool = True
 
+    kind: ClassVar[str] = "latent priors"
     needs_linear: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
 

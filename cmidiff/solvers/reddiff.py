@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class REDDiff(Solver):
     Raises:
         ValueError: an option that has no meaning.
     """
+
+    kind: ClassVar[str] = "optimisation"
 
     rate: float = 0.1
     weight: Weight = "linear"

@@ -59,6 +59,7 @@ class ReSample(Solver):
     pixel_steps: int = 2000
     latent_steps: int = 500
 
+    kind: ClassVar[str] = "latent priors"
     default_steps: ClassVar[int] = 100
     weight_decay: ClassVar[float] = 0.0
 

@@ -15,6 +15,7 @@ from cmidiff.step import Carry, Step
 class Unconditional(Solver):
     """The sampler alone; the measurement is ignored."""
 
+    kind: ClassVar[str] = "prior alone"
     uses_measurement: ClassVar[bool] = False
 
     def step(self, step: Step, carry: Carry) -> tuple[Tensor, Carry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gradio as gr
@@ -105,7 +105,7 @@ class Layout:
             elem_id="prior",
         )
         with gr.Row():
-            self.solver = gr.Dropdown(SOLVERS.loadable(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
+            self.solver = gr.Dropdown(grouped(), value=SOLVER, label="Solver", min_width=140, elem_id="solver")
             self.steps = gr.Textbox(  # Gradio shows an empty gr.Number as 0
                 label="Steps",
                 info=f"At most {self.limits.steps}.",
@@ -142,7 +142,9 @@ class Layout:
         most = self.limits.samples
         with gr.Row():
             self.samples = gr.Slider(1, most, min(SAMPLES, most), step=1, label="Samples", min_width=140)
-            self.sampler = gr.Dropdown(samplers(), value=SAMPLER, label="Solver", min_width=140, elem_id="sampler")
+            self.sampler = gr.Dropdown(
+                grouped(samplers()), value=SAMPLER, label="Solver", min_width=140, elem_id="sampler"
+            )
         choices = [("off", "off"), ("on", "on"), ("compare both", "compare")]
         self.cmi = gr.Radio(choices, value="off", label="CMI guidance", elem_id="cmi")
         self.eta = gr.Slider(-1, 1, CMI().eta, step=0.05, label="Strength of CMI", elem_id="eta")
@@ -150,6 +152,12 @@ class Layout:
         self.gallery = gr.Gallery(
             label="Samples", interactive=False, format="png", object_fit="contain", height="auto", elem_id="gallery"
         )
+
+
+def grouped(names: Collection[str] | None = None) -> list[tuple[str, str]]:
+    """Return solvers by their kind, as the choices of a menu: what is shown, and the name."""
+    groups = SOLVERS.by_kind().items()
+    return [(f"{kind}: {name}", name) for kind, own in groups for name in own if names is None or name in names]
 
 
 def samplers() -> list[str]:
