@@ -69,7 +69,10 @@ class SecondMoments:
 
     def centre(self, shape: tuple[int, ...]) -> Tensor:
         """``mu``, broadcastable to a signal of ``shape``."""
-        return self.mean if self.mean.ndim == len(shape) else self.mean.reshape(-1, *[1] * (len(shape) - 1))
+        mean = self.mean
+        if mean.ndim == len(shape) and tuple(mean.shape) != tuple(shape):  # of signals of another size
+            mean = mean.flatten(1).mean(1)
+        return mean if mean.ndim == len(shape) else mean.reshape(-1, *[1] * (len(shape) - 1))
 
     def rescaled(self, gain: float, offset: float) -> SecondMoments:
         """The moments of ``gain x + offset``."""

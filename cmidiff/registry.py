@@ -176,7 +176,8 @@ def spell_options(thing: object) -> dict[str, Any]:
 
 def _options(thing: object) -> dict[str, Any]:
     fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
-    return {f.name: getattr(thing, f.name) for f in fields if f.init and not callable(getattr(thing, f.name))}
+    options = [f.name for f in fields if f.init and f.metadata.get("option", True)]
+    return {name: getattr(thing, name) for name in options if not callable(getattr(thing, name))}
 
 
 def _value(value: Any) -> Any:

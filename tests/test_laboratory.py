@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from cmidiff.app.cli import app
-from cmidiff.covariance import Diagonal
+from cmidiff.covariance import Diagonal, FreeHunch
 from cmidiff.information import CMI
 from cmidiff.laboratory import SECTIONS, Findings, Settings, Table, chains, posterior, trajectory, validate
 from cmidiff.laboratory import run as runner
@@ -365,5 +365,5 @@ def test_every_solver_has_a_row():
     assert {"exact posterior", "unconditional", "DPS", "PiGDM = CADPS isotropic", "MCG", "DSG"} <= set(METHODS)
     problems = make_problems("gaussian", 2, 1, 1, generator(0))
     built = [method.build(problems, 1.0) for method in METHODS.values()]
-    assert {solver.covariance for solver in built if isinstance(solver, CADPS)} == {Diagonal(), EXACT}
+    assert {solver.covariance for solver in built if isinstance(solver, CADPS)} == {Diagonal(), EXACT, FreeHunch()}
     assert all(dataclasses.is_dataclass(method) for method in METHODS.values())

@@ -221,7 +221,7 @@ def test_eta_zero_is_the_base_solver(solver: Solver, contraction: str, problem: 
         ({"first_sample": -1}, "first_sample"),
         ({"steps": 0}, "steps"),
         ({"steps": True, "solver": "pigdm"}, "steps"),
-        ({"steps": 5000, "solver": "pigdm"}, "at most 1000"),
+        ({"steps": 5000, "solver": "unconditional"}, "at most 1000"),
         ({"seed": [1, 2]}, "seed"),
         ({"value_range": (1.0, 0.0)}, "value_range"),
     ],

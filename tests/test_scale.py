@@ -63,6 +63,6 @@ def test_ramps_that_cannot_be_meant_are_refused(ends: tuple[float, float]) -> No
 def test_a_solver_is_described_alike_in_every_process():
     """By the name of a function it holds, not by where the function lies in memory: runs are resumed by it."""
     names = "import json; from cmidiff import MCG; from cmidiff.registry import describe"
-    code = f"{names}; print(json.dumps(describe(MCG())))"
+    code = f"{names}; from cmidiff.solvers.mcg import project; print(json.dumps(describe(MCG(project=project))))"
     texts = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
     assert [json.loads(text)["project"] for text in texts] == ["cmidiff.solvers.mcg.project"]

@@ -188,9 +188,11 @@ def test_scale_and_tilt_are_the_ends_of_a_ramp() -> None:
 
 
 def test_a_search_is_never_below_the_solver_alone_and_is_judged_on_other_images(tmp_path: Path) -> None:
-    outcome = tune(search(space=Space(DPS(1.2e-4)), trials=10), prior(), tmp_path / "study.db")
+    outcome = tune(
+        search(space=Space(DPS(1.2e-4, guard=False, grid="schedule")), trials=10), prior(), tmp_path / "study.db"
+    )
     alone = outcome.rows[0]
-    assert alone.setting.solver == DPS(1.2e-4)
+    assert alone.setting.solver == DPS(1.2e-4, guard=False, grid="schedule")
     assert sum(outcome.best.tuning) >= sum(alone.tuning)
     problem = search().problems(held_out=True)[0]
     assert problem.images.index == (4, 5)
@@ -429,7 +431,7 @@ def test_explicit_options_replace_those_of_a_preset(desk: Path) -> None:
     save_preset("mine.toml", Preset(DPS(Ramp(2.0, 1.0)), cmi, DDIM(0.5), 12, {"prior": "three-images"}))
     plain = dry("--preset", "mine.toml")
     ramp = {"class": "Ramp", "start": 2.0, "end": 1.0}
-    assert plain["solver"] == {"name": "dps", "scale": ramp, "guard": True, "through_clip": False}
+    assert plain["solver"] == {"name": "dps", "scale": ramp, "guard": True, "through_clip": False, "grid": "even"}
     assert (plain["steps"], plain["sampler"]) == (12, {"name": "DDIM", "eta": 0.5})
     assert (plain["cmi"]["eta"], plain["cmi"]["weight"], plain["cmi"]["every"]) == (-0.4, "snr", 2)
     assert dry("--preset", "mine.toml", "--no-cmi")["cmi"] is None

@@ -70,7 +70,8 @@ class EvenLevels(Solver):
         return False
 
     @property
-    def _even(self) -> bool:
+    def even(self) -> bool:
+        """Whether the run takes even levels."""
         return self.grid == "even" and self.needs_graph
 
     def highest(self, problem: Problem) -> float:
@@ -81,11 +82,11 @@ class EvenLevels(Solver):
         return HIGHEST * (1.0 if known_entries(m.physics, m.y) is None else HIDDEN)
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
-        return even_levels(problem, steps, self.highest(problem)) if self._even else super().times(problem, steps)
+        return even_levels(problem, steps, self.highest(problem)) if self.even else super().times(problem, steps)
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         alpha_t, sigma_t = problem.prior.schedule(t)
         high = self.highest(problem) * problem.unit
-        if not self._even or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
+        if not self.even or math.isinf(high) or sigma_t / alpha_t > 1.01 * high:
             return super().start(problem, t)
         return alpha_t * gaussian_draw(problem) + sigma_t * problem.draws.normal("start", 0, problem.like()), None

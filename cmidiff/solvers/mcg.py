@@ -20,7 +20,7 @@ Another projection is passed as ``project``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -87,7 +87,7 @@ class MCG(EvenLevels):
     """
 
     scale: Scale = 0.3
-    project: Projection | None = None
+    project: Projection | None = field(default=None, metadata={"option": False})  # no file holds a function
     guard: bool = True
     through_clip: bool = False
     grid: Grid = "even"

@@ -42,7 +42,7 @@ class PiGDM(EvenLevels):
             ``weight="likelihood"`` only. The method is then that of `CADPS`.
         guard: with ``weight="likelihood"``, shorten a move that overshoots, as in `CADPS`; the paper has no guard.
         through_clip: evaluate and differentiate the clipped ``x_hat``, as in k-diffusion codes.
-        grid: as in `CADPS`; ``schedule`` is the paper's.
+        grid: as in `CADPS`; ``schedule`` is the paper's, and that of the literal weights and of ``through_clip``.
 
     Raises:
         ValueError: an option that has no meaning.
@@ -86,6 +86,10 @@ class PiGDM(EvenLevels):
     def sigma(self) -> Covariance:
         """The covariance in use."""
         return self.covariance if isinstance(self.covariance, Covariance) else Isotropic(self.data_variance)
+
+    @property
+    def even(self) -> bool:
+        return super().even and self.weight == "likelihood" and not self.through_clip
 
     def needs_graph_at(self, ratio: float) -> bool:
         return self.needs_graph and self.sigma.needs_graph(ratio)
