@@ -20,6 +20,11 @@ from typing import Any
 
 from cmidiff.config import check_options, unknown
 
+KINDS = (  # of solvers, in the order of lists and menus
+    *("point estimate", "posterior mean", "posterior draw", "move of the state"),
+    *("optimisation", "latent priors", "particles", "prior alone"),
+)
+
 
 class Registry(Mapping[str, Callable[..., Any]]):
     """Names of one kind, and what makes the thing of each.
@@ -77,8 +82,6 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def by_kind(self) -> dict[str, list[str]]:
         """The loadable names of solvers, grouped by `cmidiff.solvers.base.Solver.kind`, in the order of `KINDS`."""
-        from cmidiff.solvers.base import KINDS
-
         kinds = {name: self[name]().kind for name in self.loadable()}
         order = [*KINDS, *dict.fromkeys(kind for kind in kinds.values() if kind not in KINDS)]
         groups = {kind: [name for name, own in kinds.items() if own == kind] for kind in order}

@@ -118,12 +118,12 @@ class AuthorsTDS(TDS, Started):  # pyright: ignore[reportIncompatibleVariableOve
     """The authors' noise-free code: a potential without ``sigma_y``, a clipped proposal, and known pixels pasted at the
     end."""
 
-    kind: int
+    rule: int
     tau: float
 
     def variance(self, step: Step) -> float:
         q = step.ratio**2
-        match self.kind:
+        match self.rule:
             case 1:
                 return q
             case 4:
@@ -153,7 +153,7 @@ def replay_tds(data: Any, meta: dict[str, Any], run: dict[str, Any], name: str, 
     y, log_w = tensor(data["y"]), tensor(data[f"{name}/log_w"])
     given = Measurement(y, operator(data, meta, shape), 0.0, shape, shape)
     used = AuthorsTDS(float(run["ess"]))
-    own = {"kind": int(run["var_type"]), "tau": float(run["tausq"])}
+    own = {"rule": int(run["var_type"]), "tau": float(run["tausq"])}
     weights = prepared(used, theirs[0], data[f"{name}/ancestors"], **own)
     prior = prior_of(network)
     problem = cloud_of(prior, given, len(theirs[0]), Ancestral(), tensor(data[f"{name}/z"])[1:])

@@ -30,9 +30,8 @@ from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.known import info_of
 from cmidiff.prior.network import Network
-from cmidiff.registry import SOLVERS
+from cmidiff.registry import KINDS, SOLVERS
 from cmidiff.schedule import DDPM
-from cmidiff.solvers.base import KINDS
 
 FAST = ("--steps", "4", "--prior", "gaussian", "--device", "cpu")
 VARIANCE = 0.3**2

@@ -22,10 +22,6 @@ from cmidiff.physics import measured_count
 from cmidiff.samplers import Ancestral
 from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
-KINDS = (
-    *("point estimate", "posterior mean", "posterior draw", "move of the state"),
-    *("optimisation", "latent priors", "particles", "prior alone"),
-)
 BEYOND = 10.0  # times sqrt(m): excess of a squared misfit over m that chance does not explain (7 standard deviations)
 LONGEST = 10.0  # most that a move is lengthened
 
@@ -34,7 +30,7 @@ class Solver(Checked, ABC):
     """How ``y`` is used.
 
     Attributes:
-        kind: in the words of `KINDS`, by which lists and menus are grouped.
+        kind: in the words of `cmidiff.registry.KINDS`, by which lists and menus are grouped.
         needs_graph: whether it differentiates the denoiser (then ``step.x_hat`` carries the graph from ``step.x_t``).
         needs_linear: whether the physics must be linear.
         needs_noise: whether it uses the noise of the sampler, so that a silent sampler is refused.
