@@ -95,7 +95,7 @@ def fill(x: Tensor, seen: Tensor, seed: int) -> Case:
 
     def opencv(flag: int) -> Make:
         def run() -> Tensor:
-            import cv2
+            import cv2  # pyright: ignore[reportMissingImports]
 
             image = (array(y).clip(0, 1) * 255).round().astype(np.uint8)
             return tensor(cv2.inpaint(image, mask.astype(np.uint8), 3, flag) / 255.0)
@@ -103,7 +103,7 @@ def fill(x: Tensor, seen: Tensor, seed: int) -> Case:
         return run
 
     def biharmonic() -> Tensor:
-        from skimage.restoration import inpaint_biharmonic
+        from skimage.restoration import inpaint_biharmonic  # pyright: ignore[reportMissingImports]
 
         return tensor(inpaint_biharmonic(array(y), mask, channel_axis=2))
 
@@ -151,7 +151,7 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
             return tensor(np.stack([run(channel)[side:-side, side:-side] for channel in padded], -1))
 
         def wiener() -> Tensor:
-            from skimage.restoration import wiener as filtered
+            from skimage.restoration import wiener as filtered  # pyright: ignore[reportMissingImports]
 
             tries = [
                 each_channel(lambda c, b=b: np.asarray(filtered(c, point, b, clip=False)))
@@ -160,7 +160,7 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
             return best(tries, truth)
 
         def richardson_lucy() -> Tensor:
-            from skimage.restoration import richardson_lucy as iterated
+            from skimage.restoration import richardson_lucy as iterated  # pyright: ignore[reportMissingImports]
 
             tries = [each_channel(lambda c, n=n: iterated(c.clip(0.01), point, n)) for n in (2, 3, 5, 8, 12, 20, 40)]
             return best(tries, truth)
@@ -176,7 +176,7 @@ def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
 
 def total_variation(y: Tensor, physics: LinearPhysics, weight: float, iterations: int = 60) -> Tensor:
     """``argmin_x |y - A x|^2 / 2 + weight TV(x)`` by FISTA (Beck, Teboulle 2009), on the canvas with unknown border."""
-    from skimage.restoration import denoise_tv_chambolle
+    from skimage.restoration import denoise_tv_chambolle  # pyright: ignore[reportMissingImports]
 
     assert isinstance(physics, ValidBlur)
     reach = [n // 2 for n in physics.kernel.shape[-2:]]
@@ -198,19 +198,19 @@ def noise(level: float, *, known: bool) -> Callable[[Tensor, int], Case]:
         physics = Denoising(noise_model=gaussian(level if known else float(estimate_noise(y[0]))))
 
         def nlm() -> Tensor:
-            from skimage.restoration import denoise_nl_means
+            from skimage.restoration import denoise_nl_means  # pyright: ignore[reportMissingImports]
 
             options: dict[str, Any] = {"patch_size": 5, "patch_distance": 7, "sigma": level, "channel_axis": 2}
             return best([tensor(denoise_nl_means(array(y), h=h * level, **options)) for h in (0.4, 0.6, 0.8, 1.0)], x)
 
         def tv() -> Tensor:
-            from skimage.restoration import denoise_tv_chambolle
+            from skimage.restoration import denoise_tv_chambolle  # pyright: ignore[reportMissingImports]
 
             weights = np.linspace(0.02, 0.2, 10)
             return best([tensor(denoise_tv_chambolle(array(y), w, channel_axis=2)) for w in weights], x)
 
         def bm3d() -> Tensor:
-            from bm3d import bm3d_rgb
+            from bm3d import bm3d_rgb  # pyright: ignore[reportMissingImports]
 
             return tensor(bm3d_rgb(array(y), level))
 
