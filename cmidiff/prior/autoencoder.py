@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cmidiff.prior.card import Fields
-from cmidiff.prior.checkpointed import Checkpointed, recompute
+from cmidiff.prior.checkpointed import Checkpointed
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.network import NetworkPrior
 from cmidiff.prior.offload import offload as offload_weights
@@ -140,7 +140,7 @@ def _affine(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
 
 
 class _Half(Checkpointed):
-    """One half of an autoencoder; its blocks are computed again for a gradient while ``checkpointing`` is set."""
+    """One half of an autoencoder."""
 
     gain: Tensor
     offset: Tensor
@@ -150,17 +150,6 @@ class _Half(Checkpointed):
         self.kind: Kind = kind
         self.register_buffer("gain", gain)
         self.register_buffer("offset", offset)
-
-    @property
-    def checkpointing(self) -> bool:
-        return self._again
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self._again = on
-        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
-        for block in blocks:
-            block.gradient_checkpointing, block._gradient_checkpointing_func = on, recompute
 
 
 class _Decode(_Half):

@@ -40,14 +40,13 @@ def is_guided_diffusion(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("input_blocks.") for name in tensors)
 
 
-def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
+def load(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
     """The network of a checkpoint.
 
     Args:
         tensors: its state dictionary.
         card: flags, at the top or under ``architecture``, parametrisation and schedule.
         path: the file, for messages.
-        checkpointing: see `ADMUNet`.
 
     Raises:
         ValueError: tensors that are not those of the architecture, or a card that makes none.
@@ -60,7 +59,7 @@ def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointi
         assumed += _assumed(flags, card)
     _check_channels(config, card, path)
     with torch.device("meta"):
-        network = ADMUNet(config, checkpointing=checkpointing)
+        network = ADMUNet(config)
     fill(network, tensors, path, SURPLUS)
     return Loaded(
         network,
