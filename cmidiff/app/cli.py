@@ -106,8 +106,7 @@ def restore(
     restore_all: Annotated[
         bool,
         typer.Option(
-            "--restore-all",
-            help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged.",
+            "--restore-all", help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged."
         ),
     ] = False,
     output: o.Output = Path("restored"),
@@ -131,8 +130,7 @@ def restore(
         float | None, o.option("--eta", text="Strength of CMI, which it turns on.", **o.number(-1e6, 1e6))
     ] = None,
     preset: Annotated[
-        Path | None,
-        o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
+        Path | None, o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says.")
     ] = None,
     prior: o.Prior = "photo",
     device: o.Device = "auto",

@@ -51,11 +51,7 @@ class Loading:
         return [word for name, value in named.items() for word in ([name] if value is True else [name, str(value)])]
 
     def load(self, name: str, device: str) -> Denoiser:
-        """The prior of a name on a device.
-
-        Raises:
-            ValueError, OSError: it cannot be loaded.
-        """
+        """The prior of a name on a device."""
         options = self.describe()
         if "dtype" in options:
             options["dtype"] = getattr(torch, self.dtype)

@@ -37,8 +37,7 @@ def tune(
     seed: o.Seed = 0,
     metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim, lpips or crps.")] = "psnr",
     most_eta: Annotated[
-        float,
-        typer.Option("--most-eta", help="The largest strength of CMI, of either sign.", **o.number(0, 1e6)),
+        float, typer.Option("--most-eta", help="The largest strength of CMI, of either sign.", **o.number(0, 1e6))
     ] = 1.0,
     batch: Annotated[int, typer.Option("--batch", help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
     device: o.Device = "auto",
@@ -90,8 +89,7 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option("--images", help="A folder or a tar archive of clean images.")] = None,
     tasks: Annotated[
-        str | None,
-        typer.Option("--tasks", help="With commas; options as super-resolution:factor=4,inpaint-box."),
+        str | None, typer.Option("--tasks", help="With commas; options as super-resolution:factor=4,inpaint-box.")
     ] = None,
     solvers: Annotated[
         str | None, typer.Option("--solvers", help="With commas; options as dps:scale=4:label=dps-4,pigdm.")

@@ -136,11 +136,7 @@ class Iterated(Bound):
             return r if found is None else found
 
         found = conjugate_gradient(
-            self._s,
-            e,
-            iterations=self.iterations,
-            curvature=self.noise**2,
-            precondition=precondition,
+            self._s, e, iterations=self.iterations, curvature=self.noise**2, precondition=precondition
         )
         self.step.record.residuals.append(found.residual)
         return self.step.measurement.At(found.x)

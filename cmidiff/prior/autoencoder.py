@@ -98,9 +98,6 @@ def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoenc
     Args:
         config: its configuration.
         make: gives the network of a class of diffusers, with its weights.
-
-    Raises:
-        ValueError: another class, or a configuration that is not known here.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vq_model import VQModel

@@ -36,12 +36,7 @@ def is_folder(folder: Path) -> bool:
 
 
 def load_folder(folder: Path) -> Loaded:
-    """The network of a pipeline's folder.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a configuration or weights that do not fit each other.
-    """
+    """The network of a pipeline's folder."""
     config = part_of(folder, "unet", CONFIG_FILE)
     if config is None:
         raise FileNotFoundError(f"{folder} has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no pipeline")
@@ -75,11 +70,7 @@ def network_of(network: PatchUNet, config: Fields, patch: int, noise: Noise) -> 
 
 
 def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
-    """The network of a single file whose card states the ``UNet2DModel`` under ``architecture``.
-
-    Raises:
-        ValueError: a card or tensors that make no network.
-    """
+    """The network of a single file whose card states the ``UNet2DModel`` under ``architecture``."""
     fields = card.within("architecture")
     patch = fields.integer("patch_size", 1, low=1, high=64)
     if "parametrisation" not in card:
@@ -92,11 +83,7 @@ def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loa
 
 
 def build(config: Fields, tensors: Mapping[str, Tensor], path: Path, patch: int) -> PatchUNet:
-    """The network of a configuration, with its weights.
-
-    Raises:
-        ValueError: no ``UNet2DModel``, or tensors that are not its own.
-    """
+    """The network of a configuration, with its weights."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
     from diffusers.models.unets.unet_2d import UNet2DModel
 
