@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import cmidiff
 from cmidiff.config import unknown
-from cmidiff.prior.base import Denoiser
+
+if TYPE_CHECKING:
+    from cmidiff.prior.base import Denoiser
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -52,7 +51,8 @@ class Loading:
 
     def load(self, name: str, device: str) -> Denoiser:
         """The prior of a name on a device."""
-        options = self.describe()
-        if "dtype" in options:
-            options["dtype"] = getattr(torch, self.dtype)
-        return cmidiff.load_prior(name, device=device, **options)
+        import torch
+
+        import cmidiff
+
+        return cmidiff.load_prior(name, device=device, **self.describe() | {"dtype": getattr(torch, self.dtype)})

@@ -97,7 +97,7 @@ def hub_repository(name: str) -> tuple[str, str | None]:
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` with or without ``@REVISION``, fetched if it is not here."""
+    """The folder of a pipeline of the hub, ``hf:OWNER/NAME[@REVISION]``, fetched if it is not here."""
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = hub_repository(name)

@@ -274,8 +274,3 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], where: Path
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name to shape."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def parameters_of(network: Any) -> int:
-    """Number of parameters of a network, 0 of a function."""
-    return sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
