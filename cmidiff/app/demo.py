@@ -33,6 +33,7 @@ from cmidiff.result import Status
 
 ASSETS = Path(__file__).parent.parent / "assets"
 ESTIMATED, SAMPLED, SAMPLES = "restored", ("CA-DPS", "CA-DPS + CMI"), 4
+COLUMNS = 7  # of the sheet: a scene is one row
 STEPS: int | None = None  # of every run; None: those of its solver
 
 
@@ -88,11 +89,10 @@ def _restore(scene: Scene, *, seed: int, prior: str, device: str) -> Iterator[tu
     options = {"prior": prior, "steps": STEPS, "samples": SAMPLES, "seed": seed, "batch": SAMPLES, "device": device}
     settings = make_settings(solver=None, cmi=None, eta=None, **options)
     network = cmidiff.load_prior(prior, device=settings.device)
-    rows, tiles = list[Row](), [Tile(to_pil(problem.view()), "measurement", scene.title)]
+    rows, tiles, maps = list[Row](), [Tile(to_pil(problem.view()), "measurement", scene.title)], list[Tile]()
 
     def add(name: str, values: Tensor, status: Status) -> None:
         rows.append(make_row(name, values, status, truth.values))
-        tiles.append(Tile(to_pil(values), name, rows[-1].note or rows[-1].status))
 
     with progress(len(scene.runs)) as move:
         for index, name in enumerate(scene.runs):
@@ -104,12 +104,13 @@ def _restore(scene: Scene, *, seed: int, prior: str, device: str) -> Iterator[tu
             indices = range(ESTIMATE, 0) if name == ESTIMATED else range(SAMPLES)
             done = restore_part(problem, used, network, indices, show)
             add(name, done[0].values, done[0].status)
+            tiles.append(Tile(to_pil(done[0].values), name, rows[-1].note or rows[-1].status))
             if name != ESTIMATED and (good := [one for one in done if one.ok]):
                 stack = torch.stack([one.values for one in good])
                 mean = stack.mean(0)
                 add(f"{name}, mean of {len(good)}", mean, find_status_of_mean(problem, good, mean))
-                tiles.append(std_tile(stack.std(0)))
-            yield rows, side_by_side([*tiles, Tile(to_pil(truth.values), "truth")])
+                maps.append(replace(std_tile(stack.std(0)), title=f"spread of {name}"))
+            yield rows, side_by_side([*tiles, *maps, Tile(to_pil(truth.values), "truth")], columns=COLUMNS)
 
 
 def _stack(strips: list[Image.Image]) -> Image.Image:
