@@ -43,12 +43,7 @@ Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table of a TOML file.
-
-    Raises:
-        ValueError: the file is not valid TOML.
-        OSError: it cannot be read.
-    """
+    """The table of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -85,9 +80,6 @@ def check_options(cls: type, options: Mapping[str, Any], known: Iterable[str], w
         options: values by field.
         known: the fields that are options.
         where: what has the options, for messages.
-
-    Raises:
-        ValueError: an unknown option, or a value of another type.
     """
     _check_names(options, list(known), where)
     try:

@@ -30,11 +30,7 @@ class Source:
 
 
 def read_source(source: Source, size: int | None = None) -> Tensor:
-    """Read an image of a folder or an archive, (3, H, W) in [0, 1]; ``size`` as in `cmidiff.images.square`.
-
-    Raises:
-        ValueError: it cannot be used; the message says why.
-    """
+    """Read an image of a folder or an archive, (3, H, W) in [0, 1]; ``size`` as in `cmidiff.images.square`."""
     try:
         return square(decode_image(source.read()), size)
     except ValueError as error:
@@ -48,10 +44,6 @@ def list_sources(images: Path, *, offset: int = 0, limit: int | None = None) -> 
         images: the folder or archive.
         offset: how many to leave out first.
         limit: how many to take then; None for all.
-
-    Raises:
-        ValueError: neither a folder nor an archive, too few images in it, two images of one name, or a name that leaves
-            the archive.
     """
     found = sorted(_find(images), key=lambda source: source.name)
     if not found:

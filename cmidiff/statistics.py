@@ -75,9 +75,6 @@ def estimate(values: Sequence[float], base: Sequence[float] | None = None, *, le
         values: ``(n,)``, finite, at least one.
         base: if given, what is estimated is the mean of ``values - base``.
         level: probability of the interval, in (0, 1).
-
-    Raises:
-        ValueError: for no values, values that are not finite, or a level outside of (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1; got {level}. The usual one is 0.95.")
@@ -95,9 +92,6 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     Args:
         differences: ``(n,)``, with CMI minus base, finite, at least one.
         higher_is_better: whether a positive difference is a gain.
-
-    Raises:
-        ValueError: for no values, or values that are not finite.
     """
     sample = _check(differences)
     gains = sample if higher_is_better else -sample
@@ -128,11 +122,7 @@ def _test_ranks(differences: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p-values, in the order given: all below alpha together err with probability alpha at most.
-
-    Raises:
-        ValueError: for a p outside of [0, 1].
-    """
+    """Holm's corrected p-values, in the order given: all below alpha together err with probability alpha at most."""
     if not all(0 <= one <= 1 for one in p):
         raise ValueError(f"p-values must lie in [0, 1]; got {list(p)}. Leave out the cells without a test.")
     order = np.argsort(p)

@@ -65,10 +65,6 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> Iterator[tuple[s
 
     Args:
         prior: of the photograph.
-
-    Raises:
-        ValueError: the prior cannot be loaded.
-        OSError: the sheet cannot be written.
     """
     begun, strips = time.monotonic(), list[Image.Image]()
     for scene in SCENES:

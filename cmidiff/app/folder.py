@@ -106,10 +106,6 @@ def open_folder(
         record: what identifies the run, from `describe_run`.
         overwrite: whether another run and files of another origin may be replaced.
         inputs: what the run reads, which is never replaced.
-
-    Raises:
-        ValueError: it cannot be written, it holds another run or foreign files without ``overwrite``, or an output
-            would replace an input.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: give a folder")

@@ -32,9 +32,6 @@ def write_moments(prior: str, images: Path, *, device: str, overwrite: bool) -> 
 
     Returns:
         what was written, in words.
-
-    Raises:
-        ValueError: the prior is no path, or no image is as large as a crop.
     """
     path = Path(prior)
     if not prior or not path.exists():

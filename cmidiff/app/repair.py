@@ -32,9 +32,6 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         mask: (1, h, w) in [0, 1], 1 where there is paint.
         size: (H, W).
-
-    Raises:
-        ValueError: nothing or everything is painted, or the mask has another shape.
     """
     rows, columns = mask.shape[1:]
     if abs(rows * size[1] - columns * size[0]) > size[0] + size[1] + rows + columns:

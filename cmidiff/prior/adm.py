@@ -114,9 +114,6 @@ class ADMConfig:
             shapes: of a state dictionary.
             stated: what names and shapes do not state: ``head_channels`` or ``heads``, ``heads_up``,
                 ``new_attention_order``.
-
-        Raises:
-            ValueError: they are not those of a guided-diffusion network, or heads do not divide the channels.
         """
         first = _shape(shapes, "input_blocks.0.0.weight", 4)
         embedding, base = _shape(shapes, "time_embed.0.weight", 2)

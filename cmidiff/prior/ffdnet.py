@@ -67,9 +67,6 @@ def load_ffdnet(tensors: Mapping[str, Tensor], where: Path) -> FFDNet:
     Args:
         tensors: ``K.weight`` and ``K.bias`` of every convolution, K its place in the chain (0, 2, 4, ...).
         where: the file, for messages.
-
-    Raises:
-        ValueError: tensors that are not those of an FFDNet.
     """
     first = tensors.get("0.weight")
     layers = sum(name.endswith(".weight") for name in tensors)

@@ -89,11 +89,7 @@ def hub_name(name: str) -> str:
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:
-    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``.
-
-    Raises:
-        ValueError: not a name of the hub.
-    """
+    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``."""
     repository, _, revision = name.removeprefix(HUB).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
         raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
@@ -101,12 +97,7 @@ def hub_repository(name: str) -> tuple[str, str | None]:
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, fetched if it is not here.
-
-    Raises:
-        FileNotFoundError: there is no such pipeline, or it is not here and the hub cannot be reached.
-        ValueError: not a name of the hub, or a kind of pipeline that is not known here.
-    """
+    """The folder of a pipeline of the hub, ``hf:OWNER/NAME[@REVISION]``, fetched if it is not here."""
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = hub_repository(name)

@@ -105,9 +105,6 @@ def check_kind(index: Fields, *, latent: bool = False) -> None:
     Args:
         index: of the pipeline.
         latent: whether it is latent; otherwise its parts tell.
-
-    Raises:
-        ValueError: it does.
     """
     latent = latent or any(part in index.values for part in (*LATENT_PARTS, *ENCODERS))
     if latent and index.values.get("_class_name") not in PIPELINES:
@@ -129,10 +126,6 @@ def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch
         folder: the pipeline.
         prompt: the condition of its network.
         device, dtype: where and in which precision its text encoders compute.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a kind of pipeline or a part that is not known here, or files that do not fit each other.
     """
     index = Fields.read(folder / INDEX)
     check_kind(index, latent=True)
@@ -223,11 +216,7 @@ def _config(folder: Path, part: str) -> Fields:
 
 
 def _model(folder: Path, part: str, cls: Any) -> nn.Module:
-    """The network of a part of a pipeline, with its weights.
-
-    Raises:
-        ValueError: a configuration that makes no such network, or tensors that are not its own.
-    """
+    """The network of a part of a pipeline, with its weights."""
     config = _config(folder, part)
     try:
         with torch.device("meta"):
@@ -240,11 +229,7 @@ def _model(folder: Path, part: str, cls: Any) -> nn.Module:
 
 
 def _tensors(folder: Path) -> Mapping[str, Tensor]:
-    """The tensors of a part: of one file, or of several.
-
-    Raises:
-        FileNotFoundError: there are no weights.
-    """
+    """The tensors of a part: of one file, or of several."""
     files = weights_of(path.name for path in folder.glob("*"))
     if not files:
         raise FileNotFoundError(f"the weights are missing: {folder / WEIGHTS_FILE} (or {PICKLED_FILE})")

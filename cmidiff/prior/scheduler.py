@@ -56,9 +56,6 @@ def read_scheduler(config: Fields, tokens: int | None = None) -> Noise:
     Args:
         config: of the scheduler.
         tokens: of a training image in the network, on which the shift of a flow may depend.
-
-    Raises:
-        ValueError: a scheduler or an option that is not known here.
     """
     name = str(config.values.get("_class_name", ASSUMED))
     if name == FLOW:

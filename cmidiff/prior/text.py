@@ -44,9 +44,6 @@ def encode_text(
 
     Returns:
         ``text`` (rows, tokens, width), and ``pooled`` (rows, width) where the network takes it.
-
-    Raises:
-        ValueError: the package transformers or an encoder is missing, or the encoders cannot be read.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(

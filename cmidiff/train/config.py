@@ -141,10 +141,6 @@ class TrainConfig:
         Args:
             path: the TOML file.
             overrides: fields that replace the file's.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not TOML, an unknown or missing field, or a value that cannot be trained with.
         """
         path = Path(path)
         if not path.is_file():

@@ -73,12 +73,7 @@ def _draw_strata(count: int, generator: torch.Generator) -> Tensor:
 
 
 def load_teacher(path: Path) -> FFDNet:
-    """Return FFDNet with its published weights, ready to evaluate.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds something else.
-    """
+    """Return FFDNet with its published weights, ready to evaluate."""
     network = load_ffdnet(read_tensors(path), path)
     network = cast(FFDNet, nn.Module.to(network, memory_format=torch.channels_last))
     return network.eval().requires_grad_(False)

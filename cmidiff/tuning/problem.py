@@ -68,9 +68,6 @@ def read_images(source: Path, *, count: int, offset: int = 0, size: int | None =
         source: a folder, searched with its sub-folders, or a tar archive.
         count, offset: which ones.
         size: crop the square in the middle and shrink it to this side, in pixels; None: as they are, all of one size.
-
-    Raises:
-        ValueError: no such source, fewer images than asked for, one that cannot be read, or images of several sizes.
     """
     if count < 1 or offset < 0:
         raise ValueError(f"need count >= 1 and offset >= 0, received {count} and {offset}")
@@ -109,10 +106,6 @@ def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any],
         shape: (C, H, W) of an image.
         parameters: the task's own, with ``noise_std``.
         seeds: of what is random in the task, one for each image.
-
-    Raises:
-        ValueError: an unknown task or parameter, one that does not go with images of this shape, or random signs for
-            several images.
     """
     channels, height, width = shape
     image = (channels, height, width)
@@ -138,9 +131,6 @@ def measure_images(images: Images, task: str, parameters: Mapping[str, Any], dev
         images: the truth.
         task, parameters: see `draw_physics`.
         device: where the measurements and the physics are put.
-
-    Raises:
-        ValueError: see `draw_physics`.
     """
     channels, height, width = images.truth.shape[1:]
     shape = (channels, height, width)

@@ -61,9 +61,6 @@ def serving(
 
     Yields:
         the address, and the folder in which all is written.
-
-    Raises:
-        ValueError: Gradio is not installed, a prior cannot be loaded, the address cannot be had.
     """
     port = _find_port(host, port)
     with own_folder() as root:
