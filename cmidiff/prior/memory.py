@@ -76,8 +76,7 @@ def estimate_memory(
 
 
 def largest_need(parts: Sequence[Evaluation], numbers: int, *, graph: bool, twice: bool) -> Need | None:
-    """The largest need of several evaluations, whose states have so many numbers in all. None without any, or where one is not
-    known."""
+    """The largest need of several evaluations, whose states have so many numbers in all; None if one is not known."""
     needs = [_need(part, numbers, graph or twice, twice) for part in parts]
     known = [need for need in needs if need is not None]
     return max(known, key=lambda need: need.beside) if known and len(known) == len(needs) else None
