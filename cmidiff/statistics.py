@@ -52,10 +52,11 @@ class Paired:
 
     Attributes:
         difference: mean of the differences, in units of the values.
-        better: images where CMI is better.
+        better: images where CMI is better; 0, as the next two, for a figure of a set of images.
         worse: images where the base is better.
         same: images without a difference.
-        p: two-sided p of the signed-rank test, not corrected; None for fewer than two images.
+        p: two-sided p of the signed-rank test, not corrected; None for fewer than two images. Of a figure of a set of
+            images that of the bootstrap (`compare_sets`).
         ranks: sign of the rank sum in the direction of better, 1, 0 or -1.
     """
 
@@ -99,6 +100,20 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     p = None if len(sample) < 2 else _test_ranks(moved) if len(moved) else 1.0
     ranks = int(np.sign((np.sign(moved) * stats.rankdata(abs(moved))).sum())) if len(moved) else 0
     return Paired(estimate(differences), better, worse, len(sample) - better - worse, p, ranks)
+
+
+def compare_sets(difference: float, error: float, n: int, *, higher_is_better: bool) -> Paired:
+    """Estimate and test of a difference between figures of two sets of ``n`` images.
+
+    Args:
+        difference: with CMI minus base.
+        error: its standard error, by a bootstrap over the images; the difference is taken as normal.
+        n: images.
+        higher_is_better: whether a positive difference is a gain.
+    """
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
+    p = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+    return Paired(Estimate(n, difference, half), 0, 0, 0, p, int(np.sign(difference)) * (1 if higher_is_better else -1))
 
 
 def _test_ranks(differences: np.ndarray) -> float:

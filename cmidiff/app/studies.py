@@ -37,6 +37,9 @@ def tune(
     most_eta: Annotated[
         float, typer.Option(help="The largest strength of CMI, of either sign.", **o.number(0, 1e6))
     ] = 1.0,
+    only_eta: Annotated[
+        bool, typer.Option(help="Search the strength of CMI alone; the guidance stays as it is.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
     device: o.Device = "auto",
     output: o.Output = Path("preset.toml"),
@@ -60,7 +63,7 @@ def tune(
         check_outputs([output], (images, file, Path(prior)), command="tune", overwrite=overwrite)
     t.check_metric(metric)
     clean = read_images(images, count=count, offset=offset, size=side)
-    space = Space(o.SOLVERS.make(solver), most_eta)
+    space = Space(o.SOLVERS.make(solver), most_eta, only_eta)
     device = find_device(device)
     network = load_prior(prior, device=device)
     weights = f"{network.name}, weights {network.fingerprint[:16]}"
@@ -83,7 +86,7 @@ def tune(
 
 def evaluate(
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cmi-paper, embedded, smoke.")
+        str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cats, cmi-paper, embedded, smoke.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="A folder or a tar archive of clean images.")] = None,
     tasks: Annotated[

@@ -99,6 +99,7 @@ class Search:
             "parameters": dict(self.parameters),
             "solver": str(self.space.base),
             "most": self.space.most,
+            "only_eta": self.space.only_eta,
             "prior": self.prior_name,
             "steps": self.steps,
             "metric": self.metric,
