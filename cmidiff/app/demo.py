@@ -36,10 +36,6 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> list[Row]:
     """Restore the photograph by every run and return the figures.
 
     The sheet is written when the estimate is there, and again when all is.
-
-    Raises:
-        ValueError: the prior cannot be loaded.
-        OSError: the sheet cannot be written.
     """
     begun, truth = time.monotonic(), read_image(PHOTOGRAPH)
     problem = degrade(truth, Degradation(TASK, OPTIONS).make_task(shape_of(truth.values), seed), seed)

@@ -96,10 +96,6 @@ class PriorInfo:
         """The file of its weights, fetched if it is not present and has a URL.
 
         Its hash is the card's, or that of the first file that was used under this name.
-
-        Raises:
-            FileNotFoundError: it is not here and cannot be fetched.
-            ValueError: it is another file than the card, or the first use, says.
         """
         card, path = self.card, self.expected
         if not (path.is_file() or self.url):
@@ -180,11 +176,7 @@ class Registered(PriorInfo):
 
 
 def info_of(name: str) -> PriorInfo:
-    """The entry of a name.
-
-    Raises:
-        ValueError: an unknown name, or a registration that leads nowhere.
-    """
+    """The entry of a name."""
     found = PRIORS[name]
     if isinstance(found, PriorInfo):
         return found
