@@ -11,7 +11,7 @@ many evaluations of the network as CMI needs. Three verdicts, each with a paired
 The best strength is chosen on the first half of the images, and the verdicts are of the second half. Negative is in
 favour of CMI. The energy score is least for the true posterior; PSNR and LPIPS are of single samples.
 
-    python benchmarks/cmi_controls.py cats64/val.tar --prior checkpoints/cats-64 --plot front.png
+    python benchmarks/cmi_controls.py cats64/val.tar --prior cats-64 --plot front.png
 
 It resumes: a finished image of a variant is a line of the file. FID and KID of a sweep over eta are those of `cmidiff
 evaluate --eta`.

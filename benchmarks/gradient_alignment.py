@@ -10,7 +10,7 @@ A network-free reference is the mixture of the laboratory: `cmidiff validate --o
 was trained on it with the exact gradient. Mixtures of whole images are no reference: below a noise of about 20 they are
 one component, whose gradient is zero.
 
-    python benchmarks/gradient_alignment.py cats64/val.tar --prior checkpoints/cats-64
+    python benchmarks/gradient_alignment.py cats64/val.tar --prior cats-64
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ of the prior goes to azula as it is (`cmidiff.interop.azula.PriorSchedule`). To 
 ``D(x, sigma)`` of images in [0, 1]; deepinv brings its own grid of noise levels.
 
     pip install 'cmidiff[peers]'
-    python benchmarks/peers.py cats64/val.tar --prior checkpoints/cats-64 --out runs/peers.jsonl
+    python benchmarks/peers.py cats64/val.tar --prior cats-64 --out runs/peers.jsonl
 
 It resumes: every finished image of a trial is a line of the file. Time is that of the process, over the time of one
 evaluation of the network. A method that fails is reported with its error.
@@ -233,7 +233,8 @@ def _deepinv_ddrm(case: Case, eta: float, etab: float) -> Tensor:
     if not isinstance(physics, DecomposablePhysics):
         raise TypeError("needs a singular value decomposition, which this physics does not have")
     coefficients = physics.U_adjoint(case.problem.y)  # DDRM needs the mask in their shape
-    physics.mask = physics.mask.expand(1, *coefficients.shape[1:])
+    mask: Any = physics.mask
+    physics.mask = mask.expand(1, *coefficients.shape[1:])
     levels = torch.linspace(1, 0, case.evaluations).numpy()
     model = DDRM(DeepinvDenoiser(case.prior), levels, eta, etab)
     return model(case.y.clone(), physics, seed=case.seed)

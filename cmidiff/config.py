@@ -73,14 +73,8 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, folder: Path | Non
 
 
 def check_options(cls: type, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Check options, values of fields of a dataclass, against its annotations.
-
-    Args:
-        cls: the dataclass.
-        options: values by field.
-        known: the fields that are options.
-        where: what has the options, for messages.
-    """
+    """Check options, values of fields of a dataclass, against its annotations; ``known`` are the fields that are
+    options, and ``where`` says what has them."""
     _check_names(options, list(known), where)
     try:
         hints = get_type_hints(cls)

@@ -38,13 +38,8 @@ def read_source(source: Source, size: int | None = None) -> Tensor:
 
 
 def list_sources(images: Path, *, offset: int = 0, limit: int | None = None) -> list[Source]:
-    """List the image files of a folder, searched with its sub-folders, or of a tar archive; sorted by name.
-
-    Args:
-        images: the folder or archive.
-        offset: how many to leave out first.
-        limit: how many to take then; None for all.
-    """
+    """List the image files of a folder, searched with its sub-folders, or of a tar archive, sorted by name. Leave
+    out the first ``offset``, then take ``limit`` or all."""
     found = sorted(_find(images), key=lambda source: source.name)
     if not found:
         raise ValueError(f"{images} holds no image ({', '.join(ENDINGS)}): give a folder or a tar archive of images")

@@ -77,12 +77,8 @@ def read_kernel(path: Path, height: int, width: int) -> Tensor:
 
 
 def find_damage(mask: Image, image: Image) -> Bools:
-    """Return which pixels a mask marks as damaged, (H, W).
-
-    Args:
-        mask: white or coloured paint on black, on a transparent layer or on a copy of ``image``.
-        image: the photograph, of the same size.
-    """
+    """Return which pixels a mask marks as damaged, (H, W). It has the size of the photograph ``image``: paint on
+    black, on a transparent layer or on a copy of it."""
     values, alpha = mask.values.expand(3, -1, -1).numpy(), _alpha(mask)
     damaged = _compare_with_copy(values, alpha, image.values.expand(3, -1, -1).numpy())
     return values.max(0) * alpha > PAINTED if damaged is None else damaged

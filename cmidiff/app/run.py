@@ -27,11 +27,7 @@ Watch = Callable[[float, str, float, Tensor | None], None]
 
 
 def compute(problem: Problem, settings: Settings, prior: Denoiser, folder: Path, watch: Watch) -> Iterator[Sample]:
-    """Compute what a folder lacks, the estimate first, and yield each result once it is written.
-
-    Args:
-        watch: what it raises passes through.
-    """
+    """Compute what a folder lacks, the estimate first, and yield each result once it is written."""
     done = {sample.index for sample in load_samples(folder, settings)}
     if settings.drawer[1].together and any(k not in done for k in range(settings.samples)):
         done -= set(range(settings.samples))

@@ -123,7 +123,6 @@ def make_settings(
         samples: None for those that a solver needs: one where it draws samples, or its particles; none otherwise.
         tile: 0 for none.
         preset: stands for the solver, the CMI and the steps that are None.
-        loading: how the prior is loaded; None: as by default.
     """
     check_prior(prior)
     made = None if solver is None else SOLVERS.make(solver)

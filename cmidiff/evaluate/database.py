@@ -214,11 +214,7 @@ class Writer(Results):
         self._lock.release()
 
     def plan(
-        self,
-        about: Mapping[str, Any],
-        images: Iterable[ImageRow],
-        units: Iterable[Unit],
-        metrics: Iterable[Metric],
+        self, about: Mapping[str, Any], images: Iterable[ImageRow], units: Iterable[Unit], metrics: Iterable[Metric]
     ) -> None:
         """Write what is to be done, in one transaction. Units that are there already keep what they hold."""
         with self._connection as c:

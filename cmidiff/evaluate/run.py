@@ -107,9 +107,7 @@ def evaluate(
         side = min(min(image.width or 0, image.height or 0) for image in usable)
         fid_absent = scores.explain_no_fid() if isinstance(options.features, int) else None
         columns = scores.list_metrics(
-            config.samples,
-            side,
-            {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent, "kid": fid_absent},
+            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent, "kid": fid_absent}
         )
         net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
         created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
@@ -127,11 +125,7 @@ def evaluate(
 
 
 def list_sources(config: Config) -> list[Source]:
-    """The image files of a benchmark.
-
-    Raises:
-        RunError: none given, or none there.
-    """
+    """The image files of a benchmark."""
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
     try:

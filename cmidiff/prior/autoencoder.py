@@ -55,15 +55,7 @@ class Autoencoder:
         offload: bool = False,
         name: str = "autoencoder",
     ) -> Decoder:
-        """The decoder of a prior.
-
-        Args:
-            device: where it computes.
-            dtype: precision of its networks; images and latents keep their own.
-            max_batch, checkpointing: as in `load_prior`.
-            offload: see `load_prior`.
-            name: for messages.
-        """
+        """The decoder of a prior on a device; options as in `load_prior`, ``name`` for messages."""
         dtype = torch.float32 if dtype is torch.float16 and not self.float16 else dtype
 
         def prior(network: nn.Module, part: str) -> NetworkPrior:
@@ -93,12 +85,7 @@ class Autoencoder:
 
 
 def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoencoder:
-    """The autoencoder of a pipeline.
-
-    Args:
-        config: its configuration.
-        make: gives the network of a class of diffusers, with its weights.
-    """
+    """The autoencoder of a pipeline; ``make`` gives the network of a class of diffusers, with its weights."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vq_model import VQModel
 

@@ -35,10 +35,7 @@ def fetch(
     """Fetch ``url`` to ``path``; the file appears there only when it is whole and right.
 
     Args:
-        url: where it is, by http or https.
-        path: where it goes; folders are made.
-        size: bytes it must have, if known.
-        sha256: its hash, if known.
+        size, sha256: bytes and hash that it must have, if known.
         progress: called with the bytes that are here and their final number (None if the server does not say).
     """
     part = path.with_name(f"{path.name}.part")

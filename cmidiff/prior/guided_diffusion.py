@@ -36,13 +36,7 @@ def is_guided_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def load(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
-    """The network of a checkpoint.
-
-    Args:
-        tensors: its state dictionary.
-        card: flags, at the top or under ``architecture``, parametrisation and schedule.
-        path: the file, for messages.
-    """
+    """The network of a checkpoint; flags are at the top of the card or under ``architecture``."""
     flags = card.within("architecture") if isinstance(card.values.get("architecture"), Mapping) else card
     if "num_channels" in flags:  # all flags of the command: what is not among them has its default
         config, assumed = stated_config(flags), []

@@ -168,11 +168,8 @@ def _fetch_weights(name: str, repository: str, revision: str | None, folder: Pat
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder of a pipeline on this machine, by its path or its name of the hub; nothing is fetched.
-
-    Returns:
-        The folder; None where there is none, or where files of it are missing in the cache of the hub.
-    """
+    """The folder of a pipeline by its path or its name of the hub; nothing is fetched. None where
+    there is none, or where files of it are missing in the cache of the hub."""
     name = hub_name(name)
     if not name.startswith(HUB):
         return Path(name) if Path(name).is_dir() else None
@@ -203,12 +200,8 @@ def _kind(folder: Path) -> str | None:
 
 
 def files_of(names: Iterable[str], kind: str | None) -> list[str]:
-    """Which files of a pipeline are needed: configurations, tokenizers, and of each part one set of weights.
-
-    Args:
-        names: of all of its files.
-        kind: of a latent pipeline; None of others.
-    """
+    """Which of the files of a pipeline are needed: configurations, tokenizers, and of each part one set of weights.
+    ``kind`` is None of pipelines that are not latent."""
     names = list(names)
     wanted = [name for name in names if name in (*SMALL, "moments.safetensors")]
     if kind is None:

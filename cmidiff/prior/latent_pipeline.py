@@ -100,12 +100,7 @@ def is_latent(folder: Path) -> bool:
 
 
 def check_kind(index: Fields, *, latent: bool = False) -> None:
-    """Check that the index of a pipeline names no latent pipeline of a kind that is not known here.
-
-    Args:
-        index: of the pipeline.
-        latent: whether it is latent; otherwise its parts tell.
-    """
+    """Check that the index of a pipeline names no latent pipeline of a kind that is not known here."""
     latent = latent or any(part in index.values for part in (*LATENT_PARTS, *ENCODERS))
     if latent and index.values.get("_class_name") not in PIPELINES:
         raise index.wrong(
@@ -120,13 +115,8 @@ def check_kind(index: Fields, *, latent: bool = False) -> None:
 
 
 def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch.dtype) -> tuple[Loaded, Autoencoder]:
-    """The network and the autoencoder of a latent pipeline, on the CPU.
-
-    Args:
-        folder: the pipeline.
-        prompt: the condition of its network.
-        device, dtype: where and in which precision its text encoders compute.
-    """
+    """The network and the autoencoder of a latent pipeline, on the CPU; text encoders compute on ``device`` in
+    ``dtype``."""
     index = Fields.read(folder / INDEX)
     check_kind(index, latent=True)
     name = index.values["_class_name"]

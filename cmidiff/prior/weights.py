@@ -26,12 +26,7 @@ DEPTH = 4  # of dictionaries within dictionaries
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Args:
-        path: a ``.safetensors`` or a ``.pt`` (``.pth``, ``.ckpt``, ``.bin``) file.
-        entry: which of several dictionaries in it (``"ema"``, say); by default the only one.
-    """
+    """The state dictionary in a file, on the CPU; ``entry`` says which of several, such as ``"ema"``."""
     return _without_wrapper(_state_dict(_read(path), path, entry))
 
 
@@ -223,14 +218,8 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored: Iterable[str] = ()) -> None:
-    """Give ``network``, built on the meta device, its tensors; nothing is ever initialised at random.
-
-    Args:
-        network: on the meta device.
-        tensors: by the names of its state dictionary.
-        where: the file, for messages.
-        ignored: names that may be in the file and are not used.
-    """
+    """Give ``network``, built on the meta device, its tensors; nothing is ever initialised at random. ``ignored``
+    names may be in the file and are not used."""
     wanted = network.state_dict()
     for name, slot in wanted.items():
         if name not in tensors:

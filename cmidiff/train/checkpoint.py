@@ -73,12 +73,8 @@ def make_network(config: TrainConfig) -> PatchUNet:
 
 
 def new_state(config: TrainConfig, *, initial: bool = True) -> State:
-    """Return random or initial weights, their average and a new optimiser.
-
-    Args:
-        config: names the network and the optimiser.
-        initial: start from ``config.initial``; False leaves the random weights, for a checkpoint to replace.
-    """
+    """Return random or initial weights, their average and a new optimiser. Without ``initial`` the weights are
+    random where the configuration names others, for a checkpoint to replace."""
     network, folder = make_network(config), config.initial
     if initial and folder is not None:
         if not (folder / "model_index.json").is_file():

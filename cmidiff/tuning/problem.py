@@ -99,14 +99,8 @@ class Problem:
 
 
 def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any], seeds: Sequence[int]) -> Physics:
-    """The physics of a batch, with a mask or a kernel of its own for each image.
-
-    Args:
-        task: a name of `cmidiff.physics.TASKS`.
-        shape: (C, H, W) of an image.
-        parameters: the task's own, with ``noise_std``.
-        seeds: of what is random in the task, one for each image.
-    """
+    """The physics of a batch of images of ``shape`` (C, H, W), with a mask or a kernel for each image, drawn from its
+    seed."""
     channels, height, width = shape
     image = (channels, height, width)
     seeded = task in TASKS and "seed" in inspect.signature(TASKS[task]).parameters
@@ -125,13 +119,7 @@ def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any],
 
 
 def measure_images(images: Images, task: str, parameters: Mapping[str, Any], device: str = "cpu") -> Problem:
-    """The measurements of images under a named task.
-
-    Args:
-        images: the truth.
-        task, parameters: see `draw_physics`.
-        device: where the measurements and the physics are put.
-    """
+    """The measurements of images under a named task, and the physics, on a device; see `draw_physics`."""
     channels, height, width = images.truth.shape[1:]
     shape = (channels, height, width)
     once = "signs" in Task.draw(task, shape, parameters).tensors  # there is no batch of them: drawn once, from seed 0

@@ -100,13 +100,7 @@ def read_paint(layers: Sequence[Path], limits: Limits) -> Tensor | None:
 
 
 def read_mask(path: Path, photo: Path, limits: Limits) -> Tensor:
-    """Return the mask of a file, (1, h, w), 1 where it marks damage.
-
-    Args:
-        path: white or coloured paint on black, on a transparent layer, or on a copy of the photograph.
-        photo: the photograph, at any resolution.
-        limits: of both files.
-    """
+    """Return the mask of a file, (1, h, w), 1 where it marks damage; see `cmidiff.app.masks.find_damage`."""
     mask, image = read_upload(path, limits), read_upload(photo, limits)
     height, width = mask.values.shape[1:]
     return torch.from_numpy(find_damage(mask, resize(image, (width, height)))).float()[None]
@@ -135,9 +129,6 @@ def work_of(ask: Ask, path: Path, limits: Limits, mask: Tensor | None = None, ke
     """Return the problem that a photograph and the controls describe.
 
     Args:
-        ask: the controls.
-        path: the photograph.
-        limits: of what is read.
         mask: of damaged pixels, (1, h, w) in [0, 1], or None.
         kernel: an image of the blur, in pixels of the photograph, or None.
     """
