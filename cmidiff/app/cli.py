@@ -220,11 +220,16 @@ def demo(
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Hide most pixels of a photograph, restore it, and show what is uncertain, with and without CMI."""
-    from cmidiff.app.demo import TITLE, run
+    """Hide most pixels of a photograph and of a cat's face, restore them, and show what is uncertain, with and without
+    CMI.
+
+    The prior is that of the photograph.
+    """
+    from cmidiff.app.demo import run
 
     check_outputs([output], [Path(prior)], command="demo", overwrite=overwrite)
-    out.print(table(run(output, seed=seed, prior=prior, device=device), TITLE))
+    for title, rows in run(output, seed=seed, prior=prior, device=device):
+        out.print(table(rows, title))
     print(f"written to {output}")
 
 

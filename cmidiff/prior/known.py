@@ -154,6 +154,7 @@ PHOTO = PriorInfo("photo", "photographs: FFDNet up to a noise of 75/255 (package
 NATURAL_64 = PriorInfo(
     "natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"
 )
+CATS_64 = PriorInfo("cats-64", "cat faces aligned by the eyes, 64x64, trained by this project, embedded")
 DRUNET = PriorInfo("drunet", "photographs: DRUNet up to a noise of 50/255 (131 MB, fetched), photo above")
 FFHQ_256 = PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB")
 IMAGENET_256 = PriorInfo(
