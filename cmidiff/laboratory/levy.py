@@ -39,6 +39,7 @@ CELLS = (
     ("imputation", "gauss"),
     ("fourier", "gauss"),
     ("blur", "laplace"),
+    ("imputation", "student-3"),
     ("imputation", "bernoulli-laplace"),
 )
 FREE: Mapping[str, str] = {
