@@ -47,30 +47,9 @@ _HOME = {
     "RestorationPipeline": "cmidiff.interop.diffusers",
     "measure": "cmidiff.physics",
 }
-__all__ = [
-    "CADPS",
-    "CMI",
-    "DDIM",
-    "DPIR",
-    "DPS",
-    "DSG",
-    "MCG",
-    "PSLD",
-    "Ancestral",
-    "GaussianMixture",
-    "NetworkPrior",
-    "PiGDM",
-    "ProbabilityFlow",
-    "Ramp",
-    "ReSample",
-    "Restoration",
-    "RestorationPipeline",
-    "Unconditional",
-    "__version__",
-    "load_prior",
-    "measure",
-    "restore",
-]
+__all__ = ["CADPS", "CMI", "DDIM", "DPIR", "DPS", "DSG", "MCG", "PSLD", "Ancestral", "GaussianMixture", "NetworkPrior"]
+__all__ += ["PiGDM", "ProbabilityFlow", "Ramp", "ReSample", "Restoration", "RestorationPipeline", "Unconditional"]
+__all__ += ["__version__", "load_prior", "measure", "restore"]
 
 
 def __getattr__(name: str) -> Any:

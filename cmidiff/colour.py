@@ -23,14 +23,9 @@ SAME = 1.0 / 255  # a conversion that changes no colour by more than this is lef
 
 
 def to_srgb(values: Array, profile: bytes) -> tuple[Array, str]:
-    """Convert an image to sRGB.
+    """Convert an image (H, W, 1 | 3) in [0, 1] to sRGB by the ICC profile of its file.
 
-    Args:
-        values: (H, W, 1 | 3) in [0, 1], gray or RGB.
-        profile: the ICC profile of the file.
-
-    Returns:
-        the values in sRGB, and a note for the user; "" if nothing was to be done.
+    The second result is a note for the user; "" if nothing was to be done.
     """
     channels = values.shape[2]
     try:
@@ -51,11 +46,8 @@ def to_srgb(values: Array, profile: bytes) -> tuple[Array, str]:
 
 
 def by_tables(image: PIL.Image, profile: bytes) -> Array:
-    """Convert an image of eight bits to sRGB with LittleCMS; the result has one channel or three as it is gray or not.
-
-    Raises:
-        PIL.ImageCms.PyCMSError: the profile is damaged or does not fit the image.
-    """
+    """Convert an image of eight bits to sRGB with LittleCMS; the result has one channel or three as it is gray or
+    not."""
     mode = "L" if image.mode == "L" else "RGB"
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

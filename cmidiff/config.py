@@ -43,12 +43,7 @@ Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table of a TOML file.
-
-    Raises:
-        ValueError: the file is not valid TOML.
-        OSError: it cannot be read.
-    """
+    """The table of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -78,17 +73,8 @@ def build(cls: type[T], table: Mapping[str, Any], where: str, folder: Path | Non
 
 
 def check_options(cls: type, options: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Check options, values of fields of a dataclass, against its annotations.
-
-    Args:
-        cls: the dataclass.
-        options: values by field.
-        known: the fields that are options.
-        where: what has the options, for messages.
-
-    Raises:
-        ValueError: an unknown option, or a value of another type.
-    """
+    """Check options, values of fields of a dataclass, against its annotations; ``known`` are the fields that are
+    options, and ``where`` says what has them."""
     _check_names(options, list(known), where)
     try:
         hints = get_type_hints(cls)

@@ -69,11 +69,7 @@ def take(
     value_range: tuple[float, float] | None,
     seed: int | Sequence[int],
 ) -> Intake:
-    """Check the arguments of `cmidiff.restore` and bring the measurement into the prior's units.
-
-    Raises:
-        ValueError, TypeError: an argument is invalid.
-    """
+    """Check the arguments of `cmidiff.restore` and bring the measurement into the prior's units."""
     if not isinstance(y, Tensor) or y.ndim < 2 or y.numel() == 0:
         raise ValueError(
             f"y must be a non-empty tensor (B, ...), received {_seen(y)}: add a batch dimension with y[None]"
@@ -91,14 +87,15 @@ def take(
         )
     seeds = _seeds(seed, len(y))
     image = _image_shape(y, physics)
-    _check_type(y, physics, image)
     canvas = _canvas(image, prior)
     gain, offset = _affine(value_range, prior)
+    of_offset = _measure_constant(y, physics, image, offset)
     exact, given = _exact(y, physics, noise_std), y
     y, std, weight = _white(y, physics, noise_std, value_range)
     if y.is_complex():
+        of_offset = None if of_offset is None else torch.view_as_real(of_offset)
         y, physics, std = torch.view_as_real(y), split(physics), std / math.sqrt(2)
-    inside, affine = _inside(y, physics, image, gain, offset)
+    inside, affine = _inside(y, physics, of_offset, gain, offset)
     inside = inside if weight is None else weight * inside
     state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
     measurement = Measurement(inside, physics, std / gain, state, image, affine, weight, prior.decoder)
@@ -211,7 +208,9 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
         raise ValueError(
             f"{type(physics).__name__} is not linear and has no img_size: set physics.img_size = (C, H, W)"
         )
-    expected = physics.A(torch.zeros(1, *shape, dtype=y.real.dtype, device=y.device)).shape[1:]
+    measured = physics.A(torch.zeros(1, *shape, dtype=y.real.dtype, device=y.device))
+    _check_type(y, measured)
+    expected = measured.shape[1:]
     if y.shape[1:] != expected:
         raise ValueError(
             f"y of shape {tuple(y.shape)} does not fit {type(physics).__name__}, which measures (B, "
@@ -220,10 +219,18 @@ def _image_shape(y: Tensor, physics: Physics) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check_type(y: Tensor, physics: Physics, image: tuple[int, ...]) -> None:
-    predicted = physics.A(torch.zeros(len(y), *image, dtype=y.real.dtype, device=y.device))
-    if predicted.is_complex() != y.is_complex():
-        raise ValueError(f"y is of {y.dtype} and A(x) of {predicted.dtype}: both must be real, or both complex")
+def _measure_constant(y: Tensor, physics: Physics, image: tuple[int, ...], value: float) -> Tensor | None:
+    """``A`` of images of one value, shape of ``y``; None for a physics that is not linear, which does not need it."""
+    if not isinstance(physics, LinearPhysics):
+        return None
+    measured = physics.A(torch.full((len(y), *image), value, dtype=y.real.dtype, device=y.device))
+    _check_type(y, measured)
+    return measured
+
+
+def _check_type(y: Tensor, measured: Tensor) -> None:
+    if measured.is_complex() != y.is_complex():
+        raise ValueError(f"y is of {y.dtype} and A(x) of {measured.dtype}: both must be real, or both complex")
 
 
 def _canvas(image: tuple[int, ...], prior: Denoiser) -> tuple[int, ...]:
@@ -251,14 +258,13 @@ def _affine(value_range: tuple[float, float] | None, prior: Denoiser) -> tuple[f
 
 
 def _inside(
-    y: Tensor, physics: Physics, image: tuple[int, ...], gain: float, offset: float
+    y: Tensor, physics: Physics, of_offset: Tensor | None, gain: float, offset: float
 ) -> tuple[Tensor, tuple[float, float]]:
     """``y`` in the prior's units, and the affine map that is left to the measurement."""
     if offset == 0.0 and gain == 1.0:
         return _measured(y, physics), (1.0, 0.0)
-    if not isinstance(physics, LinearPhysics):
+    if of_offset is None:
         return y / gain, (gain, offset)
-    of_offset = physics.A(torch.full((len(y), *image), offset, dtype=y.real.dtype, device=y.device))
     return _measured((y - of_offset) / gain, physics), (1.0, 0.0)
 
 

@@ -308,6 +308,7 @@ PRIORS = Registry(
     {
         "photo": "cmidiff.prior.known:PHOTO",
         "natural-64": "cmidiff.prior.known:NATURAL_64",
+        "cats-64": "cmidiff.prior.known:CATS_64",
         "drunet": "cmidiff.prior.known:DRUNET",
         "ffhq-256": "cmidiff.prior.known:FFHQ_256",
         "imagenet-256": "cmidiff.prior.known:IMAGENET_256",

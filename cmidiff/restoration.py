@@ -291,11 +291,7 @@ class _Run:
         return _Part.join([self.run(solver, cmi, steps, [group]) for group in self.groups([-1])])
 
     def run(
-        self,
-        solver: Solver,
-        cmi: CMI | None,
-        steps: int | None,
-        groups: Sequence[Sequence[tuple[int, int]]],
+        self, solver: Solver, cmi: CMI | None, steps: int | None, groups: Sequence[Sequence[tuple[int, int]]]
     ) -> _Part:
         """Groups that take each step one after the other."""
         problems = [self.problem(group) for group in groups]

@@ -30,11 +30,7 @@ class Source:
 
 
 def read_source(source: Source, size: int | None = None) -> Tensor:
-    """Read an image of a folder or an archive, (3, H, W) in [0, 1]; ``size`` as in `cmidiff.images.square`.
-
-    Raises:
-        ValueError: it cannot be used; the message says why.
-    """
+    """Read an image of a folder or an archive, (3, H, W) in [0, 1]; ``size`` as in `cmidiff.images.square`."""
     try:
         return square(decode_image(source.read()), size)
     except ValueError as error:
@@ -42,17 +38,8 @@ def read_source(source: Source, size: int | None = None) -> Tensor:
 
 
 def list_sources(images: Path, *, offset: int = 0, limit: int | None = None) -> list[Source]:
-    """List the image files of a folder, searched with its sub-folders, or of a tar archive; sorted by name.
-
-    Args:
-        images: the folder or archive.
-        offset: how many to leave out first.
-        limit: how many to take then; None for all.
-
-    Raises:
-        ValueError: neither a folder nor an archive, too few images in it, two images of one name, or a name that leaves
-            the archive.
-    """
+    """List the image files of a folder, searched with its sub-folders, or of a tar archive, sorted by name. Leave
+    out the first ``offset``, then take ``limit`` or all."""
     found = sorted(_find(images), key=lambda source: source.name)
     if not found:
         raise ValueError(f"{images} holds no image ({', '.join(ENDINGS)}): give a folder or a tar archive of images")

@@ -52,10 +52,11 @@ class Paired:
 
     Attributes:
         difference: mean of the differences, in units of the values.
-        better: images where CMI is better.
+        better: images where CMI is better; 0, as the next two, for a figure of a set of images.
         worse: images where the base is better.
         same: images without a difference.
-        p: two-sided p of the signed-rank test, not corrected; None for fewer than two images.
+        p: two-sided p of the signed-rank test, not corrected; None for fewer than two images. Of a figure of a set of
+            images that of the bootstrap (`compare_sets`).
         ranks: sign of the rank sum in the direction of better, 1, 0 or -1.
     """
 
@@ -74,9 +75,6 @@ def estimate(values: Sequence[float], base: Sequence[float] | None = None, *, le
         values: ``(n,)``, finite, at least one.
         base: if given, what is estimated is the mean of ``values - base``.
         level: probability of the interval, in (0, 1).
-
-    Raises:
-        ValueError: for no values, values that are not finite, or a level outside of (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1; got {level}. The usual one is 0.95.")
@@ -94,9 +92,6 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     Args:
         differences: ``(n,)``, with CMI minus base, finite, at least one.
         higher_is_better: whether a positive difference is a gain.
-
-    Raises:
-        ValueError: for no values, or values that are not finite.
     """
     sample = _check(differences)
     gains = sample if higher_is_better else -sample
@@ -107,17 +102,27 @@ def compare_pairs(differences: Sequence[float], *, higher_is_better: bool) -> Pa
     return Paired(estimate(differences), better, worse, len(sample) - better - worse, p, ranks)
 
 
+def compare_sets(difference: float, error: float, n: int, *, higher_is_better: bool) -> Paired:
+    """Estimate and test of a difference between figures of two sets of ``n`` images.
+
+    Args:
+        difference: with CMI minus base.
+        error: its standard error, by a bootstrap over the images; the difference is taken as normal.
+        n: images.
+        higher_is_better: whether a positive difference is a gain.
+    """
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
+    p = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+    return Paired(Estimate(n, difference, half), 0, 0, 0, p, int(np.sign(difference)) * (1 if higher_is_better else -1))
+
+
 def _test_ranks(differences: np.ndarray) -> float:
     found: Any = stats.wilcoxon(differences)
     return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p-values, in the order given: all below alpha together err with probability alpha at most.
-
-    Raises:
-        ValueError: for a p outside of [0, 1].
-    """
+    """Holm's corrected p-values, in the order given: all below alpha together err with probability alpha at most."""
     if not all(0 <= one <= 1 for one in p):
         raise ValueError(f"p-values must lie in [0, 1]; got {list(p)}. Leave out the cells without a test.")
     order = np.argsort(p)

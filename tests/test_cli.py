@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -437,15 +438,17 @@ def test_the_demo_shows_every_contender_between_measurement_and_truth(monkeypatc
     monkeypatch.setattr(demo, "STEPS", 2)
     result = cmidiff("demo", "-o", "sheet.png", "--prior", "gaussian", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert all(name in result.stdout for name in demo.RUNS)
+    assert all(name in result.stdout and scene.title in result.stdout for scene in demo.SCENES for name in scene.runs)
     assert "restored after" in result.stderr
     sheet = np.asarray(Image.open("sheet.png"))
-    truth = np.asarray(Image.open(demo.PHOTOGRAPH))
-    scale = -(-256 // truth.shape[0])
-    shown = truth.repeat(scale, 0).repeat(scale, 1)
-    side = shown.shape[0]
-    places = np.argwhere((sheet == shown[0, 0]).all(-1))
-    assert any(np.array_equal(sheet[top : top + side, left : left + side], shown) for top, left in places)
+    for file, times in Counter(scene.file for scene in demo.SCENES).items():
+        truth = np.asarray(Image.open(demo.ASSETS / file))
+        scale = -(-256 // truth.shape[0])
+        shown = truth.repeat(scale, 0).repeat(scale, 1)
+        side = shown.shape[0]
+        places = np.argwhere((sheet == shown[0, 0]).all(-1))
+        found = [np.array_equal(sheet[top : top + side, left : left + side], shown) for top, left in places]
+        assert sum(found) == times
 
 
 def test_the_demo_refuses_a_place_that_cannot_be_written(photograph: Path) -> None:
@@ -489,7 +492,7 @@ def test_priors_that_are_not_here_say_where_their_file_belongs(monkeypatch: pyte
     monkeypatch.setenv("CMIDIFF_CACHE", "cache")
     shown = cmidiff("priors").stdout
     for info in map(info_of, PRIORS):
-        assert (info.where() is None) == (info.name not in ("natural-64", "photo"))
+        assert (info.where() is None) == (info.name not in ("natural-64", "cats-64", "photo"))
         if info.where() is None:
             assert f"put there: {info.expected}" in shown
             assert str(info.url) in shown

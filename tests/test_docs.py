@@ -3,14 +3,19 @@ blocks of one page sharing their names. A block after ``<!-- not run -->`` is sh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from cmidiff import solvers
+from cmidiff.covariance import FreeHunch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,3 +51,28 @@ def test_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", f"{page.stem}.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+SOLVER_PAGES = sorted(path for path in (ROOT / "docs" / "solvers").glob("*.md") if path.stem not in ("index", "cmi"))
+
+
+@pytest.mark.parametrize("page", SOLVER_PAGES, ids=lambda path: path.stem)
+def test_the_settings_of_a_solver_are_its_signature(page: Path) -> None:
+    """Every option and default of a page's table are those of the class, and none is missing."""
+    text = page.read_text()
+    made: Any = next(iter(re.findall(r"^\[`(\w+)`\]\[cmidiff", text, re.MULTILINE)))
+    made = {"FreeHunch": FreeHunch}.get(made) or getattr(solvers, made)
+    table = text.split("| option | default | meaning |\n")[1].split("\n\n")[0]
+    stated: dict[str, str] = {}
+    for row in table.split("\n")[1:]:
+        names, defaults = (re.findall(r"`([^`]+)`", cell) for cell in row.split(" | ")[:2])
+        stated |= dict(zip(names, defaults, strict=True))
+    fields = {f.name: f.default for f in dataclasses.fields(made)}
+    assert stated.keys() == fields.keys()
+    for name, default in fields.items():
+        known = getattr(default, "__name__", default)
+        assert stated[name] == str(known), name
+    if issubclass(made, solvers.Solver):
+        assert f"\n{made.default_steps} steps by default" in text
+    for heading in ("## The ", "## Settings", "## Against", "## When to use it, and when not"):
+        assert heading in text, heading

@@ -551,7 +551,7 @@ def test_other_databases_are_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     for open_it in (Results, Writer):
-        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 2"):
+        with pytest.raises(RunError, match="schema 99, this version of cmidiff reads schema 3"):
             open_it(tmp_path)
     (tmp_path / "results.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match="is no database of a run"):

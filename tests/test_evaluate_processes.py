@@ -295,9 +295,14 @@ def test_fid_of_a_small_network_is_its_formula(images: Path, tiny: Path, tmp_pat
         found = results.cell_scores()
         rows = results.units()
         assert {m.name: m.absent for m in results.metrics()}["fid"] is None
-    assert len(found) == 4
-    for score in found:
-        assert (score.metric, score.images, score.network) == ("fid", 4, "Small")
+    of_fid = [score for score in found if score.metric == "fid"]
+    assert len(of_fid) == 4
+    base = {score.cell: score.value for score in of_fid if not score.cell.cmi}
+    for score in of_fid:
+        assert (score.images, score.network) == (4, "Small")
+        if score.cell.cmi:
+            assert (score.pairs, score.error > 0) == (4, True)
+            assert score.difference == pytest.approx(score.value - base[score.cell.base], abs=1e-9)
         restored = [row.images["sample-0"] for row in rows if row.unit.cell == score.cell]
         truth = [f"truth/im{k}.png" for k in range(4)]
         a, b = (_features([tmp_path / "run" / name for name in names]) for names in (restored, truth))

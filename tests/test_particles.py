@@ -76,6 +76,40 @@ def test_systematic_resampling_keeps_each_weight_to_one_particle():
     assert torch.equal(systematic(even, torch.tensor([0.999], dtype=F64))[0], torch.arange(50))
 
 
+@pytest.mark.parametrize(("count", "d"), [(40, 7), (7, 40), (24, 24)])
+@pytest.mark.parametrize("gap", [0.5, 1e-2, 1e-5])
+def test_the_direction_is_the_leading_eigenvector(count, d, gap):
+    """Also where the second eigenvalue is nearly as large, whatever the scale, and for each image alone."""
+    rank = min(count - 1, d)
+    values = torch.cat([torch.tensor([1.0, 1 - gap]), torch.linspace(0.9 - 0.5 * gap, 0.01, rank - 2)]).to(F64)
+    images = []
+    for k, scale in enumerate((1.0, 1e-9, 1e9)):
+        particles = randn(count, rank, seed=k)
+        axes = torch.linalg.qr(particles - particles.mean(0))[0]  # orthogonal to the constant: the spread is `values`
+        basis = torch.linalg.qr(randn(d, rank, seed=10 + k))[0]
+        images.append(scale * ((axes * values.sqrt()) @ basis.mT + 3.0))
+    x = torch.stack(images)
+    found = direction(x)
+    for image, v in zip(x, found[:, 0], strict=True):
+        centred = (image - image.mean(0)).double()
+        exact = torch.linalg.eigh(centred.mT @ centred)[1][:, -1]
+        assert float((v @ exact).abs()) == pytest.approx(1.0, abs=1e-9)
+    for k in range(3):
+        torch.testing.assert_close(direction(x[k : k + 1])[0], found[k], rtol=0, atol=1e-9)
+    shuffled = direction(x[:, torch.randperm(count, generator=torch.Generator().manual_seed(1))])
+    torch.testing.assert_close(shuffled, found, rtol=0, atol=1e-6)
+
+
+def test_the_direction_of_float32_and_of_particles_that_do_not_spread():
+    x = randn(2, 30, 5, seed=3) * torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0], dtype=F64)
+    torch.testing.assert_close(direction(x.float()), direction(x).float(), rtol=0, atol=1e-5)
+    assert torch.equal(direction(torch.ones(2, 4, 3)), torch.zeros(2, 1, 3))
+    twice = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=F64)[None]  # two equal eigenvalues
+    assert float(direction(twice).norm()) == pytest.approx(1.0)
+    both = direction(torch.stack([x[0], torch.ones(30, 5, dtype=F64)]))  # one image still, the other not
+    torch.testing.assert_close(both[0], direction(x[:1])[0], rtol=0, atol=1e-12)
+
+
 def test_stratified_noise_is_standard_normal_for_each_particle_and_even_for_all():
     """Along the direction of largest spread; across it the noise stays as it is."""
     count, images = 64, 300

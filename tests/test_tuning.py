@@ -88,6 +88,15 @@ def trials(path: Path) -> list[dict[str, Any]]:
     return [{"params": t.params, "state": t.state.name, "steps": t.intermediate_values} for t in ended]
 
 
+def test_a_search_of_eta_alone_leaves_the_rest() -> None:
+    space = Space(DPS(0.0018), 0.5, only_eta=True)
+    assert space.first() == [{"cmi": False}, {"cmi": True, "u": pytest.approx(math.sqrt(0.2))}]
+    found = space.propose(optuna.trial.FixedTrial({"cmi": True, "u": -0.6}))
+    assert found == Setting(DPS(0.0018), CMI(eta=-0.18))
+    assert Space(Unconditional(), only_eta=True).propose(optuna.trial.FixedTrial({"cmi": False})).cmi is None
+    assert search(space=space).identity() != search().identity()
+
+
 # images
 
 

@@ -97,7 +97,7 @@ def restore(
     ],
     parameters: dict[str, Any],
     loading: Any,
-    task: Annotated[str | None, o.option("--task", text=o.RESTORE_HELP)] = None,
+    task: Annotated[str | None, o.option(text=o.RESTORE_HELP)] = None,
     noise_std: o.NoiseOrNot = None,
     mask: o.PaintFile = None,
     seen: o.SeenFile = None,
@@ -106,44 +106,37 @@ def restore(
     restore_all: Annotated[
         bool,
         typer.Option(
-            "--restore-all",
-            help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged.",
+            "--restore-all", help="Restore the pixels that --mask leaves unpainted, too; else they are unchanged."
         ),
     ] = False,
     output: o.Output = Path("restored"),
     samples: Annotated[
         int | None,
         o.option(
-            "--samples",
             text="How many posterior samples to draw; none without it, and 1 with --solver.",
             **o.whole(0, o.MOST),
         ),
     ] = None,
     steps: Annotated[
-        int | None, o.option("--steps", text="Steps of the solver; its own number without it.", **o.whole(1, o.MOST))
+        int | None, o.option(text="Steps of the solver; its own number without it.", **o.whole(1, o.MOST))
     ] = None,
     seed: o.Seed = 0,
-    solver: Annotated[str | None, o.option("--solver", text=o.SOLVER_HELP)] = None,
+    solver: Annotated[str | None, o.option(text=o.SOLVER_HELP)] = None,
     cmi: Annotated[
         bool | None, o.option("--cmi/--no-cmi", text="Correct every step with the CMI gradient; off unless asked for.")
     ] = None,
-    eta: Annotated[
-        float | None, o.option("--eta", text="Strength of CMI, which it turns on.", **o.number(-1e6, 1e6))
-    ] = None,
+    eta: Annotated[float | None, o.option(text="Strength of CMI, which it turns on.", **o.number(-1e6, 1e6))] = None,
     preset: Annotated[
-        Path | None,
-        o.option("--preset", text="A file of cmidiff tune; what is given beside it replaces what it says."),
+        Path | None, o.option(text="A file of cmidiff tune; what is given beside it replaces what it says.")
     ] = None,
     prior: o.Prior = "photo",
     device: o.Device = "auto",
     batch: Annotated[
         int,
-        typer.Option(
-            "--batch", help="Samples drawn at once: more for a GPU, one is finished soonest.", **o.whole(1, o.MOST)
-        ),
+        typer.Option(help="Samples drawn at once: more for a GPU, one is finished soonest.", **o.whole(1, o.MOST)),
     ] = 1,
     tile: o.Tile = "auto",
-    truth: Annotated[Path | None, o.option("--truth", text="The undegraded image, to measure quality.")] = None,
+    truth: Annotated[Path | None, o.option(text="The undegraded image, to measure quality.")] = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -227,11 +220,16 @@ def demo(
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Hide most pixels of a photograph, restore it, and show what is uncertain, with and without CMI."""
-    from cmidiff.app.demo import TITLE, run
+    """Hide most pixels of a photograph and of a cat's face, restore them, and show what is uncertain, with and without
+    CMI.
+
+    The prior is that of the photograph.
+    """
+    from cmidiff.app.demo import run
 
     check_outputs([output], [Path(prior)], command="demo", overwrite=overwrite)
-    out.print(table(run(output, seed=seed, prior=prior, device=device), TITLE))
+    for title, rows in run(output, seed=seed, prior=prior, device=device):
+        out.print(table(rows, title))
     print(f"written to {output}")
 
 
@@ -261,9 +259,9 @@ def solvers() -> None:
 @app.command()
 def priors(
     moments: Annotated[
-        Path | None, typer.Option("--moments", help="Measure the second moments of these images (folder, archive).")
+        Path | None, typer.Option(help="Measure the second moments of these images (folder, archive).")
     ] = None,
-    prior: Annotated[str, typer.Option("--prior", help="With --moments: the folder or file of your prior.")] = "",
+    prior: Annotated[str, typer.Option(help="With --moments: the folder or file of your prior.")] = "",
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -306,22 +304,18 @@ def priors(
 @o.loading_options
 def serve(
     loading: Any,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any that is free.", **o.whole(0, 65535))] = 7860,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     prior: o.Priors = None,
     device: o.Device = "auto",
-    jobs: Annotated[
-        int, typer.Option("--jobs", help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))
-    ] = 1,
-    seconds: Annotated[
-        int, typer.Option("--seconds", help="Time limit of one restoration.", **o.whole(1, o.MOST))
-    ] = 300,
+    jobs: Annotated[int, typer.Option(help="Restorations at a time; further visitors wait.", **o.whole(1, 1024))] = 1,
+    seconds: Annotated[int, typer.Option(help="Time limit of one restoration.", **o.whole(1, o.MOST))] = 300,
     side: Annotated[
-        int, typer.Option("--side", help="Largest longer side of what is computed, in pixels.", **o.whole(64, o.WIDEST))
+        int, typer.Option(help="Largest longer side of what is computed, in pixels.", **o.whole(64, o.WIDEST))
     ] = 1024,
-    megabytes: Annotated[int, typer.Option("--megabytes", help="Largest upload.", **o.whole(1, 10_000))] = 20,
-    megapixels: Annotated[int, typer.Option("--megapixels", help="Largest image.", **o.whole(1, 10_000))] = 25,
+    megabytes: Annotated[int, typer.Option(help="Largest upload.", **o.whole(1, 10_000))] = 20,
+    megapixels: Annotated[int, typer.Option(help="Largest image.", **o.whole(1, 10_000))] = 25,
 ) -> None:
     """Restore photographs in the browser; the page is for this machine alone unless --host is given."""
     from cmidiff.app.settings import check_prior, find_device

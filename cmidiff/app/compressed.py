@@ -22,16 +22,8 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def restore_compressed(problem: Problem, prior: Denoiser, settings: Settings, watch: Watch) -> tuple[Tensor, Tensor]:
-    """Restore a compressed photograph.
-
-    Args:
-        problem: with the tables of its compression.
-        prior: on the device of the settings.
-
-    Returns:
-        (C, H, W) in [0, 1], and after each call of the denoiser the root mean square of what was changed, in units of
-        the strength of the artefacts.
-    """
+    """Restore a compressed photograph, (C, H, W) in [0, 1]. Also return the root mean square of the changes after
+    each call of the denoiser, in units of the strength of the artefacts."""
     assert problem.tables is not None, "the task is jpeg"
     y, misfits = problem.y.to(settings.device), list[Tensor]()
     remove_noise = sigma_denoiser(prior, settings.tile)

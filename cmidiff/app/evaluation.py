@@ -34,22 +34,14 @@ def split(text: str | None) -> list[str] | None:
 
 
 def make_benchmark(config: str | None, curve: bool, options: Mapping[str, Any]) -> Config:
-    """Return the benchmark that a configuration and options describe.
-
-    Raises:
-        ValueError: what it refuses.
-    """
+    """Return the benchmark that a configuration and options describe."""
     given = {name: value for name, value in options.items() if value is not None}
     loaded = override(None if config is None else load(config), given)
     return as_curve(loaded, options["steps"], options["eta"]) if curve else loaded
 
 
 def make_engine(name: str, device: str, address: str | None, cpus: float, gpus: float | None, threads: int) -> Engine:
-    """Return where the work is done.
-
-    Raises:
-        ValueError: an unknown engine, or options of the other one.
-    """
+    """Return where the work is done."""
     if name not in ENGINES:
         raise ValueError(unknown("engine", name, ENGINES))
     if name == "ray":
@@ -60,11 +52,7 @@ def make_engine(name: str, device: str, address: str | None, cpus: float, gpus: 
 
 
 def show_plan(config: Config, device: str, threads: int) -> None:
-    """Print the resolved configuration, the grid and what it will cost; nothing is written.
-
-    Raises:
-        ValueError: what a run would refuse.
-    """
+    """Print the resolved configuration, the grid and what it will cost; nothing is written."""
     record = resolve(config)
     images = len(list_sources(config)) if config.images is not None else config.limit
     check_prior(config.prior)
@@ -98,13 +86,7 @@ def show_plan(config: Config, device: str, threads: int) -> None:
 
 
 def run(config: Config, engine: Engine, options: Options) -> dict[Status, int]:
-    """Fill the run's folder; progress on standard error.
-
-    Raises:
-        ValueError: what cannot be used; nothing was started.
-        Unwritable: the folder takes no more.
-        KeyboardInterrupt: by the user, or by SIGTERM, as cluster schedulers send it.
-    """
+    """Fill the run's folder; progress on standard error."""
     check_prior(config.prior)
     list_sources(config)
     resolve(config)

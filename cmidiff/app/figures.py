@@ -36,12 +36,12 @@ def enlarge(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.NEAREST)
 
 
-def side_by_side(tiles: Sequence[Tile], *, heading: str = "") -> Image.Image:
-    """All tiles on one sheet, in even rows of at most six, each at the size of the largest."""
+def side_by_side(tiles: Sequence[Tile], *, heading: str = "", columns: int = COLUMNS) -> Image.Image:
+    """All tiles on one sheet, in even rows of at most ``columns``, each at the size of the largest."""
     width, height = max(t.image.width for t in tiles), max(t.image.height for t in tiles)
     scale = max(1, -(-TILE // max(width, height)))
     width, height = width * scale, height * scale
-    rows = -(-len(tiles) // COLUMNS)
+    rows = -(-len(tiles) // columns)
     columns = -(-len(tiles) // rows)
     gap, caption, top = 12, 48, 40 if heading else 8
     cell_w, cell_h = max(width, 150) + gap, height + caption + gap

@@ -100,17 +100,8 @@ def describe_run(
 def open_folder(
     folder: Path, record: Mapping[str, Any], *, overwrite: bool, inputs: Iterable[Path | None] = ()
 ) -> None:
-    """Make a folder ready for a run: new, or holding the same run.
-
-    Args:
-        record: what identifies the run, from `describe_run`.
-        overwrite: whether another run and files of another origin may be replaced.
-        inputs: what the run reads, which is never replaced.
-
-    Raises:
-        ValueError: it cannot be written, it holds another run or foreign files without ``overwrite``, or an output
-            would replace an input.
-    """
+    """Make a folder ready for a run: new, or holding the same ``record`` of `describe_run`. With ``overwrite``,
+    another run and files of another origin are replaced; ``inputs`` never are."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: give a folder")
     if not overwrite and (difference := _compare_with_folder(folder, record)):

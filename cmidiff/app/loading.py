@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import cmidiff
 from cmidiff.config import unknown
-from cmidiff.prior.base import Denoiser
+
+if TYPE_CHECKING:
+    from cmidiff.prior.base import Denoiser
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -51,12 +50,9 @@ class Loading:
         return [word for name, value in named.items() for word in ([name] if value is True else [name, str(value)])]
 
     def load(self, name: str, device: str) -> Denoiser:
-        """The prior of a name on a device.
+        """The prior of a name on a device."""
+        import torch
 
-        Raises:
-            ValueError, OSError: it cannot be loaded.
-        """
-        options = self.describe()
-        if "dtype" in options:
-            options["dtype"] = getattr(torch, self.dtype)
-        return cmidiff.load_prior(name, device=device, **options)
+        import cmidiff
+
+        return cmidiff.load_prior(name, device=device, **self.describe() | {"dtype": getattr(torch, self.dtype)})

@@ -28,11 +28,7 @@ Bools = NDArray[np.bool_]
 
 
 def read_mask(path: Path, image: Image) -> Tensor:
-    """Return what ``--mask`` leaves seen of an image, (1, 1, H, W) of zeros and ones.
-
-    Raises:
-        ValueError: not an image, another size than ``image``, nothing is marked, or everything is.
-    """
+    """Return what ``--mask`` leaves seen of an image, (1, 1, H, W) of zeros and ones."""
     mask = _read(path, image, "--mask")
     damaged = find_damage(mask, image)
     if not damaged.any():
@@ -54,11 +50,7 @@ def read_mask(path: Path, image: Image) -> Tensor:
 
 
 def read_seen(path: Path, image: Image) -> Tensor:
-    """Return what ``--seen`` says was measured of an image, (1, 1, H, W) of zeros and ones.
-
-    Raises:
-        ValueError: as `read_mask`.
-    """
+    """Return what ``--seen`` says was measured of an image, (1, 1, H, W) of zeros and ones."""
     mask = _read(path, image, "--seen")
     brightness = to_gray(mask.values)[0].numpy() * _alpha(mask)
     seen = brightness > (1 - PAINTED) * brightness.max()
@@ -72,11 +64,7 @@ def read_seen(path: Path, image: Image) -> Tensor:
 
 
 def read_kernel(path: Path, height: int, width: int) -> Tensor:
-    """Return a blur kernel, (h, w), non-negative with sum 1: of an image, or of a specification as ``gaussian:1.5``.
-
-    Raises:
-        ValueError: neither, larger than the image, or black everywhere.
-    """
+    """Return a blur kernel, (h, w), non-negative with sum 1: of an image, or of a specification as ``gaussian:1.5``."""
     if ":" in str(path) and not path.exists():
         return parse_kernel(str(path))
     image = _read_proportions(path, "kernel")
@@ -89,12 +77,8 @@ def read_kernel(path: Path, height: int, width: int) -> Tensor:
 
 
 def find_damage(mask: Image, image: Image) -> Bools:
-    """Return which pixels a mask marks as damaged, (H, W).
-
-    Args:
-        mask: white or coloured paint on black, on a transparent layer or on a copy of ``image``.
-        image: the photograph, of the same size.
-    """
+    """Return which pixels a mask marks as damaged, (H, W). It has the size of the photograph ``image``: paint on
+    black, on a transparent layer or on a copy of it."""
     values, alpha = mask.values.expand(3, -1, -1).numpy(), _alpha(mask)
     damaged = _compare_with_copy(values, alpha, image.values.expand(3, -1, -1).numpy())
     return values.max(0) * alpha > PAINTED if damaged is None else damaged

@@ -22,19 +22,10 @@ SIDE = 64  # of the crops for a prior that was trained at no size of its own
 
 
 def write_moments(prior: str, images: Path, *, device: str, overwrite: bool) -> str:
-    """Measure the second moments of images and write them where `load_prior` finds them.
+    """Measure the second moments of images (a folder or an archive) and return in words what was written.
+    `load_prior` finds them beside ``prior``, a folder or a file of weights.
 
-    Args:
-        prior: a folder or a file of weights.
-        images: a folder or a tar archive; crops of the prior's training size are taken at the scale of the images.
-        device: of the network; that of a latent prior encodes the crops.
-        overwrite: replace a file of another origin.
-
-    Returns:
-        what was written, in words.
-
-    Raises:
-        ValueError: the prior is no path, or no image is as large as a crop.
+    Crops of the prior's training size are taken at the scale of the images.
     """
     path = Path(prior)
     if not prior or not path.exists():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, BadParameter, Option
 
+from cmidiff.app.loading import Loading
 from cmidiff.registry import SOLVERS, TASKS
 
 MOST = 10**6  # of what is counted: samples, trials, steps
@@ -134,100 +136,56 @@ PRIORS_HELP = (
     "all that are on this machine."
 )
 Priors = Annotated[list[str] | None, option("--prior", text=PRIORS_HELP)]
+POISSON_HELP = "Noise of photons instead, each worth this much: 0.01 is 100 of them in a white pixel."
 TILE_HELP = "Side of the tiles in which a large image is seen; off: as a whole; auto: if it is large."
 Tile = Annotated[Any, Option("--tile", help=TILE_HELP, parser=_tile, metavar="SIDE")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace files of another origin, but never an input.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check the input, print the resolved options, stop.")]
 
 TASK_OPTIONS: dict[str, Any] = {
-    "factor": Annotated[
-        int | None,
-        option("--factor", text="super-resolution: by how much sides are divided; hdr: contrast.", **whole(1, 64)),
-    ],
-    "size": Annotated[
-        int | None, option("--size", text="inpaint-box: side of the hole in pixels.", **whole(1, WIDEST))
-    ],
-    "position": Annotated[
-        tuple[int, int] | None,
-        option(
-            "--position", text="inpaint-box: top and left of the hole.", **whole(0, WIDEST) | {"metavar": "TOP LEFT"}
+    name: Annotated[kind | None, option(f"--{name.replace('_', '-')}", text=text, **settings)]
+    for name, kind, text, settings in (
+        ("factor", int, "super-resolution: by how much sides are divided; hdr: contrast.", whole(1, 64)),
+        ("size", int, "inpaint-box: side of the hole in pixels.", whole(1, WIDEST)),
+        (
+            "position",
+            tuple[int, int],
+            "inpaint-box: top and left of the hole.",
+            whole(0, WIDEST) | {"metavar": "TOP LEFT"},
         ),
-    ],
-    "hidden": Annotated[
-        float | None, option("--hidden", text="inpaint-random, -scratches: fraction of hidden pixels.", **number(0, 1))
-    ],
-    "kernel_size": Annotated[
-        int | None, option("--kernel-size", text="deblur-*: side of the kernel in pixels, odd.", **whole(1, 4095))
-    ],
-    "std": Annotated[
-        float | None, option("--std", text="deblur-gaussian: width of the blur in pixels.", **number(0, 1000))
-    ],
-    "intensity": Annotated[
-        float | None, option("--intensity", text="deblur-motion: 0 is a line, 1 a tangle.", **number(0, 1))
-    ],
-    "padding": Annotated[str | None, option("--padding", text="deblur-*: what lies beyond the border.")],
-    "ratio": Annotated[
-        float | None, option("--ratio", text="compressed-sensing: measurements per pixel.", **number(0, 100))
-    ],
-    "poisson": Annotated[
-        float | None,
-        option(
-            "--poisson",
-            text="Noise of photons instead, each worth this much: 0.01 is 100 of them in a white pixel.",
-            **number(0, 100),
-        ),
-    ],
+        ("hidden", float, "inpaint-random, -scratches: fraction of hidden pixels.", number(0, 1)),
+        ("kernel_size", int, "deblur-*: side of the kernel in pixels, odd.", whole(1, 4095)),
+        ("std", float, "deblur-gaussian: width of the blur in pixels.", number(0, 1000)),
+        ("intensity", float, "deblur-motion: 0 is a line, 1 a tangle.", number(0, 1)),
+        ("padding", str, "deblur-*: what lies beyond the border.", {}),
+        ("ratio", float, "compressed-sensing: measurements per pixel.", number(0, 100)),
+        ("poisson", float, POISSON_HELP, number(0, 100)),
+    )
 }
 """The parameters of tasks that the command line can state."""
 
-LOADING_OPTIONS: dict[str, inspect.Parameter] = {
-    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, setting])
-    for name, kind, default, setting in (
-        ("prompt", str, "", option("--prompt", text="Of a latent prior: what the image shows, in words.")),
-        ("negative_prompt", str, "", option("--negative-prompt", text="Of a latent prior: what it does not show.")),
-        (
-            "guidance_scale",
-            float,
-            1.0,
-            Option(
-                "--guidance-scale",
-                help="Of a latent prior: how much --prompt counts; 1: no guidance.",
-                **number(0, 999),
-            ),
-        ),
-        (
-            "offload",
-            bool,
-            False,
-            Option("--offload", help="Of a latent prior: keep the weights of its autoencoder on the CPU."),
-        ),
-        (
-            "dtype",
-            str,
-            "float32",
-            Option("--dtype", help="Precision of the networks: float32, bfloat16, float16 or float64."),
-        ),
-        (
-            "checkpointing",
-            bool,
-            False,
-            Option("--checkpointing", help="Less memory for gradients, at the cost of one more evaluation."),
-        ),
-        (
-            "max_batch",
-            int | None,
-            None,
-            option("--max-batch", text="At most this many images are in a network at once.", **whole(1, MOST)),
-        ),
-        (
-            "channels_last",
-            bool,
-            False,
-            Option("--channels-last", help="The memory layout that convolutions prefer on GPUs."),
-        ),
-    )
+LOADING_HELP: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt": ("Of a latent prior: what the image shows, in words.", {"show_default": False}),
+    "negative_prompt": ("Of a latent prior: what it does not show.", {"show_default": False}),
+    "guidance_scale": ("Of a latent prior: how much --prompt counts; 1: no guidance.", number(0, 999)),
+    "offload": ("Of a latent prior: keep the weights of its autoencoder on the CPU.", {}),
+    "dtype": ("Precision of the networks: float32, bfloat16, float16 or float64.", {}),
+    "checkpointing": ("Less memory for gradients, at the cost of one more evaluation.", {}),
+    "max_batch": ("At most this many images are in a network at once.", whole(1, MOST)),
+    "channels_last": ("The memory layout that convolutions prefer on GPUs.", {}),
 }
-"""The options of `cmidiff.load_prior` that the command line has; see `cmidiff.app.loading.Loading`."""
+"""The options of `Loading` in words."""
+LOADING_OPTIONS = {
+    f.name: inspect.Parameter(
+        f.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=f.default,
+        annotation=Annotated[kind, Option(f"--{f.name.replace('_', '-')}", help=text, **settings)],
+    )
+    for f in fields(Loading)
+    for kind, (text, settings) in [(get_type_hints(Loading)[f.name], LOADING_HELP[f.name])]
+}
+"""The options of `cmidiff.load_prior` that the command line has."""
 
 
 def task_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -244,13 +202,7 @@ def task_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add `LOADING_OPTIONS` to a command, which receives them as ``loading``."""
-
-    def made(stated: dict[str, Any]) -> Any:
-        from cmidiff.app.loading import Loading
-
-        return Loading(**stated)
-
-    return _with_options(command, "loading", list(LOADING_OPTIONS.values()), made)
+    return _with_options(command, "loading", list(LOADING_OPTIONS.values()), lambda stated: Loading(**stated))
 
 
 def _with_options(

@@ -130,11 +130,7 @@ class Problem:
 
 
 def build_physics(task: Task, shape: tuple[int, int, int]) -> Physics:
-    """Build the physics of a task without the warnings of deepinv.
-
-    Raises:
-        ValueError: it does not go with images of this shape.
-    """
+    """Build the physics of a task without the warnings of deepinv."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return task.build(shape)
@@ -175,11 +171,7 @@ def save_problem(path: Path, problem: Problem) -> None:
 
 
 def load_problem(path: Path) -> Problem:
-    """Read a measurement file and build its physics.
-
-    Raises:
-        ValueError: not such a file, a damaged one, or values that are not finite.
-    """
+    """Read a measurement file and build its physics."""
     record, tensors = _read_contents(path)
     try:
         y, (channels, height, width) = tensors["y"], record["shape"]

@@ -27,15 +27,8 @@ WIDTH = 2.0  # pixels, standard deviation of G
 
 
 def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the painted pixels of a photograph, (1, H, W), boolean.
-
-    Args:
-        mask: (1, h, w) in [0, 1], 1 where there is paint.
-        size: (H, W).
-
-    Raises:
-        ValueError: nothing or everything is painted, or the mask has another shape.
-    """
+    """Return the painted pixels of a photograph of ``size = (H, W)``, (1, H, W), boolean; ``mask`` (1, h, w) is 1
+    where there is paint."""
     rows, columns = mask.shape[1:]
     if abs(rows * size[1] - columns * size[0]) > size[0] + size[1] + rows + columns:
         raise ValueError(
@@ -76,16 +69,12 @@ WHOLE = Region(slice(None), slice(None))
 
 
 def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Region = WHOLE) -> Image:
-    """Replace the painted pixels of a photograph; they become opaque.
+    """Replace the painted pixels of a photograph, which become opaque; all others stay bit for bit.
 
     Args:
         photograph: (C, H, W) in [0, 1].
-        restored: the restoration of the region, (C, h, w), at any resolution.
+        restored: the restoration of the ``region``, (C, h, w), at any resolution.
         painted: (1, H, W), true where there is paint.
-        region: where ``restored`` belongs.
-
-    Returns:
-        The photograph, bit for bit outside of the paint.
     """
     old, hidden = region.crop(photograph.values), region.crop(painted)
     scale = max(1.0, old.shape[2] / restored.shape[2])
@@ -98,17 +87,8 @@ def put_back(photograph: Image, restored: Tensor, painted: Tensor, region: Regio
 
 
 def keep_unpainted(x: Tensor, photograph: Tensor, seen: Tensor, *, width: float = WIDTH) -> Tensor:
-    """Return the restoration of the painted pixels in the photograph.
-
-    Args:
-        x: the restoration, (C, H, W).
-        photograph: (C, H, W).
-        seen: (1, H, W), 1 where nothing is painted, 0 where there is paint.
-        width: standard deviation of G, in pixels.
-
-    Returns:
-        (C, H, W), equal to the photograph where nothing is painted.
-    """
+    """Return the restoration ``x`` of the painted pixels in the photograph, both (C, H, W). ``seen`` (1, H, W) is 1
+    where nothing is painted; ``width`` is the standard deviation of G in pixels."""
     seen = seen.to(x)
     weight, offset = _smooth(seen, width), _smooth(seen * (photograph - x), width)
     blended = x + (2 * weight).clamp_max(1) * offset / weight.clamp_min(1e-6)

@@ -27,14 +27,7 @@ Watch = Callable[[float, str, float, Tensor | None], None]
 
 
 def compute(problem: Problem, settings: Settings, prior: Denoiser, folder: Path, watch: Watch) -> Iterator[Sample]:
-    """Compute what a folder lacks, the estimate first, and yield each result once it is written.
-
-    Args:
-        watch: what it raises passes through.
-
-    Raises:
-        ValueError: what `cmidiff.restore` refuses.
-    """
+    """Compute what a folder lacks, the estimate first, and yield each result once it is written."""
     done = {sample.index for sample in load_samples(folder, settings)}
     if settings.drawer[1].together and any(k not in done for k in range(settings.samples)):
         done -= set(range(settings.samples))
@@ -61,11 +54,7 @@ def split(missing: list[int], batch: int) -> Iterator[range]:
 
 
 def restore_part(problem: Problem, settings: Settings, prior: Denoiser, indices: range, watch: Watch) -> list[Sample]:
-    """Compute the estimate, or the samples ``indices``.
-
-    Raises:
-        ValueError: what `cmidiff.restore` refuses.
-    """
+    """Compute the estimate, or the samples ``indices``."""
     if indices.start != ESTIMATE:
         return _draw(problem, settings, prior, indices, watch)
     if problem.tables is not None:

@@ -123,10 +123,6 @@ def make_settings(
         samples: None for those that a solver needs: one where it draws samples, or its particles; none otherwise.
         tile: 0 for none.
         preset: stands for the solver, the CMI and the steps that are None.
-        loading: how the prior is loaded; None: as by default.
-
-    Raises:
-        ValueError: an unknown name, or options that contradict each other.
     """
     check_prior(prior)
     made = None if solver is None else SOLVERS.make(solver)
@@ -168,11 +164,7 @@ def _count_samples(samples: int | None, solver: Solver | None, name: str | None)
 
 
 def adapt(settings: Settings, problem: Problem) -> Settings:
-    """Return the options for a problem: where the physics is not linear, samples by DPS and their mean.
-
-    Raises:
-        ValueError: samples or a solver for a task that has none.
-    """
+    """Return the options for a problem: where the physics is not linear, samples by DPS and their mean."""
     if problem.name == JPEG and (settings.solver is not None or settings.samples):
         raise ValueError(
             f"the task jpeg gives one estimate: for --solver or --samples use --task denoise --noise-std "
@@ -186,11 +178,7 @@ def adapt(settings: Settings, problem: Problem) -> Settings:
 
 
 def adapt_to_prior(settings: Settings, prior: Denoiser) -> Settings:
-    """Return the options for a prior: with a latent prior, samples by DPS and their mean where no solver is named.
-
-    Raises:
-        ValueError: a task that needs a prior of images.
-    """
+    """Return the options for a prior: with a latent prior, samples by DPS and their mean where no solver is named."""
     if prior.decoder is None or settings.solver is not None:
         return settings
     if settings.solver_name == JPEG:
@@ -202,11 +190,7 @@ def adapt_to_prior(settings: Settings, prior: Denoiser) -> Settings:
 
 
 def check_prior(prior: str) -> None:
-    """Check that a prior can be loaded, without loading or fetching it.
-
-    Raises:
-        ValueError: an unknown name, no such file, or one that holds no weights.
-    """
+    """Check that a prior can be loaded, without loading or fetching it."""
     if (named := hub_name(prior)).startswith(HUB):
         hub_repository(named)
     elif prior in PRIORS:
@@ -222,11 +206,7 @@ def check_prior(prior: str) -> None:
 
 
 def find_device(name: str) -> str:
-    """Return the device that a name means on this machine.
-
-    Raises:
-        ValueError: an unknown name, or a device that this machine lacks.
-    """
+    """Return the device that a name means on this machine."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, there in present.items() if there)

@@ -42,11 +42,8 @@ class Speed:
         self._closed.set()
 
     def seconds(self, settings: Settings, shape: tuple[int, ...], *, task: str | None = None) -> float:
-        """Return the time that a run on an image of ``shape`` (C, H, W) will take, in seconds.
-
-        Args:
-            task: whose estimate may have a number of steps of its own.
-        """
+        """Return the time in seconds of a run on an image of ``shape`` (C, H, W). The estimate of a ``task`` may
+        have a number of steps of its own."""
         own = (
             replace(settings, steps=OWN_STEPS.get(task or "", settings.steps)) if settings.solver is None else settings
         )

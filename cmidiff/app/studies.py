@@ -17,33 +17,33 @@ from cmidiff.files import check_outputs
 @o.task_options("factor", "size", "hidden", "kernel_size", "std", "intensity", "padding", "ratio")
 def tune(
     task: Annotated[str, typer.Argument(help=o.TASK_HELP, show_default=False)],
-    images: Annotated[Path, typer.Option("--images", help="Clean images: a folder or a tar archive.")],
+    images: Annotated[Path, typer.Option(help="Clean images: a folder or a tar archive.")],
     parameters: dict[str, Any],
     count: Annotated[
-        int, typer.Option("--count", help="How many; half tune, half check what was found.", **o.whole(1, o.MOST))
+        int, typer.Option(help="How many; half tune, half check what was found.", **o.whole(1, o.MOST))
     ] = 16,
-    offset: Annotated[
-        int, typer.Option("--offset", help="The first one, in the order of their names.", **o.whole(0, o.MOST))
-    ] = 0,
+    offset: Annotated[int, typer.Option(help="The first one, in the order of their names.", **o.whole(0, o.MOST))] = 0,
     side: Annotated[
         int | None,
-        o.option("--side", text="Crop the middle square and shrink it to this side.", **o.whole(1, o.WIDEST)),
+        o.option(text="Crop the middle square and shrink it to this side.", **o.whole(1, o.WIDEST)),
     ] = None,
     noise_std: o.Noise = 0.05,
-    solver: Annotated[str, typer.Option("--solver", help=f"{', '.join(o.SOLVERS)}.")] = "pigdm",
+    solver: Annotated[str, typer.Option(help=f"{', '.join(o.SOLVERS)}.")] = "pigdm",
     prior: o.Prior = "natural-64",
     steps: o.Steps = 50,
-    trials: Annotated[int, typer.Option("--trials", help="Settings to try in all.", **o.whole(1, o.MOST))] = 40,
+    trials: Annotated[int, typer.Option(help="Settings to try in all.", **o.whole(1, o.MOST))] = 40,
     seed: o.Seed = 0,
-    metric: Annotated[str, typer.Option("--metric", help="What to improve: psnr, ssim, lpips or crps.")] = "psnr",
+    metric: Annotated[str, typer.Option(help="What to improve: psnr, ssim, lpips or crps.")] = "psnr",
     most_eta: Annotated[
-        float,
-        typer.Option("--most-eta", help="The largest strength of CMI, of either sign.", **o.number(0, 1e6)),
+        float, typer.Option(help="The largest strength of CMI, of either sign.", **o.number(0, 1e6))
     ] = 1.0,
-    batch: Annotated[int, typer.Option("--batch", help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
+    only_eta: Annotated[
+        bool, typer.Option(help="Search the strength of CMI alone; the guidance stays as it is.")
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
     device: o.Device = "auto",
     output: o.Output = Path("preset.toml"),
-    study: Annotated[Path | None, o.option("--study", text="File of the search; OUTPUT.study.db without it.")] = None,
+    study: Annotated[Path | None, o.option(text="File of the search; OUTPUT.study.db without it.")] = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -63,7 +63,7 @@ def tune(
         check_outputs([output], (images, file, Path(prior)), command="tune", overwrite=overwrite)
     t.check_metric(metric)
     clean = read_images(images, count=count, offset=offset, size=side)
-    space = Space(o.SOLVERS.make(solver), most_eta)
+    space = Space(o.SOLVERS.make(solver), most_eta, only_eta)
     device = find_device(device)
     network = load_prior(prior, device=device)
     weights = f"{network.name}, weights {network.fingerprint[:16]}"
@@ -86,62 +86,47 @@ def tune(
 
 def evaluate(
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cmi-paper, embedded, smoke.")
+        str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cats, cmi-paper, embedded, smoke.")
     ] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="A folder or a tar archive of clean images.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder or a tar archive of clean images.")] = None,
     tasks: Annotated[
-        str | None,
-        typer.Option("--tasks", help="With commas; options as super-resolution:factor=4,inpaint-box."),
+        str | None, typer.Option(help="With commas; options as super-resolution:factor=4,inpaint-box.")
     ] = None,
-    solvers: Annotated[
-        str | None, typer.Option("--solvers", help="With commas; options as dps:scale=4:label=dps-4,pigdm.")
-    ] = None,
-    cmi: Annotated[str | None, typer.Option("--cmi", help="off, on, or off,on.")] = None,
-    eta: Annotated[
-        Any, typer.Option("--eta", help="Strengths of CMI, with commas.", **o.numbers(o.number(-1e6, 1e6)))
-    ] = None,
+    solvers: Annotated[str | None, typer.Option(help="With commas; options as dps:scale=4:label=dps-4,pigdm.")] = None,
+    cmi: Annotated[str | None, typer.Option(help="off, on, or off,on.")] = None,
+    eta: Annotated[Any, typer.Option(help="Strengths of CMI, with commas.", **o.numbers(o.number(-1e6, 1e6)))] = None,
     steps: Annotated[
         Any,
-        typer.Option("--steps", help="Steps of the sampler; several, with commas.", **o.numbers(o.whole(1, o.MOST))),
+        typer.Option(help="Steps of the sampler; several, with commas.", **o.numbers(o.whole(1, o.MOST))),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Posterior samples of each unit.", **o.whole(1, o.MOST))
-    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Posterior samples of each unit.", **o.whole(1, o.MOST))] = None,
     seed: Annotated[
         Any,
-        typer.Option(
-            "--seed", help="Seeds, with commas: each is a unit of its own.", **o.numbers(o.whole(0, 2**63 - 1))
-        ),
+        typer.Option(help="Seeds, with commas: each is a unit of its own.", **o.numbers(o.whole(0, 2**63 - 1))),
     ] = None,
-    prior: Annotated[str | None, typer.Option("--prior", help="Name (see cmidiff priors) or folder.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Name (see cmidiff priors) or folder.")] = None,
     noise_std: o.NoiseOrNot = None,
     size: Annotated[
         int | None,
-        typer.Option("--size", help="Crop and shrink images to squares of this side.", **o.whole(1, o.WIDEST)),
+        typer.Option(help="Crop and shrink images to squares of this side.", **o.whole(1, o.WIDEST)),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="The first so many images, by name.", **o.whole(1, o.MOST))
-    ] = None,
-    offset: Annotated[
-        int | None, typer.Option("--offset", help="Leave out so many images before.", **o.whole(0, o.MOST))
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many images, by name.", **o.whole(1, o.MOST))] = None,
+    offset: Annotated[int | None, typer.Option(help="Leave out so many images before.", **o.whole(0, o.MOST))] = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="Sweep steps (20, 50, 100, 250, 1000, or --steps) and eta.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--out", "--output", "-o", help="Folder of the run.")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray: all cores, or a cluster.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="ray: auto, or ray://HOST:PORT.")] = None,
-    cpus: Annotated[float, typer.Option("--cpus", help="ray: CPUs of a worker.", **o.number(0, 1024))] = 1.0,
+    engine: Annotated[str, typer.Option(help="local, or ray: all cores, or a cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="ray: auto, or ray://HOST:PORT.")] = None,
+    cpus: Annotated[float, typer.Option(help="ray: CPUs of a worker.", **o.number(0, 1024))] = 1.0,
     gpus: Annotated[
-        float | None, typer.Option("--gpus", help="ray: GPUs of a worker, as 1 or 0.25.", **o.number(0, 1024))
+        float | None, typer.Option(help="ray: GPUs of a worker, as 1 or 0.25.", **o.number(0, 1024))
     ] = None,
     threads: Annotated[
-        int, typer.Option("--threads", help="Threads of a worker; results differ by rounding.", **o.whole(1, 1024))
+        int, typer.Option(help="Threads of a worker; results differ by rounding.", **o.whole(1, 1024))
     ] = 1,
     device: o.Device = "auto",
-    batch: Annotated[
-        int, typer.Option("--batch", help="Images restored together: more for a GPU.", **o.whole(1, o.MOST))
-    ] = 1,
+    batch: Annotated[int, typer.Option(help="Images restored together: more for a GPU.", **o.whole(1, o.MOST))] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat the units that failed.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="Add images, cells or seeds to a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print configuration, grid and cost; stop.")] = False,
@@ -218,18 +203,14 @@ def validate(
     output: o.Output = Path("validation"),
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only", help="gradient, difference, symmetry, posterior, particles, levy or trajectory; may be repeated."
-        ),
+        typer.Option(help="gradient, difference, symmetry, posterior, particles, levy or trajectory; may be repeated."),
     ] = None,
     seed: o.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few of everything, to see that it works.")] = False,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Processes for the known posteriors.", **o.whole(1, 1024))
-    ] = 2,
+    workers: Annotated[int, typer.Option(help="Processes for the known posteriors.", **o.whole(1, 1024))] = 2,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Folder or tar file of images for the embedded prior; without it, the demo's."),
+        typer.Option(help="Folder or tar file of images for the embedded prior; without it, the demo's."),
     ] = None,
     overwrite: o.Overwrite = False,
 ) -> None:

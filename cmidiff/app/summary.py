@@ -43,11 +43,7 @@ def make_row(name: str, values: Tensor, status: Status, truth: Tensor | None) ->
 
 
 def finish(folder: Path, problem: Problem, done: list[Sample], truth: Tensor | None) -> list[Row]:
-    """Write what is made of the finished results, and return the summary, the restored image first.
-
-    Args:
-        done: the estimate, if there is one, and the samples.
-    """
+    """Write what is made of the finished results, and return the summary, the restored image first."""
     rows = [make_row(s.name, s.values, s.status, truth) for s in done]
     samples = [s for s in done if s.index != ESTIMATE]
     good = [s for s in samples if s.ok]

@@ -21,12 +21,7 @@ DIGITS = {"psnr": 2, "crps": 4}
 
 
 def run(search: Search, prior: Denoiser, study: Path) -> Outcome:
-    """Run the search with a line of progress on standard error.
-
-    Raises:
-        ValueError: the study is of another search.
-        ModuleNotFoundError: Optuna is not installed.
-    """
+    """Run the search with a line of progress on standard error."""
     with progress(search.trials) as move:
 
         def show(report: Report) -> None:
@@ -91,11 +86,7 @@ def _cell(metric: str, values: list[float], base: list[float] | None) -> str:
 
 
 def check_metric(metric: str) -> None:
-    """Check that a metric is known and that its weights are available where it needs any.
-
-    Raises:
-        ValueError, FileNotFoundError: it is not, or they are not.
-    """
+    """Check that a metric is known and that its weights are available where it needs any."""
     if metric not in METRICS:
         raise ValueError(f"--metric must be one of {', '.join(METRICS)}, received {metric!r}")
     if metric == "lpips":

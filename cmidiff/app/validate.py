@@ -16,12 +16,7 @@ WIDTH = 170  # of tables in a file
 
 
 def run(folder: Path, settings: Settings, only: list[str], *, overwrite: bool = False) -> None:
-    """Run the sections and print their tables.
-
-    Raises:
-        ValueError: an unknown section, or images that do not exist.
-        ValueError, OSError: as `cmidiff.laboratory.validate`.
-    """
+    """Run the sections and print their tables."""
     for name in only:
         if name not in SECTIONS:
             raise ValueError(unknown("section", name, SECTIONS))

@@ -5,6 +5,7 @@ from cmidiff.covariance.base import NOISE_FLOOR as NOISE_FLOOR
 from cmidiff.covariance.base import Bound as Bound
 from cmidiff.covariance.base import Covariance as Covariance
 from cmidiff.covariance.base import difference_size as difference_size
+from cmidiff.covariance.base import make_covariance as make_covariance
 from cmidiff.covariance.base import precision as precision
 from cmidiff.covariance.convert import Convert as Convert
 from cmidiff.covariance.diagonal import Diagonal as Diagonal
@@ -19,6 +20,5 @@ from cmidiff.covariance.moments import SecondMoments as SecondMoments
 from cmidiff.covariance.moments import gaussian_draw as gaussian_draw
 from cmidiff.covariance.moments import moments_of as moments_of
 from cmidiff.covariance.moments import wiener_estimate as wiener_estimate
-from cmidiff.covariance.names import make_covariance as make_covariance
 from cmidiff.covariance.switch import Hybrid as Hybrid
 from cmidiff.covariance.wavelet import Wavelet as Wavelet

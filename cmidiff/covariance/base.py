@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cmidiff.config import Checked
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
+from cmidiff.registry import COVARIANCES
 from cmidiff.step import Step
 
 NOISE_FLOOR = 4e-3  # least sigma_y wherever S^-1 is found by iterations: a half grey level of images in [-1, 1]
@@ -136,11 +137,7 @@ class Iterated(Bound):
             return r if found is None else found
 
         found = conjugate_gradient(
-            self._s,
-            e,
-            iterations=self.iterations,
-            curvature=self.noise**2,
-            precondition=precondition,
+            self._s, e, iterations=self.iterations, curvature=self.noise**2, precondition=precondition
         )
         self.step.record.residuals.append(found.residual)
         return self.step.measurement.At(found.x)
@@ -149,6 +146,22 @@ class Iterated(Bound):
         floor = self.noise**2
         root = lanczos_apply(self._s, z, lambda w: w.clamp_min(floor).rsqrt(), iterations=self.iterations)
         return self.step.measurement.At(root)
+
+
+def make_covariance(choice: Covariance | str | type[Covariance], owner: str) -> Covariance:
+    """The covariance of a name; an object is returned as it is.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a covariance.
+    """
+    made = COVARIANCES.resolve(choice)
+    if not isinstance(made, Covariance):
+        raise TypeError(
+            f"{owner}: covariance must be a name or an object of cmidiff.covariance such as Exact(), "
+            f"received {choice!r}"
+        )
+    return made
 
 
 def precision(step: Step) -> float:

@@ -185,11 +185,7 @@ def _among_signals(
         b = root * pulled / noise
         rest = b - operator(u) if noise == s2 < coarse2 else b
         found = conjugate_gradient(
-            operator,
-            rest,
-            iterations=most,
-            tolerance=tolerance,
-            precondition=lambda r, diagonal=diagonal: r / diagonal,
+            operator, rest, iterations=most, tolerance=tolerance, precondition=lambda r, diagonal=diagonal: r / diagonal
         )
         u = u + found.x
         residual = found.residual * (dot(rest, rest) / dot(b, b).clamp_min(torch.finfo(b.dtype).tiny)).sqrt()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cmidiff.covariance.base import Bound, Covariance
+from cmidiff.covariance.base import Bound, Covariance, make_covariance
 from cmidiff.covariance.exact import Exact
 from cmidiff.covariance.moments import SecondMoments
-from cmidiff.covariance.names import make_covariance
 from cmidiff.step import Step
 
 SWITCH = 0.6  # relative noise level below which the Jacobian of the network is better than the second moments

@@ -16,15 +16,16 @@ from typing import Any, Literal, NamedTuple
 
 from cmidiff.evaluate.database import Results
 from cmidiff.evaluate.records import Cell, ImageRow, Metric, UnitRow
-from cmidiff.statistics import ALPHA, Estimate, Paired, compare_pairs, estimate, holm, least_p
+from cmidiff.statistics import ALPHA, Estimate, Paired, compare_pairs, compare_sets, estimate, holm, least_p
 
-DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1}  # decimals; 3 for all others
+DIGITS = {"psnr": 2, "mean_psnr": 2, "misfit": 2, "crps": 4, "fid": 1, "kid": 4}  # decimals; 3 for all others
 TITLES = {
     "psnr": "PSNR",
     "ssim": "SSIM",
     "crps": "CRPS",
     "lpips": "LPIPS",
     "fid": "FID",
+    "kid": "KID",
     "mean_psnr": "PSNR of the mean",
     "mean_ssim": "SSIM of the mean",
 }
@@ -266,7 +267,11 @@ def compare(results: Results) -> Comparison:
     entries = {(cell, q.name): _enter(by_cell, cell, q) for cell in by_cell for q in qualities}
     for score in results.cell_scores():
         value = Estimate(score.images, score.value) if math.isfinite(score.value) else None
-        entries[score.cell, score.metric] = Entry(value, network=score.network)
+        pair, known = None, math.isfinite(score.difference + score.error)
+        if known:
+            higher = any(q.name == score.metric and q.metric.better == "higher" for q in qualities)
+            pair = compare_sets(score.difference, score.error, score.pairs, higher_is_better=higher)
+        entries[score.cell, score.metric] = Entry(value, pair, network=score.network)
     return Comparison(
         about=about,
         images=results.images(),

@@ -196,21 +196,13 @@ class Config:
 
 
 def load(source: str | Path) -> Config:
-    """A configuration from a TOML file, or a preset by its name.
-
-    Raises:
-        ValueError: no such file or preset, not TOML, an unknown key, or a value that is refused.
-    """
+    """A configuration from a TOML file, or a preset by its name."""
     path = find(source)
     return build(Config, read_toml(path), f"{path}: the configuration", path.parent)
 
 
 def find(source: str | Path) -> Path:
-    """The file of a configuration, given by path or as the name of a preset.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The file of a configuration, given by path or as the name of a preset."""
     path = Path(source)
     if path.is_file():
         return path
@@ -222,11 +214,7 @@ def find(source: str | Path) -> Path:
 
 
 def read_word(text: str, kind: str) -> dict[str, Any]:
-    """The table of a task or a solver in one word: ``super-resolution:factor=4``, ``dps:scale=2:label=dps-2``.
-
-    Raises:
-        ValueError: not of this form.
-    """
+    """The table of a task or a solver in one word: ``super-resolution:factor=4``, ``dps:scale=2:label=dps-2``."""
     name, *given = text.strip().split(":")
     table: dict[str, Any] = {kind: name}
     for part in given:
@@ -246,9 +234,6 @@ def override(config: Config | None, given: Mapping[str, Any]) -> Config:
     Args:
         config: None to start from the defaults.
         given: fields; ``tasks`` and ``solvers`` as words (see `read_word`).
-
-    Raises:
-        ValueError: a value that is refused.
     """
     values = {} if config is None else {f.name: getattr(config, f.name) for f in fields(Config)}
     for key, value in given.items():

@@ -28,7 +28,8 @@ Tables:
                 standard deviation, averaged over the channels, of images in [0, 1].
 ``metric``      name, units, better (``higher``, ``lower`` or ``none``), description, absent (why it has no values).
 ``score``       unit, metric, value: the mean over the unit's finished samples, where not said otherwise.
-``cell_score``  cell, metric, value, images (how many it was computed from), network (its features): FID.
+``cell_score``  cell, metric, value, images (how many it was computed from), network (its features): FID and KID. With
+                CMI also difference (to the base), error (its standard error over images) and pairs (images of both).
 
 To read it, open `Results`. Values that are not finite are stored as NULL and read as NaN.
 """
@@ -48,7 +49,7 @@ from filelock import FileLock, Timeout
 
 from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Metric, Outcome, Status, Unit, UnitRow
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "results.sqlite"
 
 _TABLES = """
@@ -87,6 +88,7 @@ CREATE TABLE score (
 CREATE TABLE cell_score (
     task TEXT NOT NULL, solver TEXT NOT NULL, cmi INTEGER NOT NULL, eta REAL NOT NULL, steps INTEGER NOT NULL,
     metric TEXT NOT NULL REFERENCES metric, value REAL, images INTEGER NOT NULL, network TEXT NOT NULL,
+    difference REAL, error REAL, pairs INTEGER NOT NULL,
     PRIMARY KEY (task, solver, cmi, eta, steps, metric)
 ) WITHOUT ROWID;
 """
@@ -168,10 +170,13 @@ class Results:
     def cell_scores(self) -> list[CellScore]:
         """Figures of whole cells."""
         rows = self._connection.execute("SELECT * FROM cell_score")
-        return [
-            CellScore(Cell(task, solver, bool(cmi), eta, steps), metric, _number(value), images, network)
-            for task, solver, cmi, eta, steps, metric, value, images, network in rows
-        ]
+        found = []
+        for row in rows:
+            metric, value, images, network, difference, error, pairs = row[5:]
+            cell = Cell(*row[:5])._replace(cmi=bool(row[2]))
+            numbers = map(_number, (difference, error))
+            found.append(CellScore(cell, metric, _number(value), images, network, *numbers, pairs))
+        return found
 
     def measurement(self, image: str, task: str, seed: int) -> str | None:
         """Path of the image of a measurement, relative to the run's folder."""
@@ -209,11 +214,7 @@ class Writer(Results):
         self._lock.release()
 
     def plan(
-        self,
-        about: Mapping[str, Any],
-        images: Iterable[ImageRow],
-        units: Iterable[Unit],
-        metrics: Iterable[Metric],
+        self, about: Mapping[str, Any], images: Iterable[ImageRow], units: Iterable[Unit], metrics: Iterable[Metric]
     ) -> None:
         """Write what is to be done, in one transaction. Units that are there already keep what they hold."""
         with self._connection as c:
@@ -245,7 +246,10 @@ class Writer(Results):
 
     def record_cells(self, scores: Iterable[CellScore]) -> None:
         """Figures of whole cells; those there before are replaced."""
-        rows = [(*s.cell, s.metric, _finite(s.value), s.images, s.network) for s in scores]
+        rows = [
+            (*s.cell, s.metric, _finite(s.value), s.images, s.network, _finite(s.difference), _finite(s.error), s.pairs)
+            for s in scores
+        ]
         with self._connection as c:
             c.execute("DELETE FROM cell_score")
             _insert(c, "cell_score", rows)

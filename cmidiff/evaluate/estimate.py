@@ -46,9 +46,6 @@ def count_costs(config: Config, schedule: Schedule | None = None) -> dict[Cell, 
 
     Args:
         schedule: of the prior, on which it depends where CMI acts; that of DDPM by default.
-
-    Raises:
-        ValueError, TypeError: what a solver refuses.
     """
     found: dict[str, Cost] = {}
     cells = {}

@@ -49,11 +49,7 @@ def list_units(config: Config, images: Sequence[ImageRow]) -> list[Unit]:
 
 
 def check_tasks(config: Config, images: Sequence[ImageRow]) -> None:
-    """Check that each task suits at least one of the images.
-
-    Raises:
-        RunError: for one that suits none, and why.
-    """
+    """Check that each task suits at least one of the images."""
     shapes = list(dict.fromkeys((3, image.height or 0, image.width or 0) for image in images))
     for task in resolve(config)["tasks"]:
         problems: list[str] = []
@@ -72,13 +68,7 @@ def _parameters(task: dict) -> dict:
 
 
 def list_jobs(
-    config: Config,
-    images: Sequence[ImageRow],
-    todo: Collection[Unit],
-    folder: Path,
-    *,
-    batch: int,
-    lpips: str | None,
+    config: Config, images: Sequence[ImageRow], todo: Collection[Unit], folder: Path, *, batch: int, lpips: str | None
 ) -> Iterator[Job]:
     """The work to do, a few images at a time; which ones are together does not depend on what is done already.
 

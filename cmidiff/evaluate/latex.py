@@ -10,7 +10,7 @@ from __future__ import annotations
 from cmidiff.evaluate.comparison import DASH, MINUS, Comparison, Line, Quality
 from cmidiff.statistics import ALPHA, LEVEL
 
-PAPER = ("fid", "lpips", "ssim", "psnr")  # the paper's columns in its order, and the one that is always there
+PAPER = ("fid", "kid", "lpips", "ssim", "psnr")  # the paper's columns in its order, with KID, and PSNR
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -93,8 +93,8 @@ def _caption(comparison: Comparison) -> str:
     text = (
         f"Solvers with and without CMI, mean over {images} and its {LEVEL:.0%} interval, prior "
         f"{comparison.about['prior']['name']}. "
-        f"Green: better with CMI, red: worse, only where the paired signed-rank test gives p < {ALPHA:g} after Holm's "
-        f"correction for {comparison.tests} cells."
+        f"Green: better with CMI, red: worse, only where the paired test (signed ranks; of FID and KID a bootstrap) "
+        f"gives p < {ALPHA:g} after Holm's correction for {comparison.tests} cells."
     )
     if missing := [q.title for q in comparison.absent if q.name in PAPER]:
         text += f" Absent for want of their network's weights: {', '.join(missing)}."

@@ -129,10 +129,19 @@ class Metric:
 
 @dataclass(frozen=True)
 class CellScore:
-    """A figure of a whole cell, as FID: from how many images, by the features of which network."""
+    """A figure of a whole cell, as FID: from how many images, by the features of which network.
+
+    Attributes:
+        difference: to the base cell, on the images that both have; NaN for a base.
+        error: standard error of the difference; NaN without one.
+        pairs: images that both have.
+    """
 
     cell: Cell
     metric: str
     value: float
     images: int
     network: str
+    difference: float = math.nan
+    error: float = math.nan
+    pairs: int = 0

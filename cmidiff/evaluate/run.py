@@ -9,22 +9,23 @@ import os
 import platform
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cmidiff import files
-from cmidiff.evaluate import scores
+from cmidiff.evaluate import scores, sets
 from cmidiff.evaluate.config import Config
 from cmidiff.evaluate.database import FILE, SCHEMA, RunError, Writer
 from cmidiff.evaluate.engine import Engine
 from cmidiff.evaluate.grid import check_tasks, list_jobs, list_units, open_image
-from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit, UnitRow
+from cmidiff.evaluate.records import Cell, CellScore, ImageRow, Outcome, Status, Unit
 from cmidiff.evaluate.setup import compare, resolve
 from cmidiff.evaluate.work import Done
 from cmidiff.images import encode_image
@@ -49,8 +50,8 @@ class Options:
         batch: images of one cell that are restored together.
         retry_failed: repeat units that failed.
         extend: go on with a run whose grid has grown.
-        features: of FID, see `scores.make_fid_reference`.
-        device: where FID is computed.
+        features: of FID and KID, see `scores.compute_features`.
+        device: where they are computed.
     """
 
     out: Path
@@ -105,7 +106,7 @@ def evaluate(
         side = min(min(image.width or 0, image.height or 0) for image in usable)
         fid_absent = scores.explain_no_fid() if isinstance(options.features, int) else None
         columns = scores.list_metrics(
-            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent}
+            config.samples, side, {"lpips": scores.explain_no_lpips(config.lpips), "fid": fid_absent, "kid": fid_absent}
         )
         net = config.lpips if any(m.name == "lpips" and m.absent is None for m in columns) else None
         created = writer.about().get("created") or datetime.now(UTC).isoformat(timespec="seconds")
@@ -116,18 +117,14 @@ def evaluate(
         if net is not None:
             _fill_lpips(writer, net)
         if fid_absent is None and (todo or not writer.cell_scores()) and not writer.counts()["pending"]:
-            writer.record_cells(_compute_fid(writer, options))
+            writer.record_cells(_compute_sets(writer, options))
         counts = writer.counts()
         log.info("%s", ", ".join(f"{number} {status}" for status, number in counts.items() if number))
         return counts
 
 
 def list_sources(config: Config) -> list[Source]:
-    """The image files of a benchmark.
-
-    Raises:
-        RunError: none given, or none there.
-    """
+    """The image files of a benchmark."""
     if config.images is None:
         raise RunError("no images: give --images with a folder or a tar archive, or images in the configuration")
     try:
@@ -289,21 +286,41 @@ def _fill_lpips(writer: Writer, net: str) -> None:
             writer.add_score(row.unit, "lpips", scores.compute_lpips_of_files(samples, truth, net))
 
 
-def _compute_fid(writer: Writer, options: Options) -> Iterator[CellScore]:
-    """FID of the first samples of each cell; cells of the same images share the features of the true ones."""
-    log.info("computing FID")
+def _compute_sets(writer: Writer, options: Options) -> Iterator[CellScore]:
+    """FID and KID of the first samples of each cell, and with CMI their differences to the base."""
+    log.info("computing FID and KID")
     network = scores.INCEPTION_NAME if isinstance(options.features, int) else type(options.features).__name__
     truth = {image.name: options.out / image.path for image in writer.images() if image.path is not None}
-    cells, references = defaultdict[Cell, list[UnitRow]](list), {}
+    cells = defaultdict[Cell, dict[tuple[str, int], Path]](dict)
     for row in writer.units():
         if "sample-0" in row.images:
-            cells[row.unit.cell].append(row)
-    for cell, rows in cells.items():
-        names = tuple(dict.fromkeys(row.unit.image for row in rows))
-        if len(rows) >= scores.FID_LEAST:
-            if names not in references:
-                references[names] = scores.make_fid_reference(
-                    [truth[n] for n in names], options.features, options.device
-                )
-            restored = [options.out / row.images["sample-0"] for row in rows]
-            yield CellScore(cell, "fid", scores.compute_fid(restored, references[names]), len(rows), network)
+            cells[row.unit.cell][row.unit.image, row.unit.seed] = options.out / row.images["sample-0"]
+    names = list(dict.fromkeys(image for files in cells.values() for image, _ in files))
+    true = dict(zip(names, _features([truth[name] for name in names], options), strict=True)) if names else {}
+    bases: dict[Cell, dict[tuple[str, int], Any]] = {}
+    for cell, paths in cells.items():  # a base comes before its CMI forms
+        if len(paths) < scores.FID_LEAST:
+            continue
+        own = dict(zip(paths, _features(list(paths.values()), options), strict=True))
+        if not cell.cmi:
+            bases[cell] = own
+        base = bases.get(cell.base, {}) if cell.cmi else {}
+        both = [key for key in own if key in base]
+        for metric, distance in sets.DISTANCES.items():
+            value = sets.measure(distance, np.stack(list(own.values())), _truth(true, own)[0])
+            found: tuple[Any, ...] = ()
+            if len(both) >= scores.FID_LEAST:
+                of_both = (np.stack([features[key] for key in both]) for features in (own, base))
+                found = (*sets.compare(distance, *of_both, *_truth(true, both)), len(both))
+            yield CellScore(cell, metric, value, len(own), network, *found)
+
+
+def _features(files: Sequence[Path], options: Options) -> np.ndarray:
+    return scores.compute_features(files, options.features, options.device)
+
+
+def _truth(true: dict[str, Any], units: Iterable[tuple[str, int]]) -> tuple[np.ndarray, list[int]]:
+    """Features of the true images of (image, seed), each once, and the number of the one that each belongs to."""
+    images = [image for image, _ in units]
+    number = {name: i for i, name in enumerate(dict.fromkeys(images))}
+    return np.stack([true[name] for name in number]), [number[name] for name in images]

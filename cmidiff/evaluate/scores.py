@@ -1,10 +1,7 @@
 """What is measured of a unit, and of a whole cell.
 
-FID compares two sets of images, so it is a figure of a cell. The features are those of the Inception network of
-torch-fidelity. FID depends on the number of images, which is recorded with it.
-
-Source: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a
-Local Nash Equilibrium", 2017, https://arxiv.org/abs/1706.08500
+FID and KID compare two sets of images, so they are figures of a cell (see `cmidiff.evaluate.sets`). The features are
+those of the Inception network of torch-fidelity. FID depends on the number of images, which is recorded with it.
 """
 
 from __future__ import annotations
@@ -13,8 +10,9 @@ import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
@@ -23,15 +21,12 @@ from cmidiff.evaluate.records import Metric
 from cmidiff.images import read_image
 from cmidiff.metrics import calibration, crps, data_misfit, lpips, psnr, ssim
 
-if TYPE_CHECKING:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
 SSIM_LEAST = 11  # pixels: smaller images have no SSIM
 LPIPS_LEAST = 32  # pixels: smaller images vanish in the network of LPIPS
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES = 2048
 INCEPTION_NAME = "Inception-v3 (2015-12-05), 2048 features"
-BATCH = 16  # images through the network of FID at once
+BATCH = 16  # images through the network of FID and KID at once
 FID_LEAST = 2  # images: a covariance needs two
 
 METRICS = (
@@ -39,6 +34,7 @@ METRICS = (
     Metric("ssim", "", "higher", "structural similarity of a sample"),
     Metric("lpips", "", "lower", "learned perceptual distance of a sample, of images with 8 bits"),
     Metric("fid", "", "lower", "Frechet inception distance of the first samples of a cell to the true images"),
+    Metric("kid", "", "lower", "kernel inception distance of the first samples of a cell to the true images, unbiased"),
     Metric("misfit", "sigma", "none", "|y - A x| / (sigma sqrt m) of a sample; 1 explains y down to the noise"),
     Metric("mean_psnr", "dB", "higher", "peak signal-to-noise ratio of the mean of the samples"),
     Metric("mean_ssim", "", "higher", "structural similarity of the mean of the samples"),
@@ -136,27 +132,20 @@ def explain_no_fid() -> str | None:
     )
 
 
-def make_fid_reference(truth: Iterable[Path], network: Any = FEATURES, device: str = "cpu") -> FrechetInceptionDistance:
-    """The features of the true images (PNG files), to which `compute_fid` compares.
+def compute_features(files: Sequence[Path], network: Any = FEATURES, device: str = "cpu") -> np.ndarray:
+    """Features (n, d) of PNG files.
 
     Args:
+        files: of the images.
         network: width of the Inception features, or a module (B, 3, H, W) uint8 -> (B, features).
         device: where it runs.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    reference = FrechetInceptionDistance(feature=network, reset_real_features=False).to(device)
-    for images in _batches(list(truth), BATCH):
-        reference.update(images.to(device), real=True)
-    return reference
-
-
-def compute_fid(restored: Sequence[Path], reference: FrechetInceptionDistance) -> float:
-    """FID of images (PNG files) to those of the reference."""
-    reference.reset()
-    for images in _batches(list(restored), BATCH):
-        reference.update(images.to(reference.device), real=False)
-    return float(reference.compute())
+    extract = FrechetInceptionDistance(feature=network).to(device).inception
+    with torch.no_grad():
+        parts = [extract(images.to(device)).float().cpu().numpy() for images in _batches(list(files), BATCH)]
+    return np.concatenate(parts)
 
 
 def _batches(files: list[Path], batch: int) -> Iterable[Tensor]:

@@ -41,12 +41,7 @@ def list_cells(config: Config) -> list[Cell]:
 
 
 def setup(config: Config, cell: Cell) -> Setup:
-    """What restores the units of a cell.
-
-    Raises:
-        ValueError, TypeError: unknown names, options that are refused, or a preset of another solver or number of
-            steps.
-    """
+    """What restores the units of a cell."""
     choice, settings = config.choices(cell)
     options = choice.options | {key: value for s in settings for key, value in s.options.items()}
     solver, preset, tuned = SOLVERS.make(choice.solver, options), _preset(config, cell), CMI()
@@ -81,11 +76,7 @@ def _etas(config: Config, cell: Cell) -> tuple[float, ...]:
 
 
 def resolve(config: Config) -> dict[str, Any]:
-    """All that decides the results, with every default written out: JSON values.
-
-    Raises:
-        ValueError: an unknown task, solver or option.
-    """
+    """All that decides the results, with every default written out: JSON values."""
     apart = ("tasks", "solvers", "settings", "cmi_options")
     plain = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in apart}
     plain = json.loads(json.dumps(plain, default=str))

@@ -35,9 +35,9 @@ def state_rule(comparison: Comparison) -> str:
     """What the marks mean."""
     return (
         f"{MARKS['better']} green: better with CMI; {MARKS['worse']} red: worse. Marked only where Wilcoxon's "
-        f"two-sided signed-rank test over the images gives p < {ALPHA:g} after Holm's correction for "
-        f"{_cells(comparison.tests)}, all that are tested in this report, and the mean difference has the sign of the "
-        "rank sum; what is unmarked is not significant. "
+        f"two-sided signed-rank test over the images (of FID and KID a bootstrap) gives p < {ALPHA:g} after Holm's "
+        f"correction for {_cells(comparison.tests)}, all that are tested here, and the mean difference has the "
+        "sign of the rank sum; what is unmarked is not significant. "
         f"± is half the {LEVEL:.0%} interval of a mean over images (Student's t). Δ is the mean of the paired "
         "differences, of the distance to the best value where that is neither high nor low; its interval is below."
         + (" The seeds of an image are averaged first." if comparison.seeds else "")

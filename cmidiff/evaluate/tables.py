@@ -80,7 +80,7 @@ def list_differences(comparison: Comparison) -> list[Table]:
     def fields(quality: Quality, entry: Entry, pair: Paired) -> Iterator[Field]:
         yield Field(quality.title if quality.target is None else f"distance of {quality.title} to {quality.target:.3g}")
         yield Field(_difference(quality, pair.difference), verdict=entry.verdict(quality))
-        wins = f"{pair.better} : {pair.worse} : {pair.same}"
+        wins = "" if entry.network else f"{pair.better} : {pair.worse} : {pair.same}"
         for text in (_probability(pair.p), _probability(entry.corrected), wins):
             yield Field(text if quality.tested else "")
         yield Field(str(pair.difference.n))
@@ -127,8 +127,9 @@ def _describe(comparison: Comparison, quality: Quality) -> str:
         return quality.description
     images = sorted({entry.value.n for entry in whole if entry.value})
     count = f"{images[0]}" if len(images) == 1 else f"{images[0]} to {images[-1]}"
+    how = "tested by a bootstrap over images" if any(e.paired for e in whole) else "without interval or test"
     return (
-        f"{quality.description} One figure of a whole cell, without interval or test; of {count} images, by the "
+        f"{quality.description} One figure of a whole cell, {how}; of {count} images, by the "
         f"features of {', '.join(sorted({entry.network for entry in whole}))}."
     )
 

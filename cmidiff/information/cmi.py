@@ -10,8 +10,7 @@ from typing import Literal
 from cmidiff.config import Checked
 from cmidiff.covariance import Covariance, make_covariance
 from cmidiff.information.contraction import Contraction, Estimator, default_contraction
-from cmidiff.information.gradient import Probe, gradient_at
-from cmidiff.information.options import check_options
+from cmidiff.information.gradient import Probe, check_options, gradient_at
 from cmidiff.information.value import linearised
 from cmidiff.krylov import capped
 from cmidiff.step import Problem, Step

@@ -24,7 +24,7 @@ influence matrix", 1990.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -119,6 +119,28 @@ def _order(keys: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
 def signs(z: Tensor) -> Tensor:
     """Signs of normal numbers."""
     return torch.where(z < 0, -1.0, 1.0).to(z)
+
+
+def check_options(estimator: Estimator, contraction: Contraction | None, probe: Probe, probes: int) -> None:
+    """Check which options of the estimators go together."""
+    for name, value, allowed in (
+        ("estimator", estimator, get_args(Estimator)),
+        (
+            "contraction",
+            default_contraction("measurement") if contraction is None else contraction,
+            get_args(Contraction),
+        ),
+        ("probe", probe, get_args(Probe)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"CMI: {name} must be one of {', '.join(allowed)}, received {value!r}")
+    if probes < 1:
+        raise ValueError(f"CMI: probes must be at least 1, received {probes}")
+    if contraction == "second-difference" and estimator != "measurement-symmetric":
+        raise ValueError(
+            "CMI: second-difference needs the same direction on both sides of the Jacobian, "
+            f"received estimator={estimator!r}: use measurement-symmetric, or contraction='finite-difference'"
+        )
 
 
 def _directions(

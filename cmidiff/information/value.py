@@ -21,8 +21,7 @@ from torch import Tensor
 from cmidiff.covariance import Bound, Covariance, Exact, make_covariance
 from cmidiff.draws import SeededDraws
 from cmidiff.information.contraction import Contraction, Estimator
-from cmidiff.information.gradient import Probe, gradient_at, known_of, probe_pairs
-from cmidiff.information.options import check_options
+from cmidiff.information.gradient import Probe, check_options, gradient_at, known_of, probe_pairs
 from cmidiff.krylov import lanczos
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import Denoiser

@@ -21,9 +21,6 @@ def load_images(source: Path | None, count: int) -> Tensor:
         source: a folder, searched with its sub-folders, or a tar file. Images are taken at even distances in the order
             of their names, each cropped to a square and shrunk. None: overlapping crops of the embedded photograph.
         count: how many at most.
-
-    Raises:
-        ValueError: for a source without images, or an image that cannot be read.
     """
     if source is None:
         whole = read_image(PHOTOGRAPH).values

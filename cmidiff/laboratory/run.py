@@ -63,10 +63,6 @@ def validate(
 
     Yields:
         name, findings, and whether they were read from a finished run of the same settings.
-
-    Raises:
-        ValueError: for a section that does not exist, or a file of another origin in the place of one to write.
-        OSError: if nothing can be written there.
     """
     for name in only:
         if name not in SECTIONS:

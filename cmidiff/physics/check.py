@@ -1,6 +1,6 @@
 """Checks of arguments at the public entries of this package, and the dot test of an operator and its adjoint.
 
-Each message says what was wrong, what was received and what to do.
+A refused argument is a `ValueError` that says what was wrong, what was received and what to do.
 """
 
 import math
@@ -16,11 +16,7 @@ Device = str | torch.device
 
 
 def check_signal(shape: Shape) -> tuple[int, ...]:
-    """Return the shape of one signal without its batch dimension, of any number of dimensions.
-
-    Raises:
-        ValueError: unless it is one positive integer or more.
-    """
+    """Return the shape of one signal without its batch dimension, of any number of dimensions."""
     sizes = tuple(shape)
     if not sizes or not all(isinstance(n, Integral) and n > 0 for n in sizes):
         raise ValueError(
@@ -31,11 +27,7 @@ def check_signal(shape: Shape) -> tuple[int, ...]:
 
 
 def check_shape(shape: Shape) -> tuple[int, int, int]:
-    """Return ``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension.
-
-    Raises:
-        ValueError: unless it is three positive integers.
-    """
+    """Return ``shape`` as ``(C, H, W)``, the shape of one image without its batch dimension."""
     sizes = check_signal(shape)
     if len(sizes) != 3:
         raise ValueError(
@@ -46,11 +38,7 @@ def check_shape(shape: Shape) -> tuple[int, int, int]:
 
 
 def check_images(name: str, x: Tensor, smallest: int) -> Tensor:
-    """Return images ``(C, H, W)`` or ``(B, C, H, W)`` as a batch on the CPU.
-
-    Raises:
-        ValueError: for images that are no floats, not finite or too small.
-    """
+    """Return images ``(C, H, W)`` or ``(B, C, H, W)`` as a batch on the CPU."""
     if not x.is_floating_point() or x.ndim not in (3, 4) or min(x.shape[-2:]) < smallest:
         raise ValueError(
             f"{name} must be images (C, H, W) or (B, C, H, W) of floats, of at least {smallest}x{smallest} pixels; got "
@@ -69,11 +57,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 
 def check_noise_std(noise_std: float) -> float:
-    """Return ``noise_std`` as a float, in units of an image in [0, 1].
-
-    Raises:
-        ValueError: if it is negative, NaN, infinite or no number.
-    """
+    """Return ``noise_std`` as a float, in units of an image in [0, 1]."""
     if not isinstance(noise_std, Real) or not math.isfinite(noise_std) or noise_std < 0:
         raise ValueError(
             f"noise_std must be a finite number of at least 0, in units of an image in [0, 1]; got {noise_std!r}. "
@@ -83,11 +67,7 @@ def check_noise_std(noise_std: float) -> float:
 
 
 def check_gain(gain: float) -> float:
-    """Return ``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1].
-
-    Raises:
-        ValueError: unless it is a positive, finite number.
-    """
+    """Return ``gain`` of counted photons as a float: what one of them is worth, in units of an image in [0, 1]."""
     if not isinstance(gain, Real) or not math.isfinite(gain) or gain <= 0:
         raise ValueError(
             f"The gain of Poisson noise must be a positive number, what one photon is worth; got {gain!r}. "
@@ -97,11 +77,7 @@ def check_gain(gain: float) -> float:
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return ``dtype``, which must be ``torch.float32`` or ``torch.float64``.
-
-    Raises:
-        ValueError: for any other; Fourier transforms and factorisations know no shorter one on every device.
-    """
+    """Return ``dtype``, which must be ``torch.float32`` or ``torch.float64``."""
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"A physics is built in torch.float32 or torch.float64; got {dtype}. Cast its outputs instead."
@@ -110,11 +86,7 @@ def check_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_fraction(name: str, value: float, *, least: float, most: float, open_end: bool = False) -> float:
-    """Return ``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``.
-
-    Raises:
-        ValueError: outside of it, NaN included.
-    """
+    """Return ``value`` as a float in ``[least, most]``, or in ``[least, most)`` with ``open_end``."""
     inside = isinstance(value, Real) and least <= value <= most and not (open_end and value == most)
     if not inside:
         bracket = ")" if open_end else "]"
@@ -123,11 +95,7 @@ def check_fraction(name: str, value: float, *, least: float, most: float, open_e
 
 
 def make_generator(seed: int) -> torch.Generator:
-    """Return a generator on the CPU; torch's global one is never used.
-
-    Raises:
-        ValueError: if the seed is no integer; 0 is one.
-    """
+    """Return a generator on the CPU; torch's global one is never used."""
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer; got {seed!r}. Any integer will do, 0 included.")
     return torch.Generator().manual_seed(int(seed))

@@ -63,12 +63,7 @@ class DenseMatrix(DecomposablePhysics):
 
 
 def from_matrix(
-    matrix: Tensor,
-    shape: Shape,
-    *,
-    noise_std: float = 0.05,
-    dtype: torch.dtype = torch.float32,
-    device: Device = "cpu",
+    matrix: Tensor, shape: Shape, *, noise_std: float = 0.05, dtype: torch.dtype = torch.float32, device: Device = "cpu"
 ) -> DenseMatrix:
     """Make a physics from a dense real matrix: ``y = matrix x.flatten() + n``.
 

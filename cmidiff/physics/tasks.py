@@ -174,10 +174,7 @@ _DRAWS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "compressed-sensing": ("signs", random_signs),
     "nonlinear-blur": ("kernel", motion_kernel),
 }
-_GIVEN: dict[str, tuple[str, Callable[..., Physics]]] = {
-    "mask": ("mask", from_mask),
-    "kernel": ("kernel", from_kernel),
-}
+_GIVEN: dict[str, tuple[str, Callable[..., Physics]]] = {"mask": ("mask", from_mask), "kernel": ("kernel", from_kernel)}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""All that knows ``p(x_0)``: the denoiser contract, the exact mixture, networks, and where to find them."""
+"""All that knows ``p(x_0)``: the denoiser contract, the exact mixture, networks, and where to find them.
+
+A file that is missing is a `FileNotFoundError`. One that is damaged, unsafe or does not fit is a `ValueError`.
+"""
 
 from cmidiff.prior.adapters import from_azula as from_azula
 from cmidiff.prior.adapters import from_callable as from_callable

@@ -108,16 +108,8 @@ class ADMConfig:
 
     @classmethod
     def infer(cls, shapes: Mapping[str, tuple[int, ...]], **stated: Any) -> ADMConfig:
-        """The architecture that has tensors of these names and shapes.
-
-        Args:
-            shapes: of a state dictionary.
-            stated: what names and shapes do not state: ``head_channels`` or ``heads``, ``heads_up``,
-                ``new_attention_order``.
-
-        Raises:
-            ValueError: they are not those of a guided-diffusion network, or heads do not divide the channels.
-        """
+        """The architecture that has tensors of these names and shapes; ``stated`` is what they do not state:
+        ``head_channels`` or ``heads``, ``heads_up``, ``new_attention_order``."""
         first = _shape(shapes, "input_blocks.0.0.weight", 4)
         embedding, base = _shape(shapes, "time_embed.0.weight", 2)
         out_channels = _shape(shapes, "out.2.weight", 4)[0]

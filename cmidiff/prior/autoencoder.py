@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cmidiff.prior.card import Fields
-from cmidiff.prior.checkpointed import Checkpointed, recompute
+from cmidiff.prior.checkpointed import Checkpointed
 from cmidiff.prior.decoder import Decoder
 from cmidiff.prior.network import NetworkPrior
 from cmidiff.prior.offload import offload as offload_weights
@@ -55,15 +55,7 @@ class Autoencoder:
         offload: bool = False,
         name: str = "autoencoder",
     ) -> Decoder:
-        """The decoder of a prior.
-
-        Args:
-            device: where it computes.
-            dtype: precision of its networks; images and latents keep their own.
-            max_batch, checkpointing: as in `load_prior`.
-            offload: see `load_prior`.
-            name: for messages.
-        """
+        """The decoder of a prior on a device; options as in `load_prior`, ``name`` for messages."""
         dtype = torch.float32 if dtype is torch.float16 and not self.float16 else dtype
 
         def prior(network: nn.Module, part: str) -> NetworkPrior:
@@ -93,15 +85,7 @@ class Autoencoder:
 
 
 def autoencoder_of(config: Fields, make: Callable[[type], nn.Module]) -> Autoencoder:
-    """The autoencoder of a pipeline.
-
-    Args:
-        config: its configuration.
-        make: gives the network of a class of diffusers, with its weights.
-
-    Raises:
-        ValueError: another class, or a configuration that is not known here.
-    """
+    """The autoencoder of a pipeline; ``make`` gives the network of a class of diffusers, with its weights."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vq_model import VQModel
 
@@ -140,7 +124,7 @@ def _affine(config: Mapping[str, Any], channels: int) -> tuple[Tensor, Tensor]:
 
 
 class _Half(Checkpointed):
-    """One half of an autoencoder; its blocks are computed again for a gradient while ``checkpointing`` is set."""
+    """One half of an autoencoder."""
 
     gain: Tensor
     offset: Tensor
@@ -150,17 +134,6 @@ class _Half(Checkpointed):
         self.kind: Kind = kind
         self.register_buffer("gain", gain)
         self.register_buffer("offset", offset)
-
-    @property
-    def checkpointing(self) -> bool:
-        return self._again
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self._again = on
-        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
-        for block in blocks:
-            block.gradient_checkpointing, block._gradient_checkpointing_func = on, recompute
 
 
 class _Decode(_Half):

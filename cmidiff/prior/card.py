@@ -34,12 +34,7 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path) -> Fields:
-        """The object in a JSON file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: it holds something else.
-        """
+        """The object in a JSON file."""
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         try:
@@ -107,9 +102,6 @@ class Fields:
 def schedule_of(card: Fields) -> Schedule:
     """The schedule of a card: ``{"kind": "linear" | "cosine" | "vp" | "ve" | "rectified-flow", ...}`` with the
     parameters of the class of that name in `cmidiff.schedule`; the linear grid of 1000 levels without one.
-
-    Raises:
-        ValueError: an unknown kind, or parameters that make no schedule.
     """
     if "schedule" not in card:
         return DDPM.linear()
@@ -130,11 +122,7 @@ def schedule_of(card: Fields) -> Schedule:
 
 
 def grid_of_betas(betas: np.ndarray, where: str) -> DDPM:
-    """The discrete grid with these betas.
-
-    Raises:
-        ValueError: they do not lie between 0 and 1.
-    """
+    """The discrete grid with these betas."""
     if betas.ndim != 1 or betas.size == 0 or not bool(((betas > 0) & (betas < 1)).all()):
         raise ValueError(f"{where}: betas must lie between 0 and 1")
     return DDPM(np.cumprod(1.0 - betas.astype(np.float64)))

@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Checkpointed(nn.Module):
-    """A network made of parts that are computed again for a gradient while ``checkpointing`` is set."""
+    """A network made of parts that are computed again for a gradient while ``checkpointing`` is set.
+
+    Parts are what a subclass gives to `run`, and the blocks of diffusers inside it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +31,9 @@ class Checkpointed(nn.Module):
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
         self._again = on
+        blocks: list[Any] = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        for block in blocks:  # of diffusers
+            block.gradient_checkpointing, block._gradient_checkpointing_func = on, recompute
 
     def run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """``part(*inputs)``; with ``checkpointing``, only the inputs are stored for its gradient."""

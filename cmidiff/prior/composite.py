@@ -45,13 +45,7 @@ class Composite(Prior):
     """
 
     def __init__(
-        self,
-        low: Denoiser,
-        high: Denoiser,
-        at: float,
-        *,
-        name: str | None = None,
-        card: dict[str, Any] | None = None,
+        self, low: Denoiser, high: Denoiser, at: float, *, name: str | None = None, card: dict[str, Any] | None = None
     ) -> None:
         if latent := [prior.name for prior in (low, high) if prior.decoder is not None]:
             raise ValueError(

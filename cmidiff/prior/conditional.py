@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmidiff.prior.checkpointed import Checkpointed, recompute
+from cmidiff.prior.checkpointed import Checkpointed
 
 
 class Conditional(Checkpointed):
@@ -40,18 +40,6 @@ class Conditional(Checkpointed):
         self.texts = len(next(iter(embeddings.values())))
         for name, value in embeddings.items():
             self.register_buffer(name, value)
-
-    @property
-    def checkpointing(self) -> bool:
-        return self._again
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self._again = on
-        for module in self.network.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = on
-                module._gradient_checkpointing_func = recompute
 
     def embedding(self, name: str, batch: int) -> Tensor:
         """Embeddings of the texts for ``batch`` rows each."""

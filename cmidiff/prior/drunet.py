@@ -61,15 +61,8 @@ class DRUNet(Checkpointed):
 
 
 def load_drunet(tensors: Mapping[str, Tensor], where: Path) -> DRUNet:
-    """The network whose weights these are; widths and number of blocks are read off their names and shapes.
-
-    Args:
-        tensors: by the names of deepinv's and the authors' network: ``m_head.weight``, ``m_down1.0.res.0.weight``, ...
-        where: the file, for messages.
-
-    Raises:
-        ValueError: tensors that are not those of a DRUNet.
-    """
+    """The network whose weights these are, by the names of deepinv's and the authors' network. Widths and number of
+    blocks are read off their names and shapes."""
     blocks = {match[1] for name in tensors if (match := re.fullmatch(r"m_body\.(\d+)\.res\.0\.weight", name))}
     heads = ["m_head.weight", *(f"m_up{i}.0.weight" for i in (1, 2, 3)), "m_tail.weight"]
     shapes: list[tuple[int, ...]] = [tuple(tensors[name].shape) if name in tensors else () for name in heads]

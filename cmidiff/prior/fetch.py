@@ -30,25 +30,13 @@ class _Incomplete(Exception):
 
 
 def fetch(
-    url: str,
-    path: Path,
-    *,
-    size: int | None = None,
-    sha256: str | None = None,
-    progress: Progress | None = None,
+    url: str, path: Path, *, size: int | None = None, sha256: str | None = None, progress: Progress | None = None
 ) -> Path:
     """Fetch ``url`` to ``path``; the file appears there only when it is whole and right.
 
     Args:
-        url: where it is, by http or https.
-        path: where it goes; folders are made.
-        size: bytes it must have, if known.
-        sha256: its hash, if known.
+        size, sha256: bytes and hash that it must have, if known.
         progress: called with the bytes that are here and their final number (None if the server does not say).
-
-    Raises:
-        FileNotFoundError: the server cannot be reached, does not have it, or broke off; what arrived remains.
-        ValueError: another size or hash than expected (the file is discarded), or no room for it.
     """
     part = path.with_name(f"{path.name}.part")
     try:

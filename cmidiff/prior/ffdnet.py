@@ -62,15 +62,8 @@ class FFDNet(Checkpointed):
 
 
 def load_ffdnet(tensors: Mapping[str, Tensor], where: Path) -> FFDNet:
-    """The network whose weights these are; its size is read off their shapes.
-
-    Args:
-        tensors: ``K.weight`` and ``K.bias`` of every convolution, K its place in the chain (0, 2, 4, ...).
-        where: the file, for messages.
-
-    Raises:
-        ValueError: tensors that are not those of an FFDNet.
-    """
+    """The network whose weights these are: ``K.weight`` and ``K.bias`` of every convolution, K its place in the
+    chain (0, 2, 4, ...). Its size is read off their shapes."""
     first = tensors.get("0.weight")
     layers = sum(name.endswith(".weight") for name in tensors)
     if first is None or first.ndim != 4 or layers < 2 or (first.shape[1] - 1) % BLOCK**2:

@@ -78,12 +78,8 @@ def check_memory(
 def name_setting(
     prior: Denoiser, shape: tuple[int, ...], batch: int, available: int, *, graph: bool, twice: bool
 ) -> str | None:
-    """The first setting with which an evaluation fits, in words; None where no setting does.
-
-    Args:
-        prior, shape, batch, graph, twice: see `check_memory`.
-        available: free bytes.
-    """
+    """The first setting with which an evaluation fits into ``available`` bytes, in words; None where no setting
+    does."""
     for setting in _settings(prior, shape, batch, graph=graph, twice=twice):
         tiled = prior if setting.tile is None else fitted(prior, shape, setting.tile)
         parts = [_changed(part, setting) for part in tiled.evaluations(tuple(shape), batch)]

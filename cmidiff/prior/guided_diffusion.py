@@ -24,12 +24,7 @@ from cmidiff.prior.weights import fill, shapes_of
 from cmidiff.schedule import DDPM, Schedule
 
 ARCHITECTURE = ("num_res_blocks", "channel_mult", "attention_resolutions", "resblock_updown", "class_cond")
-MULTIPLIERS = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-}
+MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 MOST_HEAD_CHANNELS = 64
 # Constants of the schedule that a port of the network keeps beside its weights.
 SURPLUS = ("sqrt_alphas_cumprod", "sqrt_1m_alphas_cumprod")
@@ -40,18 +35,8 @@ def is_guided_diffusion(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("input_blocks.") for name in tensors)
 
 
-def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
-    """The network of a checkpoint.
-
-    Args:
-        tensors: its state dictionary.
-        card: flags, at the top or under ``architecture``, parametrisation and schedule.
-        path: the file, for messages.
-        checkpointing: see `ADMUNet`.
-
-    Raises:
-        ValueError: tensors that are not those of the architecture, or a card that makes none.
-    """
+def load(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
+    """The network of a checkpoint; flags are at the top of the card or under ``architecture``."""
     flags = card.within("architecture") if isinstance(card.values.get("architecture"), Mapping) else card
     if "num_channels" in flags:  # all flags of the command: what is not among them has its default
         config, assumed = stated_config(flags), []
@@ -60,7 +45,7 @@ def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointi
         assumed += _assumed(flags, card)
     _check_channels(config, card, path)
     with torch.device("meta"):
-        network = ADMUNet(config, checkpointing=checkpointing)
+        network = ADMUNet(config)
     fill(network, tensors, path, SURPLUS)
     return Loaded(
         network,
@@ -77,11 +62,7 @@ def load(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointi
 
 
 def stated_config(flags: Fields) -> ADMConfig:
-    """The architecture that guided diffusion's flags describe, with that code's defaults.
-
-    Raises:
-        ValueError: flags that make no architecture.
-    """
+    """The architecture that guided diffusion's flags describe, with that code's defaults."""
     base = flags.integer("num_channels", low=1, high=2**16)
     image_size = flags.integer("image_size", 64, low=1, high=2**16)
     multipliers = _numbers(flags, "channel_mult") or MULTIPLIERS.get(image_size)
@@ -174,10 +155,7 @@ def _schedule(flags: Fields) -> Schedule:
     levels = flags.integer("diffusion_steps", 1000, low=1, high=100_000)
     if flags.flag("rescale_timesteps", False) and levels != 1000:
         raise flags.wrong("rescale_timesteps", f"false with diffusion_steps = {levels}: rescaled times are not known")
-    grids = {
-        "linear": lambda: DDPM.linear(levels, 0.1 / levels, 20.0 / levels),
-        "cosine": lambda: DDPM.cosine(levels),
-    }
+    grids = {"linear": lambda: DDPM.linear(levels, 0.1 / levels, 20.0 / levels), "cosine": lambda: DDPM.cosine(levels)}
     try:
         return flags.choice("noise_schedule", grids, "linear")()
     except ValueError as error:

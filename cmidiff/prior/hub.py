@@ -89,11 +89,7 @@ def hub_name(name: str) -> str:
 
 
 def hub_repository(name: str) -> tuple[str, str | None]:
-    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``.
-
-    Raises:
-        ValueError: not a name of the hub.
-    """
+    """Repository and revision of ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``."""
     repository, _, revision = name.removeprefix(HUB).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository:
         raise ValueError(f"a prior of the hub is called hf:OWNER/NAME, received {name!r}")
@@ -101,12 +97,7 @@ def hub_repository(name: str) -> tuple[str, str | None]:
 
 
 def fetch_from_hub(name: str) -> Path:
-    """The folder of a pipeline of the hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, fetched if it is not here.
-
-    Raises:
-        FileNotFoundError: there is no such pipeline, or it is not here and the hub cannot be reached.
-        ValueError: not a name of the hub, or a kind of pipeline that is not known here.
-    """
+    """The folder of a pipeline of the hub, ``hf:OWNER/NAME[@REVISION]``, fetched if it is not here."""
     from huggingface_hub.errors import HFValidationError
 
     repository, revision = hub_repository(name)
@@ -177,11 +168,8 @@ def _fetch_weights(name: str, repository: str, revision: str | None, folder: Pat
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder of a pipeline on this machine, by its path or its name of the hub; nothing is fetched.
-
-    Returns:
-        The folder; None where there is none, or where files of it are missing in the cache of the hub.
-    """
+    """The folder of a pipeline by its path or its name of the hub; nothing is fetched. None where
+    there is none, or where files of it are missing in the cache of the hub."""
     name = hub_name(name)
     if not name.startswith(HUB):
         return Path(name) if Path(name).is_dir() else None
@@ -212,12 +200,8 @@ def _kind(folder: Path) -> str | None:
 
 
 def files_of(names: Iterable[str], kind: str | None) -> list[str]:
-    """Which files of a pipeline are needed: configurations, tokenizers, and of each part one set of weights.
-
-    Args:
-        names: of all of its files.
-        kind: of a latent pipeline; None of others.
-    """
+    """Which of the files of a pipeline are needed: configurations, tokenizers, and of each part one set of weights.
+    ``kind`` is None of pipelines that are not latent."""
     names = list(names)
     wanted = [name for name in names if name in (*SMALL, "moments.safetensors")]
     if kind is None:

@@ -96,10 +96,6 @@ class PriorInfo:
         """The file of its weights, fetched if it is not present and has a URL.
 
         Its hash is the card's, or that of the first file that was used under this name.
-
-        Raises:
-            FileNotFoundError: it is not here and cannot be fetched.
-            ValueError: it is another file than the card, or the first use, says.
         """
         card, path = self.card, self.expected
         if not (path.is_file() or self.url):
@@ -158,6 +154,7 @@ PHOTO = PriorInfo("photo", "photographs: FFDNet up to a noise of 75/255 (package
 NATURAL_64 = PriorInfo(
     "natural-64", "natural images, trained at 64x64 by this project, embedded; any size divisible by 8"
 )
+CATS_64 = PriorInfo("cats-64", "cat faces aligned by the eyes, 64x64, trained by this project, embedded")
 DRUNET = PriorInfo("drunet", "photographs: DRUNet up to a noise of 50/255 (131 MB, fetched), photo above")
 FFHQ_256 = PriorInfo("ffhq-256", "faces, 256x256, of the DPS paper; 93.6 M parameters, 374 MB")
 IMAGENET_256 = PriorInfo(
@@ -180,11 +177,7 @@ class Registered(PriorInfo):
 
 
 def info_of(name: str) -> PriorInfo:
-    """The entry of a name.
-
-    Raises:
-        ValueError: an unknown name, or a registration that leads nowhere.
-    """
+    """The entry of a name."""
     found = PRIORS[name]
     if isinstance(found, PriorInfo):
         return found

@@ -25,11 +25,7 @@ class LatentPrior(WrappedPrior):
     """
 
     def __init__(
-        self,
-        inner: Denoiser,
-        decoder: Decoder,
-        value_range: Range | None = (-1.0, 1.0),
-        name: str | None = None,
+        self, inner: Denoiser, decoder: Decoder, value_range: Range | None = (-1.0, 1.0), name: str | None = None
     ) -> None:
         self.inner = inner
         self._decoder, self._range, self._name = decoder, value_range, name or inner.name

@@ -100,15 +100,7 @@ def is_latent(folder: Path) -> bool:
 
 
 def check_kind(index: Fields, *, latent: bool = False) -> None:
-    """Check that the index of a pipeline names no latent pipeline of a kind that is not known here.
-
-    Args:
-        index: of the pipeline.
-        latent: whether it is latent; otherwise its parts tell.
-
-    Raises:
-        ValueError: it does.
-    """
+    """Check that the index of a pipeline names no latent pipeline of a kind that is not known here."""
     latent = latent or any(part in index.values for part in (*LATENT_PARTS, *ENCODERS))
     if latent and index.values.get("_class_name") not in PIPELINES:
         raise index.wrong(
@@ -123,17 +115,8 @@ def check_kind(index: Fields, *, latent: bool = False) -> None:
 
 
 def load_latent(folder: Path, prompt: Prompt, device: torch.device, dtype: torch.dtype) -> tuple[Loaded, Autoencoder]:
-    """The network and the autoencoder of a latent pipeline, on the CPU.
-
-    Args:
-        folder: the pipeline.
-        prompt: the condition of its network.
-        device, dtype: where and in which precision its text encoders compute.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a kind of pipeline or a part that is not known here, or files that do not fit each other.
-    """
+    """The network and the autoencoder of a latent pipeline, on the CPU; text encoders compute on ``device`` in
+    ``dtype``."""
     index = Fields.read(folder / INDEX)
     check_kind(index, latent=True)
     name = index.values["_class_name"]
@@ -223,11 +206,7 @@ def _config(folder: Path, part: str) -> Fields:
 
 
 def _model(folder: Path, part: str, cls: Any) -> nn.Module:
-    """The network of a part of a pipeline, with its weights.
-
-    Raises:
-        ValueError: a configuration that makes no such network, or tensors that are not its own.
-    """
+    """The network of a part of a pipeline, with its weights."""
     config = _config(folder, part)
     try:
         with torch.device("meta"):
@@ -240,11 +219,7 @@ def _model(folder: Path, part: str, cls: Any) -> nn.Module:
 
 
 def _tensors(folder: Path) -> Mapping[str, Tensor]:
-    """The tensors of a part: of one file, or of several.
-
-    Raises:
-        FileNotFoundError: there are no weights.
-    """
+    """The tensors of a part: of one file, or of several."""
     files = weights_of(path.name for path in folder.glob("*"))
     if not files:
         raise FileNotFoundError(f"the weights are missing: {folder / WEIGHTS_FILE} (or {PICKLED_FILE})")

@@ -97,7 +97,11 @@ def load_prior(
     source, stated = hub_name(str(name_or_path)) if isinstance(name_or_path, str) else str(name_or_path), _stated(card)
     named = source in PRIORS
     folder = fetch_from_hub(source) if source.startswith(HUB) else Path(source)
-    if not named and _is_latent(folder, source):
+    try:
+        latent = not named and is_latent(folder)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    if latent:
         name = source if source.startswith(HUB) else folder.name
         return _load_latent(folder, name, stated, told, options, offload)
     if told.stated or offload:
@@ -117,13 +121,6 @@ def load_prior(
     return _load_composite(info, options) if composite else _load_network(source, folder, None, label, options)
 
 
-def _is_latent(folder: Path, source: str) -> bool:
-    try:
-        return is_latent(folder)
-    except OSError as error:
-        raise _unreadable(source, error) from error
-
-
 def _unreadable(source: str, error: OSError) -> ValueError:
     return ValueError(f"{source} cannot be read: {error.strerror or error}")
 
@@ -137,8 +134,6 @@ def _load_latent(
     known = own | {"prompt": vars(prompt)} if prompt.stated else own
     loaded = _with_moments(loaded, folder)
     network = _as_prior(loaded, name, known, None, options)
-    for module in checkpointed(loaded.network):
-        module.checkpointing = options.checkpointing
     decoder = autoencoder.on(
         options.device,
         options.dtype,
@@ -183,7 +178,7 @@ def _load_composite(info: PriorInfo, options: _Options) -> Denoiser:
         warnings.warn(f"the prior {info.name} {info.remedy}", stacklevel=3)
         return load_prior(info.fallback, **vars(options))
     fields = Fields(card, f"the card of {info.name}")
-    loaded = _load_known(info, options.checkpointing)
+    loaded = _load_known(info)
     name = str(fields.within("architecture").values["kind"])
     low = _as_prior(loaded, name, card, None, options)
     high = load_prior(card["above"], **vars(options))
@@ -192,7 +187,7 @@ def _load_composite(info: PriorInfo, options: _Options) -> Denoiser:
 
 def _load_network(source: str, path: Path, card: Fields | None, label: int | None, options: _Options) -> NetworkPrior:
     try:
-        name, known, loaded = _load(source, path, card, options.checkpointing)
+        name, known, loaded = _load(source, path, card)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -210,6 +205,8 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
             stacklevel=4,
         )
     network = loaded.network.to(device=options.device, dtype=options.dtype)
+    for module in checkpointed(network):
+        module.checkpointing = options.checkpointing
     if options.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     facts = {name: value for name, value in vars(loaded).items() if name not in ("network", "assumed")}
@@ -224,34 +221,30 @@ def _as_prior(loaded: Loaded, name: str, card: Mapping[str, Any], label: int | N
     )
 
 
-def _load(source: str, path: Path, card: Fields | None, checkpointing: bool) -> tuple[str, dict[str, Any], Loaded]:
+def _load(source: str, path: Path, card: Fields | None) -> tuple[str, dict[str, Any], Loaded]:
     """The name of a prior, its card, and what was loaded."""
     if source in PRIORS:
-        return source, info_of(source).card, _load_known(info_of(source), checkpointing)
+        return source, info_of(source).card, _load_known(info_of(source))
     name = source if source.startswith(HUB) else path.stem if path.is_file() else path.name
     if path.is_file():
         card = card or card_beside(path) or Fields({}, f"the card of {path.name}")
-        return name, dict(card.values), _load_file(path, card, checkpointing)
+        return name, dict(card.values), _load_file(path, card)
     if pipeline.is_folder(path):
         own = read_card(path) if card is None else dict(card.values)
-        return name, own, _load_folder(path, checkpointing)
+        return name, own, _with_moments(pipeline.load_folder(path), path)
     raise FileNotFoundError(
         f"no prior {source!r}: neither a known name ({', '.join(PRIORS)}), nor hf:OWNER/NAME, nor a file, nor a folder "
         "with unet/config.json"
     )
 
 
-def _load_known(info: PriorInfo, checkpointing: bool) -> Loaded:
+def _load_known(info: PriorInfo) -> Loaded:
     if "file" not in info.card:
-        return _load_folder(info.folder, checkpointing)
+        return _with_moments(pipeline.load_folder(info.folder), info.folder)
     path = info.find()
-    loaded = _load_file(path, Fields(info.card, f"the card of {info.name}"), checkpointing)
+    loaded = _load_file(path, Fields(info.card, f"the card of {info.name}"))
     record_first_use(path, info.card)
     return loaded
-
-
-def _load_folder(folder: Path, checkpointing: bool) -> Loaded:
-    return _with_moments(pipeline.load_folder(folder, checkpointing=checkpointing), folder)
 
 
 def moments_file(path: Path) -> Path:
@@ -264,20 +257,20 @@ def _with_moments(loaded: Loaded, path: Path) -> Loaded:
     return replace(loaded, second_moments=SecondMoments.load(file)) if file.is_file() else loaded
 
 
-def _load_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
-    return _with_moments(_read_file(path, card, checkpointing), path)
+def _load_file(path: Path, card: Fields) -> Loaded:
+    return _with_moments(_read_file(path, card), path)
 
 
-def _read_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
+def _read_file(path: Path, card: Fields) -> Loaded:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must be one of {', '.join(SUFFIXES)}: weights in another format are not read")
     entry = card.values.get("entry")
     tensors = read_tensors(path, None if entry is None else str(entry))
     kind = _kind(card, path)
     if kind == "UNet2DModel":
-        return pipeline.load_tensors(tensors, card, path, checkpointing=checkpointing)
+        return pipeline.load_tensors(tensors, card, path)
     if kind in DENOISERS:
-        return _load_denoiser(kind, tensors, card, path, checkpointing)
+        return _load_denoiser(kind, tensors, card, path)
     if kind is None and any(name.startswith(SINGLE_FILE) for name in tensors):
         raise ValueError(
             f"{path} is a single-file checkpoint of a latent model, or a part of one, which is not read: make a folder "
@@ -289,10 +282,10 @@ def _read_file(path: Path, card: Fields, checkpointing: bool) -> Loaded:
             f"{path} does not say what network it is for (its first tensor is {next(iter(tensors))}): state it in a "
             f"card, {path.name}.json beside it; see docs/priors.md"
         )
-    return guided_diffusion.load(tensors, card, path, checkpointing=checkpointing)
+    return guided_diffusion.load(tensors, card, path)
 
 
-def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path: Path, checkpointing: bool) -> Loaded:
+def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
     """A network ``D(x, sigma)``, whose card states its noise range and the range of its images, [0, 1] by default."""
     if kind == "FFDNet":
         network = load_ffdnet(tensors, path)
@@ -300,7 +293,6 @@ def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path:
         from cmidiff.prior.drunet import load_drunet
 
         network = load_drunet(tensors, path)
-    network.checkpointing = checkpointing
     value_range = value_range_of(card) if "value_range" in card else (0.0, 1.0)
     low, high = card.number("min_sigma", 0.0), card.number("max_sigma")
     gain, offset = affine(value_range)

@@ -76,13 +76,7 @@ def estimate_memory(
 
 
 def largest_need(parts: Sequence[Evaluation], numbers: int, *, graph: bool, twice: bool) -> Need | None:
-    """The largest need of several evaluations; None without any, or where one is not known.
-
-    Args:
-        parts: the evaluations.
-        numbers: of the states of the run, of which a network may see tiles.
-        graph, twice: see `estimate_memory`.
-    """
+    """The largest need of several evaluations, whose states have so many numbers in all; None if one is not known."""
     needs = [_need(part, numbers, graph or twice, twice) for part in parts]
     known = [need for need in needs if need is not None]
     return max(known, key=lambda need: need.beside) if known and len(known) == len(needs) else None

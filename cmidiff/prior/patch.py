@@ -33,17 +33,6 @@ class PatchUNet(Checkpointed):
         self.patch_size = patch_size
         self.time_scale = 1.0  # of the network's own time over that of its schedule
 
-    @property
-    def checkpointing(self) -> bool:
-        return self.unet.is_gradient_checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        if on:
-            self.unet.enable_gradient_checkpointing()
-        elif self.checkpointing:
-            self.unet.disable_gradient_checkpointing()
-
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Output of the network, shape (B, C', H, W), from ``x_t`` of shape (B, C, H, W) and times ``t``. A
         class-conditional network takes labels of shape (B,) too."""

@@ -35,13 +35,8 @@ def is_folder(folder: Path) -> bool:
     return part_of(folder, "unet", CONFIG_FILE) is not None
 
 
-def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
-    """The network of a pipeline's folder.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a configuration or weights that do not fit each other.
-    """
+def load_folder(folder: Path) -> Loaded:
+    """The network of a pipeline's folder."""
     config = part_of(folder, "unet", CONFIG_FILE)
     if config is None:
         raise FileNotFoundError(f"{folder} has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no pipeline")
@@ -55,7 +50,7 @@ def load_folder(folder: Path, *, checkpointing: bool = False) -> Loaded:
     index, fields = folder / "model_index.json", Fields.read(config)
     patch = Fields.read(index).integer("patch_size", 1, low=1, high=64) if index.is_file() else 1
     try:
-        network = build(fields, read_tensors(weights), weights, patch, checkpointing=checkpointing)
+        network = build(fields, read_tensors(weights), weights, patch)
     except ValueError as error:
         raise ValueError(f"{config} and its weights make no network: {error}") from error
     scheduler = part_of(folder, "scheduler", SCHEDULER_FILE)
@@ -74,31 +69,21 @@ def network_of(network: PatchUNet, config: Fields, patch: int, noise: Noise) -> 
     return _loaded(network, config, patch, noise.parametrisation, noise.schedule)
 
 
-def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path, *, checkpointing: bool = False) -> Loaded:
-    """The network of a single file whose card states the ``UNet2DModel`` under ``architecture``.
-
-    Raises:
-        ValueError: a card or tensors that make no network.
-    """
+def load_tensors(tensors: Mapping[str, Tensor], card: Fields, path: Path) -> Loaded:
+    """The network of a single file whose card states the ``UNet2DModel`` under ``architecture``."""
     fields = card.within("architecture")
     patch = fields.integer("patch_size", 1, low=1, high=64)
     if "parametrisation" not in card:
         raise card.wrong("parametrisation", f"one of {', '.join(PARAMETRISATIONS)}")
     config = Fields({k: v for k, v in fields.values.items() if k not in ("kind", "patch_size")}, fields.where)
-    network = build(config, tensors, path, patch, checkpointing=checkpointing)
+    network = build(config, tensors, path, patch)
     parametrisation = card.choice("parametrisation", PARAMETRISATIONS)
     loaded = _loaded(network, config, patch, parametrisation, schedule_of(card))
     return replace(loaded, value_range=value_range_of(card), assumed=tuple(assumed_of(card)))
 
 
-def build(
-    config: Fields, tensors: Mapping[str, Tensor], path: Path, patch: int, *, checkpointing: bool = False
-) -> PatchUNet:
-    """The network of a configuration, with its weights.
-
-    Raises:
-        ValueError: no ``UNet2DModel``, or tensors that are not its own.
-    """
+def build(config: Fields, tensors: Mapping[str, Tensor], path: Path, patch: int) -> PatchUNet:
+    """The network of a configuration, with its weights."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -113,9 +98,7 @@ def build(
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # fused attention has no second derivative
-    network = PatchUNet(unet, patch)
-    network.checkpointing = checkpointing
-    return network
+    return PatchUNet(unet, patch)
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

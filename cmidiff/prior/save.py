@@ -38,15 +38,7 @@ INSTEAD = "save prior.network.state_dict() and a card instead (docs/priors.md)"
 def write_pipeline(
     network: PatchUNet, schedule: DDPM, parametrisation: Parametrisation, folder: Path, *, clip: bool
 ) -> None:
-    """Write a network and its noise schedule as a pipeline of diffusers.
-
-    Args:
-        network: on the CPU, in the precision of the file.
-        schedule: the grid it was trained on.
-        parametrisation: ``eps``, ``x0`` or ``v``.
-        folder: where; files of the same names are replaced.
-        clip: whether samplers clip ``x_hat``.
-    """
+    """Write a network on the CPU and its grid as a pipeline of diffusers; files of the same names are replaced."""
     import diffusers
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 

@@ -51,15 +51,8 @@ class Noise:
 
 
 def read_scheduler(config: Fields, tokens: int | None = None) -> Noise:
-    """The levels and the parametrisation in a scheduler's configuration.
-
-    Args:
-        config: of the scheduler.
-        tokens: of a training image in the network, on which the shift of a flow may depend.
-
-    Raises:
-        ValueError: a scheduler or an option that is not known here.
-    """
+    """The levels and the parametrisation in a scheduler's configuration. The shift of a flow may depend on the
+    tokens that a training image has in the network."""
     name = str(config.values.get("_class_name", ASSUMED))
     if name == FLOW:
         return _flow(config, tokens)

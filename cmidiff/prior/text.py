@@ -33,21 +33,9 @@ NEEDED = {"StableDiffusionPipeline": 1}  # of the encoders, by class: two in oth
 def encode_text(
     folder: Path, kind: str, prompt: str, negative: str | None, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Embeddings of a text, rows as `cmidiff.prior.conditional.Conditional` takes them, on the CPU.
-
-    Args:
-        folder: the pipeline.
-        kind: its class.
-        prompt: the text; "" for none.
-        negative: the negative text of classifier-free guidance; None without guidance: one row.
-        device, dtype: where and in which precision the encoders compute.
-
-    Returns:
-        ``text`` (rows, tokens, width), and ``pooled`` (rows, width) where the network takes it.
-
-    Raises:
-        ValueError: the package transformers or an encoder is missing, or the encoders cannot be read.
-    """
+    """Embeddings of a text on the CPU: ``text`` (rows, tokens, width), and ``pooled`` (rows, width) where the
+    network takes it. One row, or two with a negative text for guidance (see
+    `cmidiff.prior.conditional.Conditional`)."""
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(
             f"{folder.name} encodes text, which needs the package transformers: pip install 'cmidiff[latent]'"

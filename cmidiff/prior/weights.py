@@ -26,25 +26,12 @@ DEPTH = 4  # of dictionaries within dictionaries
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The state dictionary in a file, on the CPU.
-
-    Args:
-        path: a ``.safetensors`` or a ``.pt`` (``.pth``, ``.ckpt``, ``.bin``) file.
-        entry: which of several dictionaries in it (``"ema"``, say); by default the only one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not weights, truncated, or a pickle that does more than hold tensors.
-    """
+    """The state dictionary in a file, on the CPU; ``entry`` says which of several, such as ``"ema"``."""
     return _without_wrapper(_state_dict(_read(path), path, entry))
 
 
 def read_shards(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The state dictionary in files of which each holds some of the tensors, on the CPU.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_tensors`.
-    """
+    """The state dictionary in files of which each holds some of the tensors, on the CPU."""
     content: dict[Any, Any] = {}
     for path in paths:
         part = _read(path)
@@ -231,17 +218,8 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: Path, ignored: Iterable[str] = ()) -> None:
-    """Give ``network``, built on the meta device, its tensors; nothing is ever initialised at random.
-
-    Args:
-        network: on the meta device.
-        tensors: by the names of its state dictionary.
-        where: the file, for messages.
-        ignored: names that may be in the file and are not used.
-
-    Raises:
-        ValueError: a tensor that is missing, too many, of another shape, not plain numbers, or not finite.
-    """
+    """Give ``network``, built on the meta device, its tensors; nothing is ever initialised at random. ``ignored``
+    names may be in the file and are not used."""
     wanted = network.state_dict()
     for name, slot in wanted.items():
         if name not in tensors:
@@ -285,8 +263,3 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], where: Path
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name to shape."""
     return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def parameters_of(network: Any) -> int:
-    """Number of parameters of a network, 0 of a function."""
-    return sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0

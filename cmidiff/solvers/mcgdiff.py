@@ -3,7 +3,8 @@ are.
 
 In the singular basis of ``A`` a measured component ``u / w`` has noise ``sigma_y / w``, so that it is a noisy state of
 the level ``r_tau = sigma_y / w``. At a level ``t`` above it, that component of ``x_t`` is likely around ``M_t = alpha_t
-u / w`` with the variance ``V_t = alpha_t^2 (r_t^2 - r_tau^2 + kappa)``, ``r_t = sigma_t / alpha_t``. Particles move to
+u / w`` with the variance ``V_t = alpha_t^2 (r_t^2 - r_tau^2 + kappa (1 + r_tau^2))``, ``r_t = sigma_t / alpha_t``.
+Particles move to
 
     K M_s + (1 - K) mean + sqrt(V_s K) z,    K = std^2 / (std^2 + V_s)
 

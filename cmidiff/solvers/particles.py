@@ -25,7 +25,7 @@ from cmidiff.physics import measured_count
 from cmidiff.solvers.base import Solver, noise
 from cmidiff.step import Carry, Group, Problem, Step
 
-POWER_ITERATIONS = 16  # for the direction along which particles are sorted
+SQUARINGS, RANK_ONE = 40, 1 - 1e-12  # for the direction along which particles are sorted
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -133,12 +133,27 @@ class Particles(Solver):
 
 
 def direction(x: Tensor) -> Tensor:
-    """The unit direction (P, 1, d) of the largest spread of particles (P, K, d), by power iterations; zero for one."""
+    """The unit direction (P, 1, d) of the largest spread of particles (P, K, d); zero where they do not spread.
+
+    It is the leading eigenvector of their covariance. Squared repeatedly, the smaller of the matrices ``X X^T`` and
+    ``X^T X`` tends to the projection on that of its leading eigenvalue. Each squaring doubles the logarithm of the
+    ratio of two eigenvalues, so that 40 separate ratios of ``1 + 1e-11``. The particle or coordinate with the largest
+    entry has the positive sign. Float64 on a CPU, the precision of ``x`` on other devices.
+    """
     centred = x - x.mean(1, keepdim=True)
-    v = centred[:, :1]
-    for _ in range(POWER_ITERATIONS):
-        v = torch.nn.functional.normalize((centred @ v.mT).mT @ centred, dim=-1)
-    return v
+    rows = centred.double() if x.device.type == "cpu" else centred
+    rows = rows / rows.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    few = rows.shape[1] <= rows.shape[2]
+    gram = rows @ rows.mT if few else rows.mT @ rows
+    for _ in range(SQUARINGS):
+        trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+        gram = gram / trace.where(trace > 0, 1.0)
+        if bool((gram.square().sum((1, 2)) > RANK_ONE).all()):
+            break
+        gram = gram @ gram
+    largest = gram.diagonal(dim1=1, dim2=2).argmax(1)
+    v = gram[torch.arange(len(gram), device=gram.device), largest][:, None]
+    return torch.nn.functional.normalize(v @ rows if few else v, dim=-1).to(x)
 
 
 def sorting(x: Tensor) -> Tensor:
@@ -147,7 +162,7 @@ def sorting(x: Tensor) -> Tensor:
 
     Source: Gerber, Chopin, Whiteley, "Negative association, ordering and convergence of resampling methods", 2019.
     """
-    x = x.nan_to_num()
+    x = x.nan_to_num(0.0, 0.0, 0.0)
     return (x @ direction(x).mT)[..., 0].argsort(1)
 
 
@@ -161,8 +176,8 @@ def stratified(group: Group, x: Tensor, noise: Tensor, guess: Tensor) -> Tensor:
     Source: L'Ecuyer, Lécot, Tuffin, "A Randomized Quasi-Monte Carlo Simulation Method for Markov Chains", 2008.
     """
     rows = group.rows.to(x.device)
-    near, own = x.flatten(1)[rows].nan_to_num(), noise.flatten(1)[rows]
-    v = direction(guess.flatten(1)[rows].nan_to_num())
+    near, own = x.flatten(1)[rows].nan_to_num(0.0, 0.0, 0.0), noise.flatten(1)[rows]
+    v = direction(guess.flatten(1)[rows].nan_to_num(0.0, 0.0, 0.0))
     rank = (near @ v.mT)[..., 0].argsort(1).argsort(1).cpu().double()
     u = (rank * GOLDEN + group.uniform("stratify")[:, None]).remainder(1.0)
     quantile = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)).to(own)

@@ -5,6 +5,8 @@ target ``v = alpha_t eps - sigma_t x_0`` (Salimans, Ho 2022, https://arxiv.org/a
 ``E |v_theta(x_t, t) - v|^2``. Its posterior mean is ``x_hat = alpha_t x_t - sigma_t v_theta``, well conditioned at
 every noise level.
 
+A missing file is a `FileNotFoundError`; one that cannot be used, and a refused option, is a `ValueError`.
+
     config.py      TrainConfig, read from TOML
     data.py        archives of images -> cached uint8 arrays; the batch of step n
     loss.py        the times of a batch, alpha_t and sigma_t at real t, the loss, FFDNet's output as the target

@@ -73,16 +73,8 @@ def make_network(config: TrainConfig) -> PatchUNet:
 
 
 def new_state(config: TrainConfig, *, initial: bool = True) -> State:
-    """Return random or initial weights, their average and a new optimiser.
-
-    Args:
-        config: names the network and the optimiser.
-        initial: start from ``config.initial``; False leaves the random weights, for a checkpoint to replace.
-
-    Raises:
-        FileNotFoundError: if ``config.initial`` is no exported prior.
-        ValueError: if ``config.initial`` holds another network.
-    """
+    """Return random or initial weights, their average and a new optimiser. Without ``initial`` the weights are
+    random where the configuration names others, for a checkpoint to replace."""
     network, folder = make_network(config), config.initial
     if initial and folder is not None:
         if not (folder / "model_index.json").is_file():
@@ -102,11 +94,7 @@ def new_state(config: TrainConfig, *, initial: bool = True) -> State:
 
 
 def save(state: State, path: Path) -> None:
-    """Write a checkpoint; the old one stays until the new one is on the disk.
-
-    Raises:
-        OSError: if the file cannot be written; the old checkpoint stays.
-    """
+    """Write a checkpoint; the old one stays until the new one is on the disk."""
     buffer = io.BytesIO()
     modules = {name: getattr(state, name).state_dict() for name in MODULES}
     torch.save(modules | {name: getattr(state, name) for name in NUMBERS}, buffer)
@@ -121,11 +109,7 @@ def save(state: State, path: Path) -> None:
 
 
 def load(state: State, path: Path) -> None:
-    """Fill ``state`` from a checkpoint; only tensors and numbers are read, no code is run.
-
-    Raises:
-        ValueError: if the file is no checkpoint, or one of another network or optimiser.
-    """
+    """Fill ``state`` from a checkpoint; only tensors and numbers are read, no code is run."""
     try:
         saved = torch.load(path, weights_only=True, map_location=next(state.network.parameters()).device)
         parts = {name: saved[name] for name in (*MODULES, *NUMBERS[:2])}

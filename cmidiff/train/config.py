@@ -136,16 +136,7 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> TrainConfig:
-        """Read a configuration.
-
-        Args:
-            path: the TOML file.
-            overrides: fields that replace the file's.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not TOML, an unknown or missing field, or a value that cannot be trained with.
-        """
+        """Read a configuration from a TOML file; ``overrides`` replace its fields."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no training configuration at {path}; give the path of a TOML file")

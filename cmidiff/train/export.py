@@ -28,18 +28,8 @@ from cmidiff.train.validate import LevelLoss
 
 
 def export(network: PatchUNet, config: TrainConfig, steps: int, seconds: float, levels: list[LevelLoss]) -> Path:
-    """Write the prior to ``config.export_to``; a prior already there is replaced only when the new one is whole.
-
-    Args:
-        network: the averaged network, float32.
-        config: the training configuration.
-        steps: steps trained.
-        seconds: wall time trained.
-        levels: validation by noise level, for the card.
-
-    Returns:
-        The folder.
-    """
+    """Write the averaged network (float32) to ``config.export_to`` with its card; a prior already there is replaced
+    only when the new one is whole. Returns the folder."""
     target = config.export_to
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -84,12 +84,7 @@ def run(config: TrainConfig, *, resume: bool = False, cool_down: int = 0) -> Tra
 
 
 def snapshot(config: TrainConfig) -> TrainResult:
-    """Validate and export the average of the last checkpoint, without training.
-
-    Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint is damaged or of another network.
-    """
+    """Validate and export the average of the last checkpoint, without training."""
     return _Trainer(config, _open_state(config, continued=True), config.out / CHECKPOINT).export()
 
 

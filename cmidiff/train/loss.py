@@ -73,12 +73,7 @@ def _draw_strata(count: int, generator: torch.Generator) -> Tensor:
 
 
 def load_teacher(path: Path) -> FFDNet:
-    """Return FFDNet with its published weights, ready to evaluate.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds something else.
-    """
+    """Return FFDNet with its published weights, ready to evaluate."""
     network = load_ffdnet(read_tensors(path), path)
     network = cast(FFDNet, nn.Module.to(network, memory_format=torch.channels_last))
     return network.eval().requires_grad_(False)
@@ -86,14 +81,9 @@ def load_teacher(path: Path) -> FFDNet:
 
 @torch.no_grad()
 def teach(teacher: Network, x_0: Tensor, noisy: Tensor, ratio: Tensor) -> Tensor:
-    """Return the targets: the teacher's output between ``MIN_SIGMA`` and ``MAX_SIGMA``, elsewhere ``x_0``.
-
-    Args:
-        teacher: ``D(x, sigma)`` for images in [0, 1].
-        x_0: clean images (B, 3, H, W) in [-1, 1].
-        noisy: ``x_t / alpha_t``, the same shape.
-        ratio: ``sigma_t / alpha_t``, shape (B,).
-    """
+    """Return the targets: the output of the teacher ``D(x, sigma)`` for images in [0, 1] between ``MIN_SIGMA`` and
+    ``MAX_SIGMA``, elsewhere ``x_0``. ``noisy`` is ``x_t / alpha_t`` and ``ratio`` ``sigma_t / alpha_t``, shape
+    (B,)."""
     taught = (ratio >= 2 * MIN_SIGMA) & (ratio <= 2 * MAX_SIGMA)
     if not taught.any():
         return x_0

@@ -68,9 +68,6 @@ def read_images(source: Path, *, count: int, offset: int = 0, size: int | None =
         source: a folder, searched with its sub-folders, or a tar archive.
         count, offset: which ones.
         size: crop the square in the middle and shrink it to this side, in pixels; None: as they are, all of one size.
-
-    Raises:
-        ValueError: no such source, fewer images than asked for, one that cannot be read, or images of several sizes.
     """
     if count < 1 or offset < 0:
         raise ValueError(f"need count >= 1 and offset >= 0, received {count} and {offset}")
@@ -102,18 +99,8 @@ class Problem:
 
 
 def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any], seeds: Sequence[int]) -> Physics:
-    """The physics of a batch, with a mask or a kernel of its own for each image.
-
-    Args:
-        task: a name of `cmidiff.physics.TASKS`.
-        shape: (C, H, W) of an image.
-        parameters: the task's own, with ``noise_std``.
-        seeds: of what is random in the task, one for each image.
-
-    Raises:
-        ValueError: an unknown task or parameter, one that does not go with images of this shape, or random signs for
-            several images.
-    """
+    """The physics of a batch of images of ``shape`` (C, H, W), with a mask or a kernel for each image, drawn from its
+    seed."""
     channels, height, width = shape
     image = (channels, height, width)
     seeded = task in TASKS and "seed" in inspect.signature(TASKS[task]).parameters
@@ -132,16 +119,7 @@ def draw_physics(task: str, shape: Sequence[int], parameters: Mapping[str, Any],
 
 
 def measure_images(images: Images, task: str, parameters: Mapping[str, Any], device: str = "cpu") -> Problem:
-    """The measurements of images under a named task.
-
-    Args:
-        images: the truth.
-        task, parameters: see `draw_physics`.
-        device: where the measurements and the physics are put.
-
-    Raises:
-        ValueError: see `draw_physics`.
-    """
+    """The measurements of images under a named task, and the physics, on a device; see `draw_physics`."""
     channels, height, width = images.truth.shape[1:]
     shape = (channels, height, width)
     once = "signs" in Task.draw(task, shape, parameters).tensors  # there is no batch of them: drawn once, from seed 0

@@ -66,10 +66,13 @@ class Space:
     Args:
         base: the solver as it is without tuning.
         most: the largest ``|eta|``.
+        only_eta: search the strength of CMI alone. The guidance is the base's, and CMI's other options have their
+            defaults.
     """
 
     base: Solver
     most: float = 1.0
+    only_eta: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.most < math.inf:
@@ -83,8 +86,8 @@ class Space:
         u = math.copysign(math.sqrt(min(abs(default.eta) / self.most, 1.0)), default.eta)
         weight = default.weight if default.weight in WEIGHTS else WEIGHTS[0]
         high = min(max(default.window[1], WINDOW_ENDS[0]), WINDOW_ENDS[1])
-        with_cmi = guidance | {"cmi": True, "u": u, "weight": weight, "window": high}
-        return [guidance | {"cmi": False}, with_cmi]
+        with_cmi = guidance | {"cmi": True, "u": u}
+        return [guidance | {"cmi": False}, with_cmi | ({} if self.only_eta else {"weight": weight, "window": high})]
 
     def propose(self, trial: Trial) -> Setting:
         """The setting of a trial."""
@@ -96,6 +99,8 @@ class Space:
         if not trial.suggest_categorical("cmi", (False, True)):
             return Setting(solver)
         u = trial.suggest_float("u", -1.0, 1.0)
+        if self.only_eta:
+            return Setting(solver, CMI(eta=_neat(self.most * u * abs(u))))
         weight = trial.suggest_categorical("weight", WEIGHTS)
         high = _neat(trial.suggest_float("window", *WINDOW_ENDS, log=True))
         return Setting(solver, replace(CMI(), eta=_neat(self.most * u * abs(u)), weight=weight, window=(0.0, high)))
@@ -103,6 +108,8 @@ class Space:
     def _strengths(self) -> tuple[list[tuple[str, float, float, float, bool]], Callable[[dict[str, float]], Solver]]:
         """The axes (name, start, low, high, logarithmic), and the solver at a point."""
         base = self.base
+        if self.only_eta:
+            return [], lambda v: base
         match base:
             case DPS() | MCG():
                 scale = _number(base.scale)

@@ -29,15 +29,7 @@ import torch
 
 from cmidiff.prior.base import Denoiser
 from cmidiff.statistics import Estimate, estimate
-from cmidiff.tuning.problem import (
-    METRICS,
-    SAMPLES,
-    Images,
-    Problem,
-    measure_images,
-    restore_problem,
-    score_images,
-)
+from cmidiff.tuning.problem import METRICS, SAMPLES, Images, Problem, measure_images, restore_problem, score_images
 from cmidiff.tuning.space import Setting, Space
 
 if TYPE_CHECKING:
@@ -107,6 +99,7 @@ class Search:
             "parameters": dict(self.parameters),
             "solver": str(self.space.base),
             "most": self.space.most,
+            "only_eta": self.space.only_eta,
             "prior": self.prior_name,
             "steps": self.steps,
             "metric": self.metric,
@@ -220,12 +213,7 @@ def _optuna() -> Any:
 
 
 def open_study(search: Search, path: Path) -> optuna.Study:
-    """The study of a search: a new one, or what there is of it.
-
-    Raises:
-        OtherSearch: ``path`` holds another search, or no study.
-        ModuleNotFoundError: Optuna is not installed.
-    """
+    """The study of a search: a new one, or what there is of it."""
     optuna = _optuna()
     if path.exists() and not _is_study(path):
         raise OtherSearch(f"{path} cannot be used as a study (it holds something else): give another file")

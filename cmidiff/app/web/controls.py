@@ -111,11 +111,7 @@ CASES: Mapping[str, Case] = WISHES | EXPERIMENTS
 
 
 def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> float:
-    """Return a number of a control.
-
-    Raises:
-        ValueError: not a number, not a whole one, or out of its range.
-    """
+    """Return a number of a control."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not fits or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
@@ -134,22 +130,14 @@ def parse_number(text: Any) -> Any:
 
 
 def choice(name: str, value: Any, names: Collection[str]) -> str:
-    """Return one of several names.
-
-    Raises:
-        ValueError: another value.
-    """
+    """Return one of several names."""
     if not isinstance(value, str) or value not in names:
         raise ValueError(f"{name} must be one of {', '.join(names)}, received {_shorten(value)}")
     return value
 
 
 def file_of(name: str, value: Any) -> Path | None:
-    """Return the path of an uploaded file, or None where there is none.
-
-    Raises:
-        ValueError: something else.
-    """
+    """Return the path of an uploaded file, or None where there is none."""
     path = value.get("path") if isinstance(value, dict) else value
     if path is not None and (value is path or not isinstance(path, str)):
         raise ValueError(f"{name} must be an uploaded file, received {_shorten(value)}")
@@ -195,11 +183,7 @@ class Ask:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], limits: Limits) -> Ask:
-        """Check the values of the controls.
-
-        Raises:
-            ValueError: one that cannot be used; the message names it.
-        """
+        """Check the values of the controls."""
         wished = choice("case", values["case"], [*WISHES, EXPERIMENT])
         case = choice("experiment", values["experiment"], EXPERIMENTS) if wished == EXPERIMENT else wished
         scale, noise, steps = CASES[case].strength, parse_number(values["noise"]), parse_number(values["steps"])

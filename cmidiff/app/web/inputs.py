@@ -28,11 +28,7 @@ DOUBTFUL = 0.6  # a mask that hides more than this is probably inverted
 
 
 def size_of(path: Path, limits: Limits) -> tuple[int, int]:
-    """Return (height, width) of an uploaded image, without decoding it.
-
-    Raises:
-        ValueError: too large, or not an image.
-    """
+    """Return (height, width) of an uploaded image, without decoding it."""
     if not path.is_file():
         raise ValueError("This file is no longer on the server: give it again.")
     if (size := path.stat().st_size) > limits.file_bytes:
@@ -62,11 +58,7 @@ def size_of(path: Path, limits: Limits) -> tuple[int, int]:
 
 
 def read_upload(path: Path, limits: Limits) -> Image:
-    """Read an uploaded image whose header is within the limits.
-
-    Raises:
-        ValueError: too large, not an image, a damaged one, or one that is too narrow.
-    """
+    """Read an uploaded image whose header is within the limits."""
     height, width = size_of(path, limits)
     if min(height, width) < 2 or max(height, width) > 100 * min(height, width):
         raise ValueError(f"This image is too narrow: {width} x {height} pixels. Crop it.")
@@ -77,11 +69,7 @@ def read_upload(path: Path, limits: Limits) -> Image:
 
 
 def scale_size(size: tuple[int, int], side: int, multiple: int = 1) -> tuple[int, int]:
-    """Return (height, width) with a longer side of at most ``side``, in multiples; never enlarged.
-
-    Raises:
-        ValueError: nothing is left of the shorter side.
-    """
+    """Return (height, width) with a longer side of at most ``side``, in multiples; never enlarged."""
     scale = min(1.0, side / max(size))
     height, width = (max(1, round(n * scale) // multiple) * multiple for n in size)
     if min(height, width) < min(LEAST, *size):
@@ -112,13 +100,7 @@ def read_paint(layers: Sequence[Path], limits: Limits) -> Tensor | None:
 
 
 def read_mask(path: Path, photo: Path, limits: Limits) -> Tensor:
-    """Return the mask of a file, (1, h, w), 1 where it marks damage.
-
-    Args:
-        path: white or coloured paint on black, on a transparent layer, or on a copy of the photograph.
-        photo: the photograph, at any resolution.
-        limits: of both files.
-    """
+    """Return the mask of a file, (1, h, w), 1 where it marks damage; see `cmidiff.app.masks.find_damage`."""
     mask, image = read_upload(path, limits), read_upload(photo, limits)
     height, width = mask.values.shape[1:]
     return torch.from_numpy(find_damage(mask, resize(image, (width, height)))).float()[None]
@@ -147,14 +129,8 @@ def work_of(ask: Ask, path: Path, limits: Limits, mask: Tensor | None = None, ke
     """Return the problem that a photograph and the controls describe.
 
     Args:
-        ask: the controls.
-        path: the photograph.
-        limits: of what is read.
         mask: of damaged pixels, (1, h, w) in [0, 1], or None.
         kernel: an image of the blur, in pixels of the photograph, or None.
-
-    Raises:
-        ValueError: something is missing, or does not go together.
     """
     image = read_upload(path, limits)
     if ask.case == "scratches":

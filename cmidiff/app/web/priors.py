@@ -67,11 +67,7 @@ class Priors:
         return list(self._names)
 
     def get(self, name: str) -> Ready:
-        """Return a prior that is offered, loaded if it is not yet.
-
-        Raises:
-            ValueError, OSError: it cannot be loaded.
-        """
+        """Return a prior that is offered, loaded if it is not yet."""
         with self._lock:
             if name not in self._ready:
                 self._ready[name] = self._load(self._names[name])

@@ -52,18 +52,11 @@ def serving(
     port: int = 7860,
     loading: Loading | None = None,
 ) -> Iterator[tuple[str, Path]]:
-    """Serve the page at its address, until the block ends.
+    """Serve the page until the block ends, and yield its address and the folder in which all is written.
 
     Args:
         port: 0 for any that is free.
         priors: names of priors, loaded at once; without any, ``photo``, and all on this machine are offered.
-        loading: how priors are loaded; None: as by default.
-
-    Yields:
-        the address, and the folder in which all is written.
-
-    Raises:
-        ValueError: Gradio is not installed, a prior cannot be loaded, the address cannot be had.
     """
     port = _find_port(host, port)
     with own_folder() as root:

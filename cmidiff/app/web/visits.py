@@ -93,11 +93,7 @@ class Visits:
             self.sweep()
 
     def submit(self, visit: Visit, name: str, job: Job) -> None:
-        """Queue a job in the place of the one before, which is cancelled.
-
-        Raises:
-            ValueError: too many wait already.
-        """
+        """Queue a job in the place of the one before, which is cancelled."""
         with self._lock:
             visit.drop(*visit.jobs if name == "result" else (name,))
             unfinished = sum(not j.view.over for v in self._visits.values() for j in v.jobs.values())
