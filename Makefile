@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint docs package format clean
+.PHONY: help setup demo serve test lint docs results package format clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -43,6 +43,9 @@ lint: $(STAMP)  ## ruff, format check, types
 
 docs: $(STAMP)  ## build the documentation into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+results: $(STAMP)  ## list every figure and table of README and docs with its command, commit and age
+	@$(BIN)/python benchmarks/list_results.py
 
 package: $(STAMP)  ## build wheel and sdist; install the wheel into an environment of its own and run the demo there
 	rm -rf build/package && $(BIN)/python -m build --quiet --outdir build/package

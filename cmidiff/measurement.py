@@ -27,7 +27,6 @@ otherwise. A non-linear physics has them at a point: `Measurement.linearised`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
+from cmidiff.physics.parts import own_rows, rows_of
 from cmidiff.prior.decoder import Decoder
 from cmidiff.whitening import inverse_root
 
@@ -93,12 +93,12 @@ class Measurement:
         count = len(self.y)
         if list(rows) == list(range(count)):
             return self
-        own = replace(self, y=self.y[list(rows)], weight=_rows(self.weight, rows, count))
+        own = replace(self, y=self.y[list(rows)], weight=own_rows(self.weight, rows, count))
         if count == 1:
             return own
         x = SeededDraws([(0, k) for k in range(count)]).normal("rows", 0, self.y.real.new_zeros(count, *self.image))
         expected = self.physics.A(x)[list(rows)]
-        for physics in (self.physics, _physics_rows(self.physics, rows, count)):
+        for physics in (self.physics, rows_of(self.physics, rows, count)):
             own = replace(own, physics=physics)
             with contextlib.suppress(RuntimeError, ValueError, IndexError):
                 found = physics.A(x[list(rows)])
@@ -378,23 +378,6 @@ def _squares(w: Tensor) -> Tensor:
     w2 = (w.conj() * w).real
     largest = w2.amax(tuple(range(1, w2.ndim)), keepdim=True) if w2.ndim > 1 else w2.amax()  # of each image alone
     return torch.where(w2 > max(SIGMA_FLOOR, 10 * torch.finfo(w2.dtype).eps) ** 2 * largest, w2, 0.0)
-
-
-def _rows(value: Tensor | None, rows: Sequence[int], count: int) -> Tensor | None:
-    """The rows of a tensor that has one for each image."""
-    return value[list(rows)] if value is not None and value.ndim > 0 and len(value) == count else value
-
-
-def _physics_rows(physics: Physics, rows: Sequence[int], count: int) -> Physics:
-    """A copy of a physics with the parameters of some of its images."""
-    own = copy.deepcopy(physics)
-    for module in own.modules():
-        for name, value in module._buffers.items():
-            module._buffers[name] = _rows(value, rows, count)
-        for name, value in module._parameters.items():
-            if value is not None:
-                module._parameters[name] = torch.nn.Parameter(cast(Tensor, _rows(value.data, rows, count)), False)
-    return own
 
 
 def nonlinear(what: str, physics: Physics) -> str:

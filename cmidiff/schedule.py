@@ -1,8 +1,8 @@
-"""Noise schedules: ``t -> (alpha_t, sigma_t)``.
+r"""Noise schedules: ``t -> (alpha_t, sigma_t)``.
 
 Every prior of this library is trained on the perturbation kernel
 
-    x_t = alpha_t x_0 + sigma_t z,    z ~ N(0, I),
+$$ x_t = \alpha_t x_0 + \sigma_t z, \qquad z \sim N(0, I), $$
 
 and a schedule is the two numbers at a time ``t``. Samplers, guidances and the information estimators are
 written in ``alpha_t`` and ``sigma_t`` alone, so that one formula serves variance-preserving (DDPM), variance-exploding

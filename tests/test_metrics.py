@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from cmidiff.metrics import calibration, coverage, crps, data_misfit, lpips, psnr, ssim
+from cmidiff.metrics import calibration, coverage, crps, data_misfit, energy_score, lpips, psnr, ssim
 from cmidiff.physics import deblur_gaussian, denoise, inpaint_random, measure
 
 DOUBLE = torch.float64
@@ -133,6 +133,16 @@ def test_crps_is_its_definition_for_every_number_of_samples(count: int) -> None:
     apart = torch.stack([(samples[:, i] - samples[:, j]).abs() for i, j in pairs]).mean(0)
     expected = (samples - truth[:, None]).abs().mean(1) - apart / 2
     torch.testing.assert_close(crps(samples, truth), expected.flatten(1).mean(1))
+
+
+def test_the_energy_score_is_its_definition_and_the_crps_of_one_pixel() -> None:
+    samples, truth = uniform(3, 4, 2, 5, 4), uniform(3, 2, 5, 4, seed=1)
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    apart = torch.stack([(samples[:, i] - samples[:, j]).flatten(1).norm(dim=1) for i, j in pairs]).mean(0)
+    expected = (samples - truth[:, None]).flatten(2).norm(dim=2).mean(1) - apart / 2
+    torch.testing.assert_close(energy_score(samples, truth), expected)
+    pixel, target = samples[..., :1, :1, :1], truth[..., :1, :1, :1]
+    torch.testing.assert_close(energy_score(pixel, target), crps(pixel, target))
 
 
 def test_crps_is_that_of_a_normal_law_and_least_for_the_right_spread() -> None:

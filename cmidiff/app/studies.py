@@ -38,7 +38,7 @@ def tune(
         float, typer.Option(help="The largest strength of CMI, of either sign.", **o.number(0, 1e6))
     ] = 1.0,
     only_eta: Annotated[
-        bool, typer.Option(help="Search the strength of CMI alone; the guidance stays as it is.")
+        bool, typer.Option("--only-eta", help="Search the strength of CMI alone; the guidance stays as it is.")
     ] = False,
     batch: Annotated[int, typer.Option(help="Images restored at once.", **o.whole(1, o.MOST))] = 4,
     device: o.Device = "auto",

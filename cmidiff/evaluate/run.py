@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import sqlite3
@@ -308,11 +309,12 @@ def _compute_sets(writer: Writer, options: Options) -> Iterator[CellScore]:
         both = [key for key in own if key in base]
         for metric, distance in sets.DISTANCES.items():
             value = sets.measure(distance, np.stack(list(own.values())), _truth(true, own)[0])
-            found: tuple[Any, ...] = ()
+            difference, error = math.nan, math.nan
             if len(both) >= scores.FID_LEAST:
-                of_both = (np.stack([features[key] for key in both]) for features in (own, base))
-                found = (*sets.compare(distance, *of_both, *_truth(true, both)), len(both))
-            yield CellScore(cell, metric, value, len(own), network, *found)
+                corrected, plain = (np.stack([features[key] for key in both]) for features in (own, base))
+                targets, numbers = _truth(true, both)
+                difference, error = sets.compare(distance, corrected, plain, targets, numbers)
+            yield CellScore(cell, metric, value, len(own), network, difference, error, len(both))
 
 
 def _features(files: Sequence[Path], options: Options) -> np.ndarray:

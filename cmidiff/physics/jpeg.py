@@ -4,7 +4,7 @@ JPEG takes the 8x8 cosine transform of luma and of the two (often halved) chroma
 ``c`` to a multiple of a step ``q`` of its table. The decoded image is therefore not the truth plus white noise: each
 coefficient of the truth lies in a known cell,
 
-    |DCT(x)_k - c_k| <= q_k / 2
+$$ |\mathrm{DCT}(x)_k - c_k| \le q_k / 2 $$
 
 and is rarely at its edge. `Quantisation.project` moves an image into cells of a fraction ``SHRINK`` of that width;
 `restore_jpeg` alternates it with a denoiser.

@@ -1,4 +1,4 @@
-"""A complex measurement as twice as many real numbers.
+"""Parts of a physics: a complex measurement as twice as many real numbers, and some images of a batch.
 
 The loop, the solvers and CMI take real measurements alone. A complex number is two measured numbers, its real and its
 imaginary part, each with half of the noise variance.
@@ -6,7 +6,9 @@ imaginary part, each with half of the noise variance.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -42,3 +44,20 @@ class LinearParts(Parts, LinearPhysics):
 def split(physics: Physics) -> Parts:
     """Return the real and imaginary parts of what a physics measures."""
     return LinearParts(physics) if isinstance(physics, LinearPhysics) else Parts(physics)
+
+
+def own_rows(value: Tensor | None, rows: Sequence[int], count: int) -> Tensor | None:
+    """The rows of a tensor that has one for each image."""
+    return value[list(rows)] if value is not None and value.ndim > 0 and len(value) == count else value
+
+
+def rows_of(physics: Physics, rows: Sequence[int], count: int) -> Physics:
+    """A copy of a physics with the parameters of some of its images."""
+    own = copy.deepcopy(physics)
+    for module in own.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = own_rows(value, rows, count)
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(cast(Tensor, own_rows(value.data, rows, count)), False)
+    return own

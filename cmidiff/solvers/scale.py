@@ -20,9 +20,10 @@ OFFICIAL_STEPS = 1000
 
 @dataclass(frozen=True)
 class Ramp(Checked):
-    """From ``start`` at pure noise to ``end`` at the clean image, geometrically in the angle of the noise:
+    r"""From ``start`` at pure noise to ``end`` at the clean image, geometrically in the angle of the noise:
 
-        zeta_t = start^u end^(1 - u),    u = (2 / pi) atan(sigma_t / alpha_t) in [0, 1]
+    $$ \zeta_t = \mathtt{start}^u \, \mathtt{end}^{1 - u}, \qquad
+    u = \tfrac{2}{\pi} \arctan(\sigma_t / \alpha_t) \in [0, 1]. $$
 
     The angle moves evenly with the time of the cosine schedule, and means the same for every prior. ``start == end`` is
     the constant.

@@ -5,6 +5,7 @@ inputs.py   what a person gives, within limits, as a problem that the command li
 jobs.py     a run that can be watched and cancelled, its folder and its archive
 visits.py   what is kept of each browser window
 layout.py   what is on the page
+sizes.py    which sizes a run may have, and its options
 page.py     what happens when a person does something
 look.py     how the page looks
 shown.py    what a person sees of a run

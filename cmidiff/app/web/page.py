@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -22,23 +21,20 @@ from typing import Any
 
 import gradio as gr
 
-from cmidiff.app.settings import Settings, adapt, make_settings
+from cmidiff.app.settings import adapt
 from cmidiff.app.web import inputs
 from cmidiff.app.web.controls import CASES, EXPERIMENT, LEAST, Ask, Limits, choice, file_of, number
 from cmidiff.app.web.jobs import Job, View
-from cmidiff.app.web.layout import LATENT, NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
+from cmidiff.app.web.layout import NOTHING, SAMPLER, SOLVER, Layout, samplers, strength_of
 from cmidiff.app.web.priors import Priors, Ready, find_absent
 from cmidiff.app.web.shown import comparison, doubt, duration, gallery, line, note, refusal, show_image, status, summary
+from cmidiff.app.web.sizes import describe_size, make_options, offer_sizes, options_of
 from cmidiff.app.web.visits import Visit, Visits
-from cmidiff.registry import SOLVERS
 
 SAMPLE = Path(__file__).parents[2] / "assets" / "plane.png"
 PERIOD = 0.4  # seconds between two looks at a run
-SIDES = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-PATIENCE = 60  # seconds that the size chosen at first may take
 CANVAS = 1024  # longer side of what is painted on, in pixels
 LAYERS = 4  # of one painting
-MEAN = 2  # samples whose mean is the result of a solver that draws samples
 UNSEEN = (".tif", ".tiff", ".ppm")  # a browser does not show these
 CONTROLS: tuple[str, ...] = ("photo", "case", "experiment", "strength", "noise", "paint", "mask", "blur", "whole")
 CONTROLS += ("side", "prior", "solver", "steps", "seed", "samples", "sampler", "cmi", "eta")
@@ -95,7 +91,7 @@ class Page(Layout):
         with self.blocks:
             self._connect()
         ready = priors.get(priors.names[0])
-        first = self.options(ready, SOLVER, None, 0)
+        first = make_options(ready, SOLVER, None, 0)
         self._measuring = threading.Thread(target=ready.speed.seconds, args=(first, (3, 64, 64)))
         self._measuring.start()
 
@@ -233,74 +229,11 @@ class Page(Layout):
         if path is None or not path.is_file():
             return {self.size: ""}
         size, ask = inputs.size_of(path, self.limits), Ask.read(controls | {"side": LEAST}, self.limits)
-        found, best = self._sides(self._ready(controls), ask, size)
+        found, best = offer_sizes(self._ready(controls), ask, size, self.limits)
         side = controls["side"] if controls["side"] in found else best
         choices = [(f"{text}, about {duration(seconds)}", n) for n, (text, seconds) in found.items()]
-        words = self._words(replace(ask, side=side), size, *found[side])
+        words = describe_size(replace(ask, side=side), size, *found[side])
         return {self.side: gr.Dropdown(choices, value=side), self.size: f"<p>{html.escape(words)}</p>"}
-
-    def _sides(self, ready: Ready, ask: Ask, size: tuple[int, int]) -> tuple[dict[int, tuple[str, float]], int]:
-        """Return the longer sides that can be computed, each in words and with its seconds, and the best one."""
-        natural = min(self.limits.side, max(size) * (int(ask.strength) if ask.case == "small" else 1))
-        found = dict[int, tuple[str, float]]()
-        sides = [] if ask.case == "blocks" else [n for n in SIDES if n < natural]
-        for side in [*sides, natural]:
-            with suppress(ValueError):  # too narrow at this size
-                found[side] = self._cost(ready, ask, size, side)
-            if len(found) > 1 and found.get(side, ("", 0.0))[1] > self.limits.seconds:
-                del found[side]
-                break
-        if not found:
-            raise ValueError("This image is too narrow: crop it.")
-        best = max([side for side, (_, seconds) in found.items() if seconds <= PATIENCE], default=min(found))
-        if ask.case == "small" and best <= max(size):  # a result that is smaller than the photograph is no enlargement
-            best = next((side for side in found if side > max(size)), best)
-        return found, best
-
-    def _cost(self, ready: Ready, ask: Ask, size: tuple[int, int], side: int) -> tuple[str, float]:
-        """What is computed for a size, in words, and how many seconds that takes."""
-        height, width = inputs.result_size(replace(ask, side=side, whole=True), size)
-        options = self.options(ready, SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
-        seconds = ready.speed.seconds(options, (3, height, width), task=CASES[ask.case].task)
-        return f"{width} x {height} pixels", seconds
-
-    @staticmethod
-    def _words(ask: Ask, size: tuple[int, int], text: str, seconds: float) -> str:
-        photograph = f"{size[1]} x {size[0]} pixels"
-        if ask.case == "scratches" and not ask.whole:
-            return (
-                f"The result has the size of the photograph, {photograph}. The painted parts and their surroundings "
-                f"are computed at up to {text}, which takes up to about {duration(seconds)}."
-            )
-        return f"The result has {text} (the photograph: {photograph}) and takes about {duration(seconds)}."
-
-    def options(
-        self,
-        ready: Ready,
-        solver: str,
-        steps: int | None,
-        seed: int,
-        samples: int | None = None,
-        eta: float | None = None,
-    ) -> Settings:
-        """Return the options of a run; without ``samples``, of one that gives the best image. With a latent prior it is
-        DPS that samples where no other solver was chosen."""
-        if ready.prior.decoder is not None and solver in (SOLVER, SAMPLER):
-            solver = LATENT
-        if samples is None and solver != SOLVER:
-            samples = 0 if SOLVERS.make(solver).point else MEAN
-        return make_settings(
-            solver=None if solver == SOLVER else solver,
-            cmi=eta is not None,
-            eta=eta,
-            prior=ready.name,
-            steps=steps,
-            samples=samples,
-            seed=seed,
-            batch=1,
-            device=self.priors.device,
-            loading=ready.loading,
-        )
 
     # the runs
 
@@ -315,10 +248,10 @@ class Page(Layout):
         early = controls["side"] is None  # the sizes of a new wish have not come yet
         ask = Ask.read(controls | ({"side": LEAST} if early else {}), self.limits)
         if early:
-            ask = replace(ask, side=self._sides(ready, ask, inputs.size_of(path, self.limits))[1])
+            ask = replace(ask, side=offer_sizes(ready, ask, inputs.size_of(path, self.limits), self.limits)[1])
         mask, blur = file_of("mask", controls["mask"]), file_of("blur", controls["blur"])
         layers = self._layers(controls["paint"])
-        options = self.options(ready, SOLVER if ask.case == "blocks" else ask.solver, ask.steps, ask.seed)
+        options = options_of(ready, ask)
 
         def make() -> Job:
             if ask.case == "blocks" and ready.prior.decoder is not None:
@@ -347,7 +280,7 @@ class Page(Layout):
         names = {"off": ["samples"], "on": ["samples-cmi"], "compare": list(etas)}
         chosen = names[choice("cmi", controls["cmi"], names)]
         ready = self._ready(controls)
-        runs = {name: self.options(ready, solver, ask.steps, ask.seed, samples, etas[name]) for name in chosen}
+        runs = {name: make_options(ready, solver, ask.steps, ask.seed, samples, etas[name]) for name in chosen}
 
         def make() -> Job:
             first = visit.jobs.get("result")
@@ -421,7 +354,7 @@ class Page(Layout):
             return updates | {self.gallery: gr.Gallery(gallery(job), visible=True)}
         words = "; ".join(filter(None, (doubt(view), *job.work.notes)))
         ready = self.priors.get(view.results[0].settings.prior)
-        one = ready.speed.seconds(self.options(ready, SAMPLER, job.steps, 0, samples=1), job.work.problem.shape)
+        one = ready.speed.seconds(make_options(ready, SAMPLER, job.steps, 0, samples=1), job.work.problem.shape)
         return updates | {
             self.results: gr.update(visible=True),
             self.slider: gr.ImageSlider(comparison(job), slider_position=50),

@@ -31,12 +31,14 @@ class Ready:
         prior: on the device of the page.
         loading: how it was loaded.
         speed: of its runs.
+        device: of the page.
     """
 
     name: str
     prior: Denoiser
     loading: Loading
     speed: Speed
+    device: str = "cpu"
 
 
 class Priors:
@@ -81,7 +83,7 @@ class Priors:
         loading = self._loading if latent or len(self._names) == 1 else self._loading.of_images
         # A hub's pipeline that is here is read where it is: to ask the hub could fetch a newer one.
         prior = loading.load(name if folder is None else str(folder), self.device)
-        return Ready(name, prior, loading, Speed(prior))
+        return Ready(name, prior, loading, Speed(prior), self.device)
 
     def close(self) -> None:
         """End measurements that are under way."""
