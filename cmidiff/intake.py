@@ -14,6 +14,7 @@ Poisson law, and ``max(y, g)`` for its mean, so that no entry's noise is less th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ from cmidiff.measurement import Measurement
 from cmidiff.physics import known_entries, noise_of
 from cmidiff.physics.parts import split
 from cmidiff.prior.base import Denoiser
+from cmidiff.result import RestorationWarning
+
+GRAY, ROUNDING = 255, 1 / math.sqrt(12)  # levels of 8 bits, and the standard deviation of a number rounded to them
+AMPLIFIED = 10.0  # condition from where rounding matters
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def take(
     canvas = _canvas(image, prior)
     gain, offset = _affine(value_range, prior)
     of_offset = _measure_constant(y, physics, image, offset)
-    exact = _exact(y, physics, noise_std)
+    exact, given = _exact(y, physics, noise_std), y
     y, std, weight = _white(y, physics, noise_std, value_range)
     if y.is_complex():
         of_offset = None if of_offset is None else torch.view_as_real(of_offset)
@@ -94,7 +99,28 @@ def take(
     inside = inside if weight is None else weight * inside
     state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
     measurement = Measurement(inside, physics, std / gain, state, image, affine, weight, prior.decoder)
+    if (
+        std == 0
+        and value_range
+        and measurement.linear
+        and measurement.condition > AMPLIFIED
+        and _rounded(given, value_range)
+    ):
+        warnings.warn(
+            "noise_std is 0 and y is rounded to 8 bits, which inverting this physics amplifies: pass noise_std="
+            f"{(value_range[1] - value_range[0]) * ROUNDING / GRAY:.2g}, the noise of rounding",
+            RestorationWarning,
+            stacklevel=4,
+        )
     return Intake(measurement, seeds, gain, offset, exact)
+
+
+def _rounded(y: Tensor, value_range: tuple[float, float]) -> bool:
+    """Whether all numbers of ``y`` are grey levels of 8 bits, and more than two of them occur."""
+    if y.is_complex():
+        return False
+    levels = GRAY * (y.double().cpu() - value_range[0]) / (value_range[1] - value_range[0])
+    return bool(((levels - levels.round()).abs() < 1e-3).all()) and len(levels.round().unique()) > 2
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[str]:

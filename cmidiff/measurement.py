@@ -67,6 +67,7 @@ class Measurement:
         weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
         decoder: of a latent prior; then ``shape`` is that of the latents, (c, h, w).
         iterations: at most this many products in `solve` and `whiten`; None: to convergence.
+        local: whether it is the linearisation of another one, which holds near one image alone.
     """
 
     y: Tensor
@@ -78,6 +79,7 @@ class Measurement:
     weight: Tensor | None = None
     decoder: Decoder | None = None
     iterations: int | None = None
+    local: bool = False
 
     def take(self, rows: Sequence[int]) -> Measurement:
         """The measurement of some images of its batch, or of one image several times.
@@ -193,7 +195,7 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=x.device)
         y = self.y - value.detach() + forward(x.detach())
-        return Measurement(y, physics, self.noise_std, self.shape, self.shape)
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape, local=True)
 
     def _through(self, decoder: Decoder, z: Tensor) -> Measurement:
         """`linearised` with a decoder: that of the image at ``D(z)``, times the Jacobian ``dD/dz``: forward products
@@ -212,7 +214,7 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
         y = inner.residual(image.detach()) + forward(z.detach())
-        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER)
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER, local=True)
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
@@ -282,12 +284,18 @@ class Measurement:
         return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
     @property
+    def condition(self) -> float:
+        """The largest over the least singular value that is not 0; infinity where they are not declared."""
+        if not self._decomposed:
+            return math.inf
+        w2 = _squares(cast(Tensor, cast(DecomposablePhysics, self.physics).mask))
+        seen = w2[w2 > 0]
+        return math.sqrt(float(w2.max() / seen.min())) if len(seen) else 1.0
+
+    @property
     def tight(self) -> bool:
         """Whether ``A A^T`` is declared to be a multiple of the identity on what was measured, as for masks."""
-        if not self._decomposed:
-            return False
-        w2 = cast(Tensor, cast(DecomposablePhysics, self.physics).mask).abs() ** 2
-        return bool(((w2 == 0) | (w2 >= (1 - 1e-3) * w2.max())).all())
+        return self.condition <= 1 + 5e-4
 
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""

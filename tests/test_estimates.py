@@ -128,5 +128,9 @@ def test_the_width_of_a_photographs_blur_is_found_and_a_stated_one_that_is_too_w
     assert len(fits.assumed) == 1
     assert "less blurred than stated" in wide.assumed[1]
     assert wide.noise_std == pytest.approx(4 * fits.noise_std, rel=0.05)
+    free = read_problem(tmp_path / "b.png", kernel=Path("gaussian:4"), noise_std=0.0)
+    assert free.noise_std == 4.4e-6
+    assert "rounding to 16 bits" in free.assumed[0]
     stated = read_problem(tmp_path / "b.png", kernel=Path("gaussian:4"), noise_std=0.005)
     assert stated.noise_std == 0.005, "what is stated is not replaced"
+    assert not stated.assumed, "nothing is said to be assumed"

@@ -78,3 +78,26 @@ def test_every_solver_is_near_the_exact_posterior_or_says_that_it_is_not(task: s
 def test_the_grid_of_the_prior_in_few_steps_is_what_even_levels_mend() -> None:
     for solver in (PiGDM(grid="schedule", guard=False), DPS(grid="schedule", guard=False)):
         assert cell("denoise", 0.1, solver)[0] > 3.0
+
+
+@pytest.mark.parametrize("task", ["deblur-gaussian", "super-resolution"])
+def test_without_noise_every_solver_meets_the_measurement(task: str) -> None:
+    prior, x = photographs()
+    physics = TASKS[task](SHAPE, noise_std=0.0, dtype=F64, **GRID[task])
+    y = measure(x, physics, seed=0)
+    for solver in SOLVERS:
+        found = restore(y, physics, prior, solver=solver, steps=5, value_range=None).samples[:, 0]
+        torch.testing.assert_close(physics.A(found), y, rtol=0, atol=1e-5, msg=lambda text, s=solver: f"{s}: {text}")
+
+
+def test_rounded_measurements_without_noise_are_a_warning() -> None:
+    prior, x = photographs()
+    physics = TASKS["deblur-gaussian"](SHAPE, noise_std=0.0, dtype=F64, **GRID["deblur-gaussian"])
+    y = measure(x.clamp(-1, 1), physics, seed=0)
+    y = (127.5 * (y + 1)).round() / 127.5 - 1
+    with pytest.warns(RestorationWarning, match="noise_std=0.0023, the noise of rounding"):
+        restore(y, physics, prior, solver="pigdm", steps=2, value_range=(-1.0, 1.0))
+    exact = TASKS["denoise"](SHAPE, noise_std=0.0, dtype=F64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RestorationWarning)
+        restore(y, exact, prior, solver="pigdm", steps=2, value_range=(-1.0, 1.0))

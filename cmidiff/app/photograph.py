@@ -17,6 +17,7 @@ from cmidiff.app.masks import read_kernel, read_mask, read_seen
 from cmidiff.app.problem import JPEG, SUFFIX, Problem, build_physics, load_problem, shape_of
 from cmidiff.config import unknown
 from cmidiff.images import Image, Range, read_image, to_gray
+from cmidiff.intake import ROUNDING
 from cmidiff.physics import (
     TASKS,
     Tables,
@@ -216,6 +217,9 @@ def make_problem(image: Image, known: Degradation) -> Problem:
         noise_std, words = find_noise(values, None if known.seen is None else known.seen[0])
         found, known = (*found, words), replace(known, noise_std=noise_std)
     if known.kernel is not None or known.task == "deblur-gaussian":
+        if known.noise_std == 0:
+            known = replace(known, noise_std=float(f"{ROUNDING / (2**image.bits - 1):.3g}"))
+            found += (f"noise {known.noise_std:g} (of rounding to {image.bits} bits, which sharpening amplifies)",)
         known, words = _find_blur(values, known, stated=stated)
         found += words
         if known.parameters["padding"] == "valid":
@@ -369,9 +373,9 @@ def _find_blur(values: Tensor, known: Degradation, *, stated: bool) -> tuple[Deg
     if width is None:
         width, found = find_width(values, known.noise_std)
         words = (found,)
-    else:
+    elif not stated:
         doubted, words = doubt_width(values, width, known.noise_std)
-        known = known if stated else replace(known, noise_std=doubted)
+        known = replace(known, noise_std=doubted)
     kernel = parse_kernel(f"gaussian:{width}") if size is None else gaussian_kernel(kernel_size=size, std=width)
     return replace(known, kernel=kernel), words
 

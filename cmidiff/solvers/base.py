@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from cmidiff.config import Checked
@@ -24,6 +25,7 @@ from cmidiff.step import Carry, Group, Problem, Sampler, Step
 
 BEYOND = 10.0  # times sqrt(m): excess of a squared misfit over m that chance does not explain (7 standard deviations)
 LONGEST = 10.0  # most that a move is lengthened
+DISCREPANCY, CLOSE = 100, 1e-4  # iterations to the noise, and by how much its square may be missed
 
 
 class Solver(Checked, ABC):
@@ -248,10 +250,30 @@ def fitted(step: Step, move: Tensor, w: Tensor, residual: Tensor) -> Tensor:
 
 
 def along_residual(measurement: Measurement, residual: Tensor) -> Tensor:
-    """The move along ``A^T r`` to the noise, shape of ``x_t``, for rows whose residual the noise excludes, else 0."""
-    direction = measurement.At(residual)
-    length = length_to_noise(measurement, measurement.A(direction), residual).clamp_min(0.0)
-    return per_sample(length.where(excluded(measurement, residual), 0.0), direction) * direction
+    """The move along ``A^T r`` to the noise, shape of ``x_t``; zero for rows whose residual the noise does not exclude.
+
+    Conjugate gradients on ``|r - A m|`` end where it is ``sigma_y sqrt(m)`` (the discrepancy principle): a steepest
+    descent does not reach it where ``A`` is ill-conditioned. Without noise, ``m = A^+ r``. Through a decoder or a
+    non-linear physics it is one step, because the linearisation holds near ``x_hat`` alone.
+
+    Source: Hanke, "Conjugate Gradient Type Methods for Ill-Posed Problems", 1995.
+    """
+    if measurement.noise_std == 0 and not measurement.local:
+        return measurement.solve(residual, 1.0)
+    aim = measurement.noise_std**2 * measured_count(measurement.physics, measurement.y).to(residual.real)
+    active, pulled = excluded(measurement, residual), measurement.At(residual)
+    move, p, size = torch.zeros_like(pulled), pulled, dot(pulled, pulled)
+    for _ in range(1 if measurement.local else DISCREPANCY):
+        if not bool(active.any()):
+            break
+        measured = measurement.A(p)
+        length = length_to_noise(measurement, measured, residual).clamp_min(0.0).where(active, 0.0)
+        move, residual = move + per_sample(length, p) * p, residual - per_sample(length, measured) * measured
+        pulled, before = measurement.At(residual), size
+        size = dot(pulled, pulled)
+        p = pulled + per_sample(size / before.where(before > 0, 1.0), p) * p
+        active = active & (dot(residual, residual) > (1 + CLOSE) * aim) & (size > 0)
+    return move
 
 
 def excluded(measurement: Measurement, residual: Tensor) -> Tensor:
