@@ -55,4 +55,7 @@ class Loading:
 
         import cmidiff
 
-        return cmidiff.load_prior(name, device=device, **self.describe() | {"dtype": getattr(torch, self.dtype)})
+        options = self.describe()  # what is not stated is left to the prior
+        if "dtype" in options:
+            options["dtype"] = getattr(torch, self.dtype)
+        return cmidiff.load_prior(name, device=device, **options)
