@@ -35,7 +35,7 @@ def sample(prior: str, folder: Path, count: int, steps: int, size: int) -> list[
     files = [folder / "samples" / f"{k:05d}.png" for k in range(count)]
     missing = [k for k, file in enumerate(files) if not file.is_file()]
     files[0].parent.mkdir(parents=True, exist_ok=True)
-    network = load_prior(prior) if missing else None
+    network = load_prior(prior)
     for start in range(0, len(missing), BATCH):
         seeds = missing[start : start + BATCH]
         y = torch.zeros(len(seeds), 3, size, size)

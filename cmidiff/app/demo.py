@@ -68,12 +68,13 @@ def run(output: Path, *, seed: int, prior: str, device: str) -> Iterator[tuple[s
     """
     begun, strips = time.monotonic(), list[Image.Image]()
     for scene in SCENES:
-        rows = list[Row]()
+        rows, shown = list[Row](), strips
         for rows, strip in _restore(scene, seed=seed, prior=scene.prior or prior, device=device):
-            files.write(output, encode(_stack([*strips, strip])), "demo")
+            shown = [*strips, strip]
+            files.write(output, encode(_stack(shown)), "demo")
             if len(rows) == 1 and rows[0].name == ESTIMATED:
                 say(f"restored after {time.monotonic() - begun:.0f} seconds: see {output}; samples are to come")
-        strips.append(strip)
+        strips = shown
         yield f"{scene.title}, noise {NOISE['noise_std']:g}", rows
 
 

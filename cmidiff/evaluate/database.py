@@ -174,8 +174,8 @@ class Results:
         for row in rows:
             metric, value, images, network, difference, error, pairs = row[5:]
             cell = Cell(*row[:5])._replace(cmi=bool(row[2]))
-            numbers = map(_number, (difference, error))
-            found.append(CellScore(cell, metric, _number(value), images, network, *numbers, pairs))
+            value, difference, error = map(_number, (value, difference, error))
+            found.append(CellScore(cell, metric, value, images, network, difference, error, pairs))
         return found
 
     def measurement(self, image: str, task: str, seed: int) -> str | None:
