@@ -67,7 +67,7 @@ class Measurement:
         weight: factor on each entry of ``A x`` that makes the noise white, broadcastable to ``y``; None: it is.
         decoder: of a latent prior; then ``shape`` is that of the latents, (c, h, w).
         iterations: at most this many products in `solve` and `whiten`; None: to convergence.
-        local: whether it is the linearisation of another one, which holds near one image alone.
+        local: whether it is the linearisation of a non-linear physics, which holds near one image alone.
     """
 
     y: Tensor
@@ -214,7 +214,7 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
         y = inner.residual(image.detach()) + forward(z.detach())
-        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER, local=True)
+        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER, local=inner.local)
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""

@@ -253,8 +253,9 @@ def along_residual(measurement: Measurement, residual: Tensor) -> Tensor:
     """The move along ``A^T r`` to the noise, shape of ``x_t``; zero for rows whose residual the noise does not exclude.
 
     Conjugate gradients on ``|r - A m|`` end where it is ``sigma_y sqrt(m)`` (the discrepancy principle): a steepest
-    descent does not reach it where ``A`` is ill-conditioned. Without noise, ``m = A^+ r``. Through a decoder or a
-    non-linear physics it is one step, because the linearisation holds near ``x_hat`` alone.
+    descent does not reach it where ``A`` is ill-conditioned. Where no move reaches it, the first step is the move: the
+    least-squares solution would fit the noise. Without noise, ``m = A^+ r``. For a non-linear physics it is one step,
+    because the linearisation holds near ``x_hat`` alone.
 
     Source: Hanke, "Conjugate Gradient Type Methods for Ill-Posed Problems", 1995.
     """
@@ -263,7 +264,8 @@ def along_residual(measurement: Measurement, residual: Tensor) -> Tensor:
     aim = measurement.noise_std**2 * measured_count(measurement.physics, measurement.y).to(residual.real)
     active, pulled = excluded(measurement, residual), measurement.At(residual)
     move, p, size = torch.zeros_like(pulled), pulled, dot(pulled, pulled)
-    for _ in range(1 if measurement.local else DISCREPANCY):
+    first = move
+    for k in range(1 if measurement.local else measurement.iterations or DISCREPANCY):
         if not bool(active.any()):
             break
         measured = measurement.A(p)
@@ -272,8 +274,10 @@ def along_residual(measurement: Measurement, residual: Tensor) -> Tensor:
         pulled, before = measurement.At(residual), size
         size = dot(pulled, pulled)
         p = pulled + per_sample(size / before.where(before > 0, 1.0), p) * p
+        first = first if k else move
         active = active & (dot(residual, residual) > (1 + CLOSE) * aim) & (size > 0)
-    return move
+    beyond = dot(residual, residual) > (1 + CLOSE) * aim
+    return torch.where(per_sample(beyond, move) > 0, first, move)
 
 
 def excluded(measurement: Measurement, residual: Tensor) -> Tensor:

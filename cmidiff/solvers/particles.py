@@ -151,7 +151,8 @@ def direction(x: Tensor) -> Tensor:
         if bool((gram.square().sum((1, 2)) > RANK_ONE).all()):
             break
         gram = gram @ gram
-    largest = gram.diagonal(dim1=1, dim2=2).argmax(1)
+    entries = gram.diagonal(dim1=1, dim2=2)
+    largest = (entries >= 0.999 * entries.amax(1, keepdim=True)).int().argmax(1)  # rounding must not decide a tie
     v = gram[torch.arange(len(gram), device=gram.device), largest][:, None]
     return torch.nn.functional.normalize(v @ rows if few else v, dim=-1).to(x)
 
