@@ -214,7 +214,9 @@ class Measurement:
 
         physics = LinearPhysics(A=forward, A_adjoint=adjoint, img_size=self.shape, device=z.device)
         y = inner.residual(image.detach()) + forward(z.detach())
-        return Measurement(y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER, local=inner.local)
+        return Measurement(
+            y, physics, self.noise_std, self.shape, self.shape, iterations=THROUGH_DECODER, local=inner.local
+        )
 
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
