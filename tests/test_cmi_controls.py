@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def controls(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    for name in ("cells", "cmi_controls"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("cmi_controls")
+def controls(load_benchmark: Callable[[str], Any]) -> Any:
+    return load_benchmark("cmi_controls")
 
 
 @pytest.mark.parametrize("inner", [Ancestral(), DDIM(eta=1.0), Renoise()])

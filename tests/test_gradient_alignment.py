@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,10 +13,8 @@ from cmidiff.information import exact
 from cmidiff.physics import super_resolution
 
 
-def test_estimates_align_with_the_exact_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "cells", raising=False)
-    tool = importlib.import_module("gradient_alignment")
+def test_estimates_align_with_the_exact_gradient(load_benchmark: Callable[[str], ModuleType]) -> None:
+    tool = load_benchmark("gradient_alignment")
     means = 0.2 * torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     prior = GaussianMixture(torch.ones(3, dtype=torch.float64), means, torch.full_like(means, 0.01))
     physics = super_resolution((1, 4, 4), factor=2, dtype=torch.float64)

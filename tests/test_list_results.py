@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,8 @@ PAGE = """# Page
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    return importlib.import_module("list_results")
+def tool(load_benchmark: Callable[[str], Any]) -> Any:
+    return load_benchmark("list_results")
 
 
 def test_results_and_their_commands(tool: Any) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    for name in ("cells", "peers"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("peers")
+def peers(load_benchmark: Callable[[str], Any]) -> Any:
+    return load_benchmark("peers")
 
 
 class OfImages(GaussianMixture):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import torch
 
-spec = importlib.util.spec_from_file_location(
-    "prior_samples", Path(__file__).resolve().parent.parent / "benchmarks" / "prior_samples.py"
-)
-assert spec is not None
-assert spec.loader is not None
-prior_samples = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prior_samples)
 
-
-def test_a_copy_and_a_mirrored_copy_are_found() -> None:
+def test_a_copy_and_a_mirrored_copy_are_found(load_benchmark: Callable[[str], ModuleType]) -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.rand(20, 3, 8, 8, generator=generator)
     x = torch.stack([train[7], train[11].flip(-1) + 0.01])
-    distance, number = prior_samples.find_nearest(x, train)
+    distance, number = load_benchmark("prior_samples").find_nearest(x, train)
     assert number[:, 0].tolist() == [7, 11]
     assert distance[0, 0] < 1e-3
     torch.testing.assert_close(distance[1, 0], torch.tensor(0.01), rtol=1e-2, atol=0)
