@@ -40,6 +40,7 @@ from torch.nn.functional import avg_pool2d
 
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
+from cmidiff.forward import push_forward
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
 from cmidiff.physics import known_entries, measured_count
 from cmidiff.physics.parts import own_rows, rows_of
@@ -207,7 +208,7 @@ class Measurement:
 
         def forward(v: Tensor) -> Tensor:
             with torch.no_grad():
-                return inner.A(torch.func.jvp(decoder.decode, (z.detach(),), (v,))[1])
+                return inner.A(push_forward(decoder.decode, z.detach(), v))
 
         def adjoint(u: Tensor) -> Tensor:
             return torch.autograd.grad(image, z, inner.At(u), retain_graph=True)[0]

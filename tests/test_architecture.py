@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
 LAYERS = (
     ("files", "colour", "config"),
     ("images",),
-    ("schedule", "krylov", "draws", "dct", "sources", "registry", "result"),
+    ("schedule", "krylov", "forward", "draws", "dct", "sources", "registry", "result"),
     ("physics",),
     ("metrics", "whitening", "moments", "statistics"),
     ("prior",),

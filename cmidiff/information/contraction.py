@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmidiff.covariance import difference_size, precision
+from cmidiff.forward import push_forward
 from cmidiff.krylov import dot, per_sample
 from cmidiff.step import Step
 
@@ -42,7 +43,7 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
     if how == "reverse-over-forward":
 
         def along(x: Tensor) -> Tensor:
-            return (torch.func.jvp(step.denoise, (x,), (a,))[1] * b).sum()
+            return (push_forward(step.denoise, x, a) * b).sum()
 
         return torch.func.grad(along)(x_t)
     rms = (dot(a, a) / a[0].numel()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)

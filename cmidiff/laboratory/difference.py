@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cmidiff.covariance import Exact, RowSum, difference_size
 from cmidiff.covariance.diagonal import bounded, of_paper, slope
+from cmidiff.forward import push_forward
 from cmidiff.information import Contraction, contract
 from cmidiff.laboratory.findings import Cell, Findings, Table
 from cmidiff.laboratory.gradient import TIMES, M, make_problem, make_step
@@ -126,7 +127,7 @@ def _row_sums(step: Step, size: float | None) -> Tensor:
 def _exact_slope(step: Step) -> Tensor:
     """What `_row_sums` tends to."""
     x, ones = step.x_t.detach(), torch.ones_like(step.x_t)
-    return bounded(step, torch.func.jvp(step.denoise, (x,), (ones,))[1].detach(), FLOOR).variance
+    return bounded(step, push_forward(step.denoise, x, ones).detach(), FLOOR).variance
 
 
 def _diagonal_of_one_probe(settings: Settings) -> Table:
