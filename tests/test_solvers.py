@@ -33,7 +33,7 @@ from cmidiff.solvers import (
     Unconditional,
     misfit_gradient,
 )
-from cmidiff.solvers.base import BEYOND, LONGEST, fitted
+from cmidiff.solvers.base import BEYOND, LONGEST, along_residual, fitted
 from cmidiff.step import Carry, Step
 from tests.cases import (
     COVARIANCES,
@@ -48,6 +48,7 @@ from tests.cases import (
     gaussian_posterior,
     generator,
     label,
+    matrix_physics,
     measured,
     mixture,
     problem_of,
@@ -496,6 +497,22 @@ def test_the_guard_of_gradient_solvers_descends_to_the_noise_and_not_below():
     for solver in (DPS(1e9), DSG(0.5)):
         same(taken(solver, last), x_hat + first + second, 1e-6)
     assert bool(beyond.any())
+
+
+def test_a_residual_that_no_move_explains_is_followed_for_one_step():
+    """Of a batch with one that some move explains, and one that the noise explains."""
+    tall, noise = randn(12, 4, seed=1), 0.1
+    aim = noise * math.sqrt(12)
+    explained, orthogonal = tall @ randn(4, seed=2), randn(12, seed=3)
+    orthogonal -= tall @ torch.linalg.lstsq(tall, orthogonal[:, None]).solution[:, 0]
+    residual = torch.stack([explained + 20 * aim * orthogonal / orthogonal.norm(), explained, 0.5 * aim * explained])
+    residual[2] /= explained.norm()
+    measurement = Measurement(torch.zeros_like(residual), matrix_physics(tall, noise_std=noise), noise, (4,), (4,))
+    move, pulled = along_residual(measurement, residual), residual @ tall
+    same(move[:1], to_length(pulled[:1] @ tall.mT, residual[:1], aim) * pulled[:1], 1e-6)
+    left = (residual - move @ tall.mT).norm(dim=1)
+    torch.testing.assert_close(left[1] / aim, torch.ones((), dtype=F64), rtol=1e-4, atol=0)
+    assert bool((move[2] == 0).all())
 
 
 def along_krylov(residual: Tensor, aim: float) -> Tensor:
