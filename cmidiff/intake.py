@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from deepinv.physics import Inpainting, LinearPhysics, Physics
+from deepinv.physics import Denoising, Inpainting, LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.measurement import Measurement
@@ -29,7 +29,7 @@ from cmidiff.prior.base import Denoiser
 from cmidiff.result import RestorationWarning
 
 GRAY, ROUNDING = 255, 1 / math.sqrt(12)  # levels of 8 bits, and the standard deviation of a number rounded to them
-AMPLIFIED = 10.0  # condition from where rounding matters
+AMPLIFIED = 4.0  # factor on noise from where rounding matters
 
 
 @dataclass(frozen=True)
@@ -99,28 +99,42 @@ def take(
     inside = inside if weight is None else weight * inside
     state = canvas if prior.decoder is None else prior.decoder.latent_shape(canvas)
     measurement = Measurement(inside, physics, std / gain, state, image, affine, weight, prior.decoder)
-    if (
-        std == 0
-        and value_range
-        and measurement.linear
-        and measurement.condition > AMPLIFIED
-        and _rounded(given, value_range)
-    ):
-        warnings.warn(
-            "noise_std is 0 and y is rounded to 8 bits, which inverting this physics amplifies: pass noise_std="
-            f"{(value_range[1] - value_range[0]) * ROUNDING / GRAY:.2g}, the noise of rounding",
-            RestorationWarning,
-            stacklevel=4,
-        )
+    if value_range is not None:
+        measurement = _with_rounding(measurement, given, value_range, gain)
     return Intake(measurement, seeds, gain, offset, exact)
 
 
-def _rounded(y: Tensor, value_range: tuple[float, float]) -> bool:
-    """Whether all numbers of ``y`` are grey levels of 8 bits, and more than two of them occur."""
+def _with_rounding(measurement: Measurement, y: Tensor, value_range: tuple[float, float], gain: float) -> Measurement:
+    """The measurement with at least the noise of rounding, where ``y`` is rounded to 8 bits and this matters."""
+    least = (value_range[1] - value_range[0]) * ROUNDING / GRAY
+    std = gain * measurement.noise_std
+    if std >= least or not measurement.linear or not any(rounded := _is_rounded(y, value_range)):
+        return measurement
+    amplified = (replace(measurement, noise_std=0.0).amplify() > AMPLIFIED).tolist()
+    matters = [r and a for r, a in zip(rounded, amplified, strict=True)]
+    if any(matters) != all(matters):
+        raise ValueError(
+            f"noise_std is {std:.2g}, and rounding to 8 bits is more noise in some images of y, but not in all: pass "
+            f"noise_std={least:.2g} or more, or restore them one by one"
+        )
+    if not all(matters):
+        return measurement
+    warnings.warn(
+        f"y is rounded to 8 bits, which inverting this physics amplifies: noise_std={least:.2g}, the noise of "
+        f"rounding, is taken in place of {std:.2g}",
+        RestorationWarning,
+        stacklevel=5,
+    )
+    return replace(measurement, noise_std=least / gain)
+
+
+def _is_rounded(y: Tensor, value_range: tuple[float, float]) -> list[bool]:
+    """Whether all numbers of each image are grey levels of 8 bits, and more than two of them occur."""
     if y.is_complex():
-        return False
+        return [False] * len(y)
     levels = GRAY * (y.double().cpu() - value_range[0]) / (value_range[1] - value_range[0])
-    return bool(((levels - levels.round()).abs() < 1e-3).all()) and len(levels.round().unique()) > 2
+    near = ((levels - levels.round()).abs() < 1e-3).flatten(1).all(1)
+    return [bool(n) and len(row.round().unique()) > 2 for n, row in zip(near, levels, strict=True)]
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[str]:
@@ -138,11 +152,11 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[str]:
 
 
 def _exact(y: Tensor, physics: Physics, noise_std: float | None) -> tuple[Tensor, Tensor] | None:
-    """Pixels that a mask shows without noise, and where they are, both shaped like images."""
-    if not isinstance(physics, Inpainting) or (noise_std or _stated_noise(physics)) != 0:
+    """Pixels that were measured without noise, and where they are, both shaped like images."""
+    if not isinstance(physics, Inpainting | Denoising) or (noise_std or _stated_noise(physics)) != 0:
         return None
     known = known_entries(physics, y)
-    return None if known is None else (y.clone(), known != 0)
+    return y.clone(), torch.ones_like(y, dtype=torch.bool) if known is None else known != 0
 
 
 def _stated_noise(physics: Physics) -> float | None:

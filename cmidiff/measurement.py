@@ -286,19 +286,21 @@ class Measurement:
         """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
         return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
-    @property
-    def condition(self) -> float:
-        """The largest over the least singular value that is not 0; infinity where they are not declared."""
-        if not self._decomposed:
-            return math.inf
-        w2 = _squares(cast(Tensor, cast(DecomposablePhysics, self.physics).mask))
-        seen = w2[w2 > 0]
-        return math.sqrt(float(w2.max() / seen.min())) if len(seen) else 1.0
+    def amplify(self) -> Tensor:
+        """The root mean square of ``A^+ e`` for white noise ``e`` of variance 1, one draw for all images, (B,)."""
+        like = self.y[:1]
+        e = SeededDraws([(0, 0)]).normal("amplification", 0, like).expand_as(self.y)
+        known = known_entries(self.physics, e)
+        found = self.solve(e if known is None else e * known, 1.0)
+        return found.flatten(1).square().mean(1).sqrt()
 
     @property
     def tight(self) -> bool:
         """Whether ``A A^T`` is declared to be a multiple of the identity on what was measured, as for masks."""
-        return self.condition <= 1 + 5e-4
+        if not self._decomposed:
+            return False
+        w2 = _squares(cast(Tensor, cast(DecomposablePhysics, self.physics).mask))
+        return bool(((w2 == 0) | (w2 >= (1 - 1e-3) * w2.max())).all())
 
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""

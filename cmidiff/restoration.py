@@ -22,7 +22,7 @@ from cmidiff.prior import check_memory, check_prior, load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SAMPLERS, SOLVERS
-from cmidiff.result import MISFIT_BOUND, QUANTUM, Progress, Restoration, RestorationWarning, Status
+from cmidiff.result import EXCESS, MISFIT_BOUND, QUANTUM, Progress, Restoration, RestorationWarning, Status
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Problem, Sampler, Step
 
@@ -311,19 +311,35 @@ class _Run:
         inside = torch.where(trace.alive.reshape(-1, *[1] * (trace.x_s.ndim - 1)), trace.x_s, trace.x_hat)
         split = zip(problems, inside.split([len(group) for group in groups]), strict=True)
         misfits = torch.cat([problem.measurement.misfit(x) for problem, x in split]).tolist()
-        status = [self._status(solver, step, len(times), m) for step, m in zip(died.tolist(), misfits, strict=True)]
+        ends = zip(died.tolist(), misfits, self._excess(inside), strict=True)
+        status = [self._status(solver, step, len(times), misfit, excess) for step, misfit, excess in ends]
         stats = {name: torch.stack([values[name] for values in traces]) for name in traces[0]}
         x = self.intake.keep(self.intake.outside(inside), [b for b, _ in rows])
         return _Part(rows, x, inside, status, stats)
 
-    def _status(self, solver: Solver, died: int, steps: int, misfit: float) -> Status:
+    def _excess(self, x: Tensor) -> list[float]:
+        """By how much results (N, ...) leave the range of the images: root mean square, in units of the range."""
+        if self.prior.value_range is None or self.prior.decoder is not None:
+            return [0.0] * len(x)
+        low, high = self.prior.value_range
+        beyond = self.intake.measurement.crop(x - x.clamp(low, high))
+        return (beyond.flatten(1).square().mean(1).sqrt() / (high - low)).tolist()
+
+    def _status(self, solver: Solver, died: int, steps: int, misfit: float, excess: float) -> Status:
         if died >= 0:
             message = f"diverged at step {died} of {steps}: lower the solver's scale or take more steps"
             return Status(False, died, message, misfit, False)
         noise = self.intake.measurement.noise_std
         bound = MISFIT_BOUND if noise > 0 else QUANTUM * self._extent
-        if misfit <= bound or not solver.uses_measurement:
+        if not solver.uses_measurement or (misfit <= bound and excess <= EXCESS):
             return Status(True, misfit=misfit)
+        if misfit <= bound:
+            message = (
+                f"finished, but the result leaves the range of images (by {excess:.2g} of it, at most {EXCESS:g} is "
+                f"expected): y holds more noise than noise_std={self.intake.gain * noise:.2g}, which inverting the "
+                "physics amplifies; state more"
+            )
+            return Status(True, None, message, misfit, False)
         seen = f"misfit {misfit:.3g}" if noise > 0 else f"residual {misfit * self.intake.gain:.3g}"
         message = (
             f"finished, but the result does not explain the measurement ({seen}, at most {bound:.3g} is expected): "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 MISFIT_BOUND = 1.5  # of a restoration that explains its measurement; the noise alone gives 1
 QUANTUM = 2 / 255  # of the range of the images: bound of the residual where the measurement has no noise
+EXCESS = 0.1  # of the range of the images: bound of what a result is beyond it (root mean square)
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Status:
         step: the step (from 1) at which it diverged, None if it did not.
         message: what happened, and what to do if it needs attention.
         misfit: ``|y - A x| / (noise_std sqrt m)`` of the result; in units of ``y`` without noise.
-        explains: False where the misfit is above `MISFIT_BOUND` though the solver uses the measurement.
+        explains: False where the misfit is above `MISFIT_BOUND` though the solver uses the measurement, or where the
+            result is beyond the range of images by more than `EXCESS`, as amplified noise is.
     """
 
     ok: bool

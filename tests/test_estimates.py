@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmidiff.app.photograph import read_problem
-from cmidiff.images import write_image
+from cmidiff.images import read_image, write_image
 from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
 
 PLANE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
@@ -128,9 +128,29 @@ def test_the_width_of_a_photographs_blur_is_found_and_a_stated_one_that_is_too_w
     assert len(fits.assumed) == 1
     assert "less blurred than stated" in wide.assumed[1]
     assert wide.noise_std == pytest.approx(4 * fits.noise_std, rel=0.05)
-    free = read_problem(tmp_path / "b.png", kernel=Path("gaussian:4"), noise_std=0.0)
-    assert free.noise_std == 4.4e-6
-    assert "rounding to 16 bits" in free.assumed[0]
     stated = read_problem(tmp_path / "b.png", kernel=Path("gaussian:4"), noise_std=0.005)
     assert stated.noise_std == 0.005, "what is stated is not replaced"
     assert not stated.assumed, "nothing is said to be assumed"
+    assert not stated.notes
+
+
+def test_no_noise_is_that_of_rounding_or_what_a_blurred_image_shows(tmp_path: Path) -> None:
+    kernel = Path("gaussian:2")
+    canvas = canvas_shape(parse_kernel(str(kernel)), (3, 96, 96))
+    exact = from_kernel(parse_kernel(str(kernel)), canvas, padding="valid", noise_std=0.0, dtype=torch.float64)
+    clean = measure(power_law(canvas[1], 3)[None].clamp(0, 1), exact, seed=0)[0]
+    for bits, rounding in ((8, 1.13e-3), (16, 4.4e-6)):
+        write_image(tmp_path / "clean.png", clean.float(), bits=bits)
+        for stated in (0.0, 0.5 * rounding):
+            free = read_problem(tmp_path / "clean.png", kernel=kernel, noise_std=stated)
+            assert free.noise_std == rounding
+            assert f"rounding to {bits} bits" in free.assumed[0]
+    write_image(tmp_path / "noisy.png", (clean + 0.02 * normal(*clean.shape)).float())
+    shown = float(estimate_noise(read_image(tmp_path / "noisy.png").values))
+    for stated in (0.0, 1e-4):
+        noisy = read_problem(tmp_path / "noisy.png", kernel=kernel, noise_std=stated)
+        assert noisy.noise_std == pytest.approx(shown, rel=0.01)
+        assert "estimated from the image: sharpening would amplify it" in noisy.assumed[0]
+    doubted = read_problem(tmp_path / "noisy.png", kernel=kernel, noise_std=0.005)
+    assert doubted.noise_std == 0.005
+    assert "noisier than stated" in doubted.notes[-1]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cmidiff import restore
 from cmidiff.dct import idct
-from cmidiff.physics import TASKS, measure
-from cmidiff.prior import GaussianMixture
+from cmidiff.physics import TASKS, from_callable, measure
+from cmidiff.prior import GaussianMixture, NetworkPrior
 from cmidiff.result import RestorationWarning
-from cmidiff.solvers import DPS, PiGDM, Solver
+from cmidiff.solvers import DPIR, DPS, PiGDM, Solver
 from tests.cases import dense_matrix, gaussian_posterior, randn
 
 SHAPE, COUNT, STEPS = (1, 12, 12), 6, 10
@@ -95,9 +95,55 @@ def test_rounded_measurements_without_noise_are_a_warning() -> None:
     physics = TASKS["deblur-gaussian"](SHAPE, noise_std=0.0, dtype=F64, **GRID["deblur-gaussian"])
     y = measure(x.clamp(-1, 1), physics, seed=0)
     y = (127.5 * (y + 1)).round() / 127.5 - 1
-    with pytest.warns(RestorationWarning, match="noise_std=0.0023, the noise of rounding"):
-        restore(y, physics, prior, solver="pigdm", steps=2, value_range=(-1.0, 1.0))
+    options: dict[str, Any] = {"solver": "pigdm", "steps": 2, "value_range": (-1.0, 1.0)}
+    for less in (0.0, 1e-4):
+        with pytest.warns(RestorationWarning, match="noise_std=0.0023, the noise of rounding"):
+            found = restore(y, physics, prior, noise_std=less, **options).samples
+        stated = restore(y, physics, prior, noise_std=2 / 255 / math.sqrt(12), **options).samples
+        torch.testing.assert_close(found, stated)
+    mixed = torch.cat([y[:1], y[1:] + 0.1 / 255])
+    with pytest.raises(ValueError, match="in some images of y, but not in all"):
+        restore(mixed, physics, prior, **options)
     exact = TASKS["denoise"](SHAPE, noise_std=0.0, dtype=F64)
+    own = from_callable(lambda x: 2.0 * x.flip(1), SHAPE, noise_std=0.0, dtype=F64)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RestorationWarning)
-        restore(y, exact, prior, solver="pigdm", steps=2, value_range=(-1.0, 1.0))
+        assert torch.equal(restore(y, exact, prior, **options).samples[:, 0], y)
+        found = restore(y, own, prior, **options).samples[:, 0]
+    torch.testing.assert_close(own.A(found), y, rtol=0, atol=1e-5)
+
+
+def test_noise_that_no_image_explains_is_said() -> None:
+    """Amplified noise fits a measurement whose noise is understated: the misfit alone does not show it."""
+    schedule = NetworkPrior(lambda x, t: x).schedule
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule(float(t[0]))
+        return 0.04 * alpha / (0.04 * alpha**2 + sigma**2) * x_t
+
+    network = NetworkPrior(denoise, "x0", value_range=(-1.0, 1.0))
+    x = 0.5 + 0.1 * randn(1, 1, 16, 16, seed=2)
+    physics = TASKS["deblur-gaussian"]((1, 16, 16), noise_std=0.0, dtype=F64, kernel_size=5, std=1.0)
+    for noise_std in (0.0, 1e-4):
+        for solver in (PiGDM(), DPIR()):
+            clean = restore(physics.A(x), physics, network, solver=solver, noise_std=noise_std, steps=4)
+            assert clean.estimate_status[0].explains, clean.estimate_status
+            with pytest.warns(RestorationWarning, match="leaves the range of images|does not explain"):
+                found = restore(
+                    measure(x, physics) + 0.02 * randn(*x.shape, seed=3),
+                    physics,
+                    network,
+                    solver=solver,
+                    noise_std=noise_std,
+                    steps=4,
+                )
+            assert not found.estimate_status[0].explains
+
+
+def test_the_estimate_meets_a_measurement_without_noise() -> None:
+    prior, x = photographs()
+    for task in ("deblur-gaussian", "super-resolution", "inpaint-random"):
+        physics = TASKS[task](SHAPE, noise_std=0.0, dtype=F64, **GRID[task])
+        y = measure(x, physics, seed=0)
+        found = restore(y, physics, prior, value_range=None).estimate
+        torch.testing.assert_close(physics.A(found), y, rtol=0, atol=1e-5)

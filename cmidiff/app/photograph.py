@@ -38,6 +38,7 @@ LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measure
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
 DOUBTFUL, MOST_DOUBT = 1.05, 4.0  # times the found width, from where a stated one is doubted; most times the noise
+NOISIER = 2.0  # times the stated noise, from where an estimate is a note
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
 AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
 BOTH = "--kernel describes the blur: leave out --std and --kernel-size"
@@ -217,9 +218,10 @@ def make_problem(image: Image, known: Degradation) -> Problem:
         noise_std, words = find_noise(values, None if known.seen is None else known.seen[0])
         found, known = (*found, words), replace(known, noise_std=noise_std)
     if known.kernel is not None or known.task == "deblur-gaussian":
-        if known.noise_std == 0:
-            known = replace(known, noise_std=float(f"{ROUNDING / (2**image.bits - 1):.3g}"))
-            found += (f"noise {known.noise_std:g} (of rounding to {image.bits} bits, which sharpening amplifies)",)
+        assert known.noise_std is not None, "it is stated, or found above"
+        if stated:
+            noise_std, words, doubt = check_stated_noise(values, known.noise_std, image.bits)
+            found, known, image = (*found, *words), replace(known, noise_std=noise_std), _with_notes(image, doubt)
         known, words = _find_blur(values, known, stated=stated)
         found += words
         if known.parameters["padding"] == "valid":
@@ -287,6 +289,28 @@ def find_noise(values: Tensor, seen: Tensor | None = None) -> tuple[float, str]:
     return noise, f"noise {noise:g} (estimated from the image)"
 
 
+def check_stated_noise(values: Tensor, noise_std: float, bits: int) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+    """Compare the stated noise of a blurred image with the image, because sharpening amplifies what is not stated.
+
+    Args:
+        values: (C, H, W) in [0, 1].
+        noise_std: as stated. Less than the rounding of a file stands for none beyond that.
+        bits: depth of the file.
+
+    Returns:
+        The noise to take; why it is not the stated one, in words; and a note where the image looks noisier.
+    """
+    rounding = float(f"{ROUNDING / (2**bits - 1):.3g}")
+    seen = find_noise(values)[0] if min(values.shape[1:]) >= SMALLEST else 0.0
+    if noise_std >= rounding:
+        doubtful = seen > max(LEAST_NOISE, NOISIER * noise_std)
+        note = f"the image looks noisier than stated ({seen:g}, not {noise_std:g}), and sharpening amplifies noise"
+        return noise_std, (), (note,) if doubtful else ()
+    if seen > LEAST_NOISE:
+        return seen, (f"noise {seen:g} (estimated from the image: sharpening would amplify it)",), ()
+    return rounding, (f"noise {rounding:g} (of rounding to {bits} bits, which sharpening amplifies)",), ()
+
+
 def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None, str]:
     """Find how an image (C, H, W) was compressed as JPEG, by its file or by its pixels.
 
@@ -339,6 +363,10 @@ def doubt_width(values: Tensor, width: float, noise_std: float) -> tuple[float, 
         f"noise {more:g} against rings, because the image looks less blurred than stated (gaussian:{found:g}; "
         f"--kernel {AUTO} takes that)",
     )
+
+
+def _with_notes(image: Image, notes: tuple[str, ...]) -> Image:
+    return replace(image, notes=(*image.notes, *notes))
 
 
 def _find_task(values: Tensor, known: Degradation) -> tuple[Degradation, Tables | None, tuple[str, ...]]:

@@ -7,7 +7,8 @@ in the prior. At noise levels ``sigma_k`` (here ``sigma / alpha``), from coarse 
     z <- D(x, sigma_k)
 
 The first line is in closed form where the physics declares its SVD, and solved by conjugate gradients otherwise. The
-start is the Wiener estimate of the prior's second moments. It is DiffPIR with ``zeta = 0``: no noise is put back.
+start is the Wiener estimate of the prior's second moments. It is DiffPIR with ``zeta = 0``: no noise is put back. The
+last ``z`` is the result. Where the noise is less than `LEAST_NOISE` it is moved until its residual is the noise.
 
 The estimate approximates the mean of the posterior, so it has a higher PSNR than a sample of it, and less texture.
 
@@ -26,7 +27,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.covariance import wiener_estimate
-from cmidiff.solvers.base import Solver
+from cmidiff.solvers.base import Solver, along_residual
 from cmidiff.solvers.grid import levels
 from cmidiff.step import Carry, Problem, Step
 
@@ -84,7 +85,10 @@ class DPIR(Solver):
         alpha_s, sigma_s = step.level_s
 
         def fitted(z: Tensor) -> Tensor:
-            return z if step.last else alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals)
+            if not step.last:
+                return alpha_s * self._fit(step.problem, z, sigma_s / alpha_s, step.record.residuals)
+            measurement, least = step.measurement, 2 * step.problem.half_range * LEAST_NOISE
+            return z if measurement.noise_std >= least else z + along_residual(measurement, measurement.residual(z))
 
         return step.update(fitted, step.x_hat), carry
 
