@@ -26,7 +26,7 @@ from cmidiff.app.photograph import find_noise, read_problem
 from cmidiff.app.repair import keep_unpainted
 from cmidiff.images import encode_image, read_image
 from cmidiff.moments import SecondMoments
-from cmidiff.physics import TASKS
+from cmidiff.physics import TASKS, agree
 from cmidiff.prior import PRIORS, NetworkPrior
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.known import info_of
@@ -619,6 +619,29 @@ def test_a_noisy_jpeg_of_high_quality_is_noisy() -> None:
     written_photograph("photo.jpg", noise=0.1, quality=95, subsampling=0)
     result = cmidiff("restore", "photo.jpg", "--dry-run", "--prior", "gaussian")
     assert "task denoise" in said(result, "assumed: ")[0]
+
+
+def test_a_noisy_jpeg_of_medium_quality_is_noisy() -> None:
+    written_photograph("photo.jpg", noise=0.08, side=96, quality=50)
+    problem = read_problem(Path("photo.jpg"))
+    assert problem.name == "denoise"
+    assert problem.noise_std == pytest.approx(0.08, rel=0.15)
+    assert "estimated before its compression" in problem.assumed[-1]
+    assert read_problem(Path("photo.jpg"), "denoise").noise_std == problem.noise_std
+
+
+def test_a_compressed_photograph_of_ink_and_one_that_was_turned_are_recognised() -> None:
+    written_photograph("photo.jpg", side=96, quality=30)
+    with Image.open("photo.jpg") as opened:
+        opened.convert("CMYK").save("ink.jpg", quality=30)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        opened.save("turned.jpg", quality=30, exif=exif)
+    for name in ("ink.jpg", "turned.jpg"):
+        problem = read_problem(Path(name))
+        assert (problem.name, problem.describe()["quality"]) == ("jpeg", 30)
+    assert problem.tables is not None
+    assert agree(problem.y, problem.tables), "the tables are those of the upright pixels"
 
 
 @pytest.mark.parametrize("bits", [8, 16])

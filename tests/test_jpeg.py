@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cmidiff.physics import (
     Quantisation,
+    estimate_jpeg_noise,
+    estimate_noise,
     find_tables,
     jpeg_noise_std,
     jpeg_quality,
@@ -73,6 +75,9 @@ def test_files_without_known_tables(tmp_path: Path) -> None:
     assert read_tables(path) is None
     assert jpeg_quality(path) is None
     assert read_tables(tmp_path / "image.jpg") is None
+    ink = read_tables(tmp_path / "image.jpg", converted=True)
+    assert ink is not None
+    assert torch.equal(ink.luma, tables_of(75).luma), "Pillow's default quality"
     with pytest.raises(ValueError, match="must lie in 1 to 100; got 0"):
         tables_of(0)
 
@@ -188,3 +193,41 @@ def test_the_level_falls_with_the_quality() -> None:
     assert levels == sorted(levels, reverse=True)
     assert levels[0] == pytest.approx(16, abs=1)
     assert levels[2] == pytest.approx(8, abs=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("quality", [30, 50, 75, 90])
+@pytest.mark.parametrize("sigma", [10, 20, 40])
+def test_the_noise_before_compression_is_found(sigma: float, quality: int, channels: int) -> None:
+    ramp = torch.linspace(0.3, 0.7, 128, dtype=torch.float64)
+    smooth = torch.stack([ramp.expand(128, 128), ramp[:, None].expand(128, 128), 1 - ramp.expand(128, 128)])[:channels]
+    noise = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    decoded, file = compress((smooth + sigma / 255 * noise)[None], quality)
+    tables = read_tables(Image.open(file))
+    assert tables is not None
+    found = 255 * estimate_jpeg_noise(decoded[0], tables)
+    assert found == pytest.approx(sigma, rel=0.15)
+    if quality < 90:
+        assert abs(255 * float(estimate_noise(decoded[0])) - sigma) > abs(found - sigma)
+
+
+@pytest.mark.parametrize("quality", [50, 75, 90])
+def test_a_photographs_noise_before_compression(quality: int) -> None:
+    with Image.open(PLANE) as opened:
+        x = torch.from_numpy(np.asarray(opened.convert("RGB")).copy()).permute(2, 0, 1).double() / 255
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for sigma, off in ((0, 8.0), (10, 2.5), (20, 3.0)):
+        decoded, file = compress((x + sigma / 255 * noise)[None], quality)
+        tables = read_tables(Image.open(file))
+        assert tables is not None
+        assert 255 * estimate_jpeg_noise(decoded[0], tables) == pytest.approx(sigma, abs=off)
+
+
+def test_noise_shared_by_all_channels_is_that_of_luma_and_other_tables_are_refused() -> None:
+    gray = 0.5 + 0.08 * torch.randn(1, 96, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    decoded, file = compress(gray.expand(1, 3, 96, 96), 75)
+    tables = read_tables(Image.open(file))
+    assert tables is not None
+    assert estimate_jpeg_noise(decoded[0], tables) == pytest.approx(0.08, rel=0.1)
+    with pytest.raises(ValueError, match="the tables do not describe the image"):
+        estimate_jpeg_noise(decoded[0, :, 1:, 3:], tables)

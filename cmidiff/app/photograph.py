@@ -23,8 +23,10 @@ from cmidiff.physics import (
     Tables,
     Task,
     ValidBlur,
+    agree,
     canvas_shape,
     estimate_blur_width,
+    estimate_jpeg_noise,
     estimate_noise,
     find_tables,
     gaussian_kernel,
@@ -38,6 +40,7 @@ LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measure
 USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
 DOUBTFUL, MOST_DOUBT = 1.05, 4.0  # times the found width, from where a stated one is doubted; most times the noise
+STRONGER = 1.3  # times the level of JPEG artefacts, from where noise harms more
 NOISIER = 2.0  # times the stated noise, from where an estimate is a note
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
 AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
@@ -215,12 +218,14 @@ def make_problem(image: Image, known: Degradation) -> Problem:
     if known.alone and known.task is not None:
         values, shape = _find_image_behind(values, known.task, known.parameters)
     if known.noise_std is None:
-        noise_std, words = find_noise(values, None if known.seen is None else known.seen[0])
+        seen = None if known.seen is None else known.seen[0]
+        noise_std, words = find_noise(values, seen, _read_tables(known.source))
         found, known = (*found, words), replace(known, noise_std=noise_std)
     if known.kernel is not None or known.task == "deblur-gaussian":
         assert known.noise_std is not None, "it is stated, or found above"
         if stated:
-            noise_std, words, doubt = check_stated_noise(values, known.noise_std, image.bits)
+            shown = find_noise(values, tables=_read_tables(known.source)) if min(shape[1:]) >= SMALLEST else (0.0, "")
+            noise_std, words, doubt = check_stated_noise(shown[0], known.noise_std, image.bits)
             found, known, image = (*found, *words), replace(known, noise_std=noise_std), _with_notes(image, doubt)
         known, words = _find_blur(values, known, stated=stated)
         found += words
@@ -270,12 +275,13 @@ def _find_image_behind(values: Tensor, name: str, parameters: Mapping[str, Any])
     return values, (channels, height, width)
 
 
-def find_noise(values: Tensor, seen: Tensor | None = None) -> tuple[float, str]:
+def find_noise(values: Tensor, seen: Tensor | None = None, tables: Tables | None = None) -> tuple[float, str]:
     """Find the noise of an image.
 
     Args:
         values: (C, H, W) in [0, 1].
         seen: (1, H, W), 0 where a mask hides the image; None: all is seen.
+        tables: how it was compressed as JPEG, which hides noise; None: not.
 
     Returns:
         The standard deviation, and in words how it is known.
@@ -285,15 +291,18 @@ def find_noise(values: Tensor, seen: Tensor | None = None) -> tuple[float, str]:
     if seen is not None and float(1 - seen.mean()) > MOST_HIDDEN:
         return USUAL_NOISE, f"noise {USUAL_NOISE:g} (too little is seen for an estimate)"
     whole = values if seen is None else _reflect_into_holes(values, seen[0] > 0)
-    noise = float(f"{max(LEAST_NOISE, float(estimate_noise(whole))):.3g}")
-    return noise, f"noise {noise:g} (estimated from the image)"
+    found, where = float(estimate_noise(whole)), "from the image"
+    if tables is not None and min(values.shape[1:]) >= 2 * SMALLEST and agree(whole[None], tables):
+        found, where = max(found, estimate_jpeg_noise(whole, tables)), "before its compression"
+    noise = float(f"{max(LEAST_NOISE, found):.3g}")
+    return noise, f"noise {noise:g} (estimated {where})"
 
 
 def check_stated_noise(values: Tensor, noise_std: float, bits: int) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
     """Compare the stated noise of a blurred image with the image, because sharpening amplifies what is not stated.
 
     Args:
-        values: (C, H, W) in [0, 1].
+        seen: the noise that is estimated from the image.
         noise_std: as stated. Less than the rounding of a file stands for none beyond that.
         bits: depth of the file.
 
@@ -301,7 +310,6 @@ def check_stated_noise(values: Tensor, noise_std: float, bits: int) -> tuple[flo
         The noise to take; why it is not the stated one, in words; and a note where the image looks noisier.
     """
     rounding = float(f"{ROUNDING / (2**bits - 1):.3g}")
-    seen = find_noise(values)[0] if min(values.shape[1:]) >= SMALLEST else 0.0
     if noise_std >= rounding:
         doubtful = seen > max(LEAST_NOISE, NOISIER * noise_std)
         note = f"the image looks noisier than stated ({seen:g}, not {noise_std:g}), and sharpening amplifies noise"
@@ -317,13 +325,18 @@ def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None
     Returns:
         The quantisation tables, or None without a sign of JPEG; and in words what was found.
     """
-    try:
-        tables, where = None if source is None else read_tables(source), "in its file"
-    except OSError:  # no file that Pillow reads, so no JPEG
-        tables, where = None, ""
-    if tables is None:
-        tables, where = find_tables(values), "by its pixels"
+    tables, where = _read_tables(source), "in its file"
+    if tables is None or not agree(values[None], tables):  # it was turned upright, for one
+        seen = find_tables(values)
+        tables, where = (tables, where) if seen is None else (seen, "by its pixels")
     return tables, "" if tables is None else f"task jpeg (quality {jpeg_quality(tables)}, {where})"
+
+
+def _read_tables(source: Path | None) -> Tables | None:
+    try:
+        return None if source is None else read_tables(source, converted=True)
+    except OSError:  # no file that Pillow reads, so no JPEG
+        return None
 
 
 def find_width(values: Tensor, noise_std: float) -> tuple[float, str]:
@@ -376,8 +389,8 @@ def _find_task(values: Tensor, known: Degradation) -> tuple[Degradation, Tables 
     if known.noise_std is not None:
         return denoise, None, ("task denoise",)
     tables, words = find_compression(values, known.source)
-    noise_std, noise_words = find_noise(values)
-    if tables is not None and jpeg_noise_std(tables) >= noise_std:
+    noise_std, noise_words = find_noise(values, tables=tables)
+    if tables is not None and STRONGER * jpeg_noise_std(tables) >= noise_std:
         return replace(known, task=JPEG), tables, (words,)
     return replace(denoise, noise_std=noise_std), None, ("task denoise", noise_words)
 

@@ -13,12 +13,14 @@ from cmidiff.physics.decomposed import Luminance as Luminance
 from cmidiff.physics.decomposed import from_matrix as from_matrix
 from cmidiff.physics.jpeg import Quantisation as Quantisation
 from cmidiff.physics.jpeg import Tables as Tables
+from cmidiff.physics.jpeg import agree as agree
 from cmidiff.physics.jpeg import find_tables as find_tables
 from cmidiff.physics.jpeg import jpeg_noise_std as jpeg_noise_std
 from cmidiff.physics.jpeg import jpeg_quality as jpeg_quality
 from cmidiff.physics.jpeg import read_tables as read_tables
 from cmidiff.physics.jpeg import restore_jpeg as restore_jpeg
 from cmidiff.physics.jpeg import tables_of as tables_of
+from cmidiff.physics.jpeg_noise import estimate_jpeg_noise as estimate_jpeg_noise
 from cmidiff.physics.kernels import gaussian_kernel as gaussian_kernel
 from cmidiff.physics.kernels import motion_kernel as motion_kernel
 from cmidiff.physics.kernels import parse_kernel as parse_kernel

@@ -61,23 +61,25 @@ class Tables:
     offset: tuple[int, int] = (0, 0)
 
 
-def read_tables(image: Path | str | Image.Image) -> Tables | None:
+def read_tables(image: Path | str | Image.Image, *, converted: bool = False) -> Tables | None:
     """Read the quantisation tables of a JPEG file.
 
     They describe the pixels as the file stores them: before a rotation by EXIF, a conversion of colours or a resize.
+    `agree` says whether they describe an image.
 
     Args:
         image: a file, or an image that Pillow has opened.
+        converted: also read those of CMYK and RGB planes, which tell the strength of the compression alone.
 
     Returns:
         The tables, or None if the image is no JPEG, or one that does not hold gray or YCbCr planes.
     """
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
-            return read_tables(opened)
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode not in ("L", "RGB"):
+            return read_tables(opened, converted=converted)
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode not in ("L", "RGB", "CMYK"):
         return None
-    if image.info.get("adobe_transform") == 0 and image.mode == "RGB":
+    if not converted and (image.mode == "CMYK" or (image.info.get("adobe_transform") == 0 and image.mode == "RGB")):
         return None
     planes = [torch.tensor(steps, dtype=torch.float64).reshape(8, 8) for steps in image.quantization.values()]
     if image.mode == "L":
@@ -213,6 +215,14 @@ def _is_quantised(coefficients: Tensor, step: Tensor) -> bool:
     return len(ratio) == 0 or float((ratio - ratio.round()).abs().median()) < 0.5 * 0.25
 
 
+def agree(y: Tensor, tables: Tables) -> bool:
+    """Whether decoded images ``(B, C, H, W)`` hold a whole block, and coefficients that are multiples of the steps."""
+    blocks = [8 * n for n in (tables.sampling if y.shape[1] == 3 else (1, 1))]
+    if any(n - s < block for n, s, block in zip(y.shape[-2:], tables.offset, blocks, strict=True)):
+        return False
+    return Quantisation(y, tables).consistent
+
+
 def restore_jpeg(
     y: Tensor, denoise: Callable[[Tensor, float], Tensor], tables: Tables, *, level: float | None = None
 ) -> Tensor:
@@ -229,12 +239,9 @@ def restore_jpeg(
         was decoded) or holds no whole block, one call of the denoiser at ``level``.
     """
     level = jpeg_noise_std(tables) if level is None else level
-    blocks = [8 * n for n in (tables.sampling if y.shape[1] == 3 else (1, 1))]
-    if any(n - s < block for n, s, block in zip(y.shape[-2:], tables.offset, blocks, strict=True)):
+    if not agree(y, tables):
         return denoise(y, level).clamp(0, 1)
     cells = Quantisation(y, tables)
-    if not cells.consistent:
-        return denoise(y, level).clamp(0, 1)
     x = denoise(y, LEVELS[0] * level)
     for factor in LEVELS[1:]:
         x = denoise(cells.project(x), factor * level)

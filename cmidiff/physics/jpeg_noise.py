@@ -1,0 +1,95 @@
+r"""The noise that an image had before it was compressed as JPEG.
+
+Compression rounds most coefficients of high frequency to 0, and with them the noise there, so that estimators of white
+noise find far too little. But a coefficient that is 0 is an observation: the noise has left it between ``-q/2`` and
+``q/2``. With the standard deviation ``s`` of a block's coefficients, noise and texture together, the level ``n`` of a
+coefficient with the step ``q`` has the probability
+
+$$ \Phi((n + 1/2) q / s) - \Phi((n - 1/2) q / s). $$
+
+Each area of 2x2 blocks has its most likely ``s``. The areas where it is least have the least texture. White noise is
+in all of their frequencies alike, and texture falls off. So each band of frequencies bounds the noise from above, and
+the least bound is taken. A band that is rounded to 0 altogether allows much noise. The lowest frequencies are left out:
+smooth shading is no noise.
+
+The estimate is that of luma. White noise of independent channels is 1.5 times as strong in each of them as in luma. An
+image without colours has the same noise in all channels.
+
+Source: Dempster, Laird, Rubin, "Maximum Likelihood from Incomplete Data via the EM Algorithm", 1977 (4.2: grouped,
+censored data), https://doi.org/10.1111/j.2517-6161.1977.tb01600.x. Areas of little texture: Liu, Tanaka, Okutomi,
+"Single-Image Noise Level Estimation for Blind Denoising", 2013, https://doi.org/10.1109/TIP.2013.2283400.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cmidiff.physics.jpeg import LUMA, Quantisation, Tables, agree
+
+BANDS = (3, 5, 7, 9, 15)  # sums of the two frequencies where bands begin; below are shading and edges
+QUIET = 0.25  # fraction of the areas that is used, those with the least standard deviation
+CONFIDENCE = 2.0  # log-likelihood ratio: with more noise than this allows, a band would show it
+AREAS = 4000  # at most about this many
+ENDS = 2.0  # of an area's mean from black and white, standard deviations
+LEVELS = torch.logspace(math.log10(0.3), math.log10(120), 90, dtype=torch.float64)  # of s, 1/255
+GRAY = 0.75 / 255  # root mean square of chroma below which an image has no colours
+
+
+def estimate_jpeg_noise(y: Tensor, tables: Tables) -> float:
+    """Estimate the standard deviation of the white noise in an image before it was compressed.
+
+    Args:
+        y: one image ``(C, H, W)`` in [0, 1], as decoded, C 1 or 3.
+        tables: how it was compressed (`cmidiff.physics.read_tables`, `cmidiff.physics.find_tables`).
+
+    Returns:
+        In units of ``y``. Noise of less than about a third of the smallest steps is not seen. An image that is texture
+        everywhere is estimated too high, by up to a half of its noise or 12 of 255.
+
+    Raises:
+        ValueError: the image is smaller than 2x2 blocks, or not what the tables describe.
+    """
+    if not agree(y[None], tables):
+        raise ValueError(
+            "the tables do not describe the image: it was changed after it was decoded; take estimate_noise"
+        )
+    cells = Quantisation(y[None].double(), tables)
+    counts = (cells.centres[0][0, 0] / cells.steps[0]).round().abs()  # levels n, (rows, columns, 8, 8)
+    if min(counts.shape[:2]) < 2:
+        raise ValueError(f"the noise of a JPEG needs 2x2 blocks of 8x8 pixels, received {y.shape[1]}x{y.shape[2]}")
+    means = cells.centres[0][0, 0, :, :, 0, 0] / 8 + 128 / 255
+    stride = max(1, math.isqrt(counts.shape[0] * counts.shape[1] // AREAS))
+    likelihood = torch.stack([_areas(_log_probability(counts, tables.luma.to(counts), s), stride) for s in LEVELS])
+    found = LEVELS.to(y.device)[likelihood.sum(1).argmax(0)] / 255  # of each area
+    middle = _areas(means[None] / 4, stride)[0]
+    inside = torch.minimum(middle, 1 - middle) > ENDS * found
+    inside = inside if bool(inside.any()) else torch.ones_like(inside)
+    quiet = inside & (found <= torch.quantile(found[inside], QUIET))
+    total = likelihood[..., quiet].sum(2)  # of each level and band
+    possible = total >= total.amax(0) - CONFIDENCE
+    least = min(float(LEVELS[band].max()) for band in possible.T.cpu()) / 255
+    return least if _is_gray(cells) else least / float(LUMA.square().sum().sqrt())
+
+
+def _log_probability(counts: Tensor, steps: Tensor, s: Tensor) -> Tensor:
+    """Of the levels of each block and each band of frequencies, (bands, rows, columns)."""
+    scale = steps / (float(s) * math.sqrt(2))
+    upper, lower = torch.erfc((counts - 0.5) * scale), torch.erfc((counts + 0.5) * scale)
+    each = (0.5 * (upper - lower)).clamp_min(1e-12).log()
+    frequency = torch.arange(8, device=counts.device)
+    order = frequency[:, None] + frequency
+    return torch.stack([each[..., (low <= order) & (order < high)].sum(-1) for low, high in pairwise(BANDS)])
+
+
+def _areas(blocks: Tensor, stride: int) -> Tensor:
+    """The sums over 2x2 blocks of (bands, rows, columns), at every ``stride``-th place, (bands, areas)."""
+    sums = blocks[:, :-1, :-1] + blocks[:, 1:, :-1] + blocks[:, :-1, 1:] + blocks[:, 1:, 1:]
+    return sums[:, ::stride, ::stride].flatten(1)
+
+
+def _is_gray(cells: Quantisation) -> bool:
+    return len(cells.centres) == 1 or float(cells.centres[1].square().mean().sqrt()) < GRAY
