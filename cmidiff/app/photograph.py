@@ -298,7 +298,7 @@ def find_noise(values: Tensor, seen: Tensor | None = None, tables: Tables | None
     return noise, f"noise {noise:g} (estimated {where})"
 
 
-def check_stated_noise(values: Tensor, noise_std: float, bits: int) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+def check_stated_noise(seen: float, noise_std: float, bits: int) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
     """Compare the stated noise of a blurred image with the image, because sharpening amplifies what is not stated.
 
     Args:
