@@ -66,7 +66,8 @@ def run(
                     }
                     best = max(tries, key=tries.__getitem__)
                     shown = ", ".join(f"{tries[value]:.2f}" for value in found.values())
-                    line += f"; PSNR {float(psnr(y[None], x[None])):.2f}, at these {shown}, best {tries[best]:.2f} at {best:g}"
+                    line += f"; PSNR {float(psnr(y[None], x[None])):.2f}, at these {shown}"
+                    line += f", best {tries[best]:.2f} at {best:g}"
                 print(line, flush=True)
 
 

@@ -21,8 +21,8 @@ class Status:
         step: the step (from 1) at which it diverged, None if it did not.
         message: what happened, and what to do if it needs attention.
         misfit: ``|y - A x| / (noise_std sqrt m)`` of the result; in units of ``y`` without noise.
-        explains: False where the misfit is above `MISFIT_BOUND` though the solver uses the measurement, or where the
-            result is beyond the range of images by more than `EXCESS`, as amplified noise is.
+        explains: False where the misfit is above `MISFIT_BOUND` though the solver uses the measurement. False, too,
+            where the result is beyond the range of images by more than `EXCESS`, as amplified noise is.
     """
 
     ok: bool

@@ -2,7 +2,7 @@ r"""The noise that an image had before it was compressed as JPEG.
 
 Compression rounds most coefficients of high frequency to 0, and with them the noise there, so that estimators of white
 noise find far too little. But a coefficient that is 0 is an observation: the noise has left it between ``-q/2`` and
-``q/2``. With the standard deviation ``s`` of a block's coefficients, noise and texture together, the level ``n`` of a
+``q/2``. Let ``s`` be the standard deviation of a block's coefficients, noise and texture together. The level ``n`` of a
 coefficient with the step ``q`` has the probability
 
 $$ \Phi((n + 1/2) q / s) - \Phi((n - 1/2) q / s). $$
