@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -634,14 +635,18 @@ def test_a_compressed_photograph_of_ink_and_one_that_was_turned_are_recognised()
     written_photograph("photo.jpg", side=96, quality=30)
     with Image.open("photo.jpg") as opened:
         opened.convert("CMYK").save("ink.jpg", quality=30)
+        upright = opened.crop((0, 0, 91, 84))
+    ink = read_problem(Path("ink.jpg")).describe()
+    assert (ink["task"], ink["quality"]) == ("jpeg", 30)
+    for orientation in range(1, 9):
         exif = Image.Exif()
-        exif[0x0112] = 6
-        opened.save("turned.jpg", quality=30, exif=exif)
-    for name in ("ink.jpg", "turned.jpg"):
-        problem = read_problem(Path(name))
-        assert (problem.name, problem.describe()["quality"]) == ("jpeg", 30)
-    assert problem.tables is not None
-    assert agree(problem.y, problem.tables), "the tables are those of the upright pixels"
+        exif[0x0112] = orientation
+        upright.save("turned.jpg", quality=30, exif=exif)
+        problem = read_problem(Path("turned.jpg"))
+        assert (problem.name, problem.assumed[0]) == ("jpeg", "task jpeg (quality 30, in its file)")
+        assert problem.tables is not None
+        assert agree(problem.y, problem.tables), "the tables are those of the upright pixels"
+        assert not agree(problem.y, replace(problem.tables, offset=(3, 5)))
 
 
 @pytest.mark.parametrize("bits", [8, 16])

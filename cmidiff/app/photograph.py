@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as PIL
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from cmidiff.app.masks import read_kernel, read_mask, read_seen
 from cmidiff.app.problem import JPEG, SUFFIX, Problem, build_physics, load_problem, shape_of
 from cmidiff.config import unknown
-from cmidiff.images import Image, Range, read_image, to_gray
+from cmidiff.images import ORIENTATION, Image, Range, read_image, to_gray
 from cmidiff.intake import ROUNDING
 from cmidiff.physics import (
     TASKS,
@@ -34,6 +35,7 @@ from cmidiff.physics import (
     jpeg_quality,
     parse_kernel,
     read_tables,
+    turn_tables,
 )
 
 LEAST_NOISE = 1 / 255  # what an estimate says at least: solvers take no measurement for more exact
@@ -219,12 +221,16 @@ def make_problem(image: Image, known: Degradation) -> Problem:
         values, shape = _find_image_behind(values, known.task, known.parameters)
     if known.noise_std is None:
         seen = None if known.seen is None else known.seen[0]
-        noise_std, words = find_noise(values, seen, _read_tables(known.source))
+        noise_std, words = find_noise(values, seen, _read_tables(known.source, values))
         found, known = (*found, words), replace(known, noise_std=noise_std)
     if known.kernel is not None or known.task == "deblur-gaussian":
         assert known.noise_std is not None, "it is stated, or found above"
         if stated:
-            shown = find_noise(values, tables=_read_tables(known.source)) if min(shape[1:]) >= SMALLEST else (0.0, "")
+            shown = (
+                find_noise(values, tables=_read_tables(known.source, values))
+                if min(shape[1:]) >= SMALLEST
+                else (0.0, "")
+            )
             noise_std, words, doubt = check_stated_noise(shown[0], known.noise_std, image.bits)
             found, known, image = (*found, *words), replace(known, noise_std=noise_std), _with_notes(image, doubt)
         known, words = _find_blur(values, known, stated=stated)
@@ -325,18 +331,23 @@ def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None
     Returns:
         The quantisation tables, or None without a sign of JPEG; and in words what was found.
     """
-    tables, where = _read_tables(source), "in its file"
-    if tables is None or not agree(values[None], tables):  # it was turned upright, for one
+    tables, where = _read_tables(source, values), "in its file"
+    if tables is None or not agree(values[None], tables):  # its colours were converted, for one
         seen = find_tables(values)
         tables, where = (tables, where) if seen is None else (seen, "by its pixels")
     return tables, "" if tables is None else f"task jpeg (quality {jpeg_quality(tables)}, {where})"
 
 
-def _read_tables(source: Path | None) -> Tables | None:
+def _read_tables(source: Path | None, values: Tensor) -> Tables | None:
+    """The quantisation tables in a file, for its upright image (C, H, W)."""
     try:
-        return None if source is None else read_tables(source, converted=True)
+        if source is None or (tables := read_tables(source, converted=True)) is None:
+            return None
+        with PIL.open(source) as file:
+            orientation = file.getexif().get(ORIENTATION, 1)
     except OSError:  # no file that Pillow reads, so no JPEG
         return None
+    return turn_tables(tables, orientation, (values.shape[1], values.shape[2]))
 
 
 def find_width(values: Tensor, noise_std: float) -> tuple[float, str]:

@@ -20,6 +20,7 @@ from cmidiff.physics.jpeg import jpeg_quality as jpeg_quality
 from cmidiff.physics.jpeg import read_tables as read_tables
 from cmidiff.physics.jpeg import restore_jpeg as restore_jpeg
 from cmidiff.physics.jpeg import tables_of as tables_of
+from cmidiff.physics.jpeg import turn_tables as turn_tables
 from cmidiff.physics.jpeg_noise import estimate_jpeg_noise as estimate_jpeg_noise
 from cmidiff.physics.kernels import gaussian_kernel as gaussian_kernel
 from cmidiff.physics.kernels import motion_kernel as motion_kernel

@@ -89,6 +89,22 @@ def read_tables(image: Path | str | Image.Image, *, converted: bool = False) -> 
     return Tables(planes[0], planes[min(1, len(planes) - 1)], (max(1, down), max(1, across)))
 
 
+def turn_tables(tables: Tables, orientation: int, sides: tuple[int, int]) -> Tables:
+    """The tables of an image that is turned upright.
+
+    Args:
+        tables: of the pixels as the file stores them.
+        orientation: value of the tag of EXIF, 1 to 8.
+        sides: height and width of the upright image.
+    """
+    luma, chroma, sampling = tables.luma, tables.chroma, tables.sampling
+    if orientation in (5, 6, 7, 8):  # rows become columns
+        luma, chroma, sampling = luma.T, None if chroma is None else chroma.T, (sampling[1], sampling[0])
+    flipped = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
+    down, across = (sides[axis] % (8 * sampling[axis]) if axis in flipped else 0 for axis in (0, 1))
+    return Tables(luma, chroma, sampling, (down, across))
+
+
 def tables_of(quality: int, *, sampling: tuple[int, int] = (2, 2), offset: tuple[int, int] = (0, 0)) -> Tables:
     """The tables that the software of the Independent JPEG Group uses at ``quality``, 1 to 100.
 
