@@ -332,9 +332,8 @@ def find_compression(values: Tensor, source: Path | None) -> tuple[Tables | None
         The quantisation tables, or None without a sign of JPEG; and in words what was found.
     """
     tables, where = _read_tables(source, values), "in its file"
-    if tables is None or not agree(values[None], tables):  # its colours were converted, for one
-        seen = find_tables(values)
-        tables, where = (tables, where) if seen is None else (seen, "by its pixels")
+    if tables is None:
+        tables, where = find_tables(values), "by its pixels"
     return tables, "" if tables is None else f"task jpeg (quality {jpeg_quality(tables)}, {where})"
 
 
