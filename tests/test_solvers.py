@@ -918,7 +918,7 @@ def check_rows(solver: Solver, steps: int) -> None:
     together = restore(y, physics, prior, seed=[4, 5, 6], **options)
     alone = restore(y[1:2], physics, prior, seed=5, **options)
     assert bool(together.ok.all())
-    same = {"rtol": 0.0, "atol": 1e-6}  # the second difference of CMI divides rounding by 1e-7
+    same: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}  # the second difference of CMI divides rounding by 1e-7
     torch.testing.assert_close(alone.samples[0], together.samples[1], **same)
     torch.testing.assert_close(alone.estimate[0], together.estimate[1], **same)
     assert cmi is None or float(together.stats["cmi"].max()) > 0
