@@ -3,10 +3,9 @@
 `cmidiff.laboratory.levy_problems` has the problems, `cmidiff.laboratory.levy_prior` the exact denoiser,
 `cmidiff.laboratory.levy_gibbs` the references and `cmidiff.laboratory.levy_scores` the scores.
 
-All solvers are those of the registry, run by `cmidiff.restore` with their defaults and nothing set by hand but the
-number of steps (`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen among the same
-multiples of its default, on other signals, by the distance. Samples with CMI share all random numbers with those
-without.
+All solvers are those of the registry, run by `cmidiff.restore` with their defaults. Set by hand are the number of steps
+(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen among the same multiples of its
+default, on other signals, by the distance. Samples with CMI share all random numbers with those without.
 """
 
 from __future__ import annotations
