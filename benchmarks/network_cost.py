@@ -231,7 +231,7 @@ def step_table(seconds: dict[str, float], side: int) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     finite = CMI(0.1, contraction="finite-difference")
-    contests = {"DPS": None, f"CMI ({CMI(0.1).how}) + DPS": CMI(0.1), "CMI (finite-difference) + DPS": finite}
+    contests = {"DPS": None, "CMI (second-difference) + DPS": CMI(0.1), "CMI (finite-difference) + DPS": finite}
     for title, cmi in contests.items():
         plain, graphs = evaluations(cmi)
         took = plain * at[FORWARD.title] + graphs * at[GRADIENT.title]

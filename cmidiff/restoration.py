@@ -223,12 +223,9 @@ class _Run:
         if rows * math.prod(self.intake.measurement.shape) >= SMALL:
             acting = None if cmi is None or cmi.eta == 0 else cmi
             through = solver.needs_linear and self.prior.decoder is not None
-            graph = (
-                solver.needs_graph
-                or through
-                or (acting is not None and acting.how in ("finite-difference", "double-backward"))
-            )
-            twice = acting is not None and acting.how == "double-backward"
+            how = None if acting is None else acting.contraction_on(self.prior)
+            graph = solver.needs_graph or through or how in ("finite-difference", "double-backward")
+            twice = how == "double-backward"
             check_memory(self.prior, self.intake.measurement.shape, rows, graph=graph, twice=twice)
 
     def _check_contraction(self, how: Contraction, problem: Problem, times: Sequence[float]) -> None:
@@ -365,5 +362,5 @@ def _contractions(
     """The ways of this run to differentiate a Jacobian that not every network supports, and when it does."""
     asked: list[tuple[Contraction, list[float]]] = [(how, list(times)) for how in solver.contractions]
     if cmi is not None:
-        asked.append((cmi.how, [t for t in times if cmi.acts_at(problem, t)]))
+        asked.append((cmi.contraction_on(problem.prior), [t for t in times if cmi.acts_at(problem, t)]))
     return ((how, at) for how, at in asked if at and how in ("double-backward", "reverse-over-forward"))

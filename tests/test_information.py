@@ -11,6 +11,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
+from cmidiff import load_prior
 from cmidiff.covariance import Exact, Isotropic
 from cmidiff.covariance.isotropic import BoundIsotropic
 from cmidiff.information import CMI, Contraction, Estimator, contract, estimate, exact, gradient, gradient_at, value_at
@@ -534,3 +535,24 @@ def test_a_nonlinear_physics_is_linearised_at_x_hat():
     cmi = CMI(0.3, covariance="exact")
     torch.testing.assert_close(moved(cmi, step), moved(cmi, linear), rtol=1e-6, atol=1e-8)
     assert cmi(step).measurement is step.measurement
+
+
+# half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ratio", [0.3, 2.0])
+def test_the_gradient_of_a_network_in_half_precision_is_that_in_single_precision(dtype, ratio):
+    physics = inpaint_random((3, 16, 16), hidden=0.5, seed=0)
+
+    def at(precision: torch.dtype, contraction: Contraction | None = None) -> Tensor:
+        prior = load_prior("natural-64", dtype=precision)
+        alpha, sigma = prior.schedule(t := prior.schedule.time(ratio))
+        image = torch.linspace(-0.8, 0.8, 16).expand(1, 3, 16, 16)
+        x_t = alpha * image + sigma * randn(1, 3, 16, 16, seed=5).float()
+        return gradient(prior, physics, x_t, t, noise_std=0.1, contraction=contraction, seed=3)
+
+    exact_one, found = at(torch.float32, "double-backward"), at(dtype)
+    assert float((found - exact_one).norm() / exact_one.norm()) < 0.15
+    coarse = at(dtype, "second-difference")  # the default of single precision
+    assert float((coarse - exact_one).norm() / exact_one.norm()) > 0.4

@@ -174,11 +174,11 @@ def difference_size(eps: float, order: Literal[1, 2]) -> float:
     """Step of the central difference for a first or second derivative, relative to the scale of the argument.
 
     Rounding costs about ``eps / h`` and ``4 eps / h^2``, truncation ``h^2 / 6`` and ``h^2 / 12`` of the derivatives two
-    orders higher. The step of the first, whose optimum is flat, is the cube root of ``eps``, and that of the second
-    ``(48 eps)^(1/4)``.
+    orders higher. For the first derivative of a trained network truncation is about ``7 h^2`` (``docs/cost-256.md``):
+    the step is the cube root of ``eps / 20``. That of the second is ``(48 eps)^(1/4)``.
 
     Args:
         eps: relative error of the function, see `precision`.
         order: of the derivative.
     """
-    return eps ** (1 / 3) if order == 1 else (48 * eps) ** (1 / 4)
+    return (eps / 20) ** (1 / 3) if order == 1 else (48 * eps) ** (1 / 4)

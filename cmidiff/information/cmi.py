@@ -13,6 +13,7 @@ from cmidiff.information.contraction import Contraction, Estimator, default_cont
 from cmidiff.information.gradient import Probe, check_options, gradient_at
 from cmidiff.information.value import linearised
 from cmidiff.krylov import capped
+from cmidiff.prior.base import Denoiser
 from cmidiff.step import Problem, Step
 
 Weight = Literal["snr", "reverse-sde", "constant"]
@@ -73,10 +74,9 @@ class CMI(Checked):
         if self.times is not None and not self.times[0] <= self.times[1]:
             raise ValueError(f"CMI: need times[0] <= times[1], received {self.times}")
 
-    @property
-    def how(self) -> Contraction:
+    def contraction_on(self, prior: Denoiser) -> Contraction:
         """The contraction in use."""
-        return default_contraction(self.estimator) if self.contraction is None else self.contraction
+        return self.contraction or default_contraction(self.estimator, prior)
 
     @property
     def sigma(self) -> Covariance:
@@ -92,7 +92,7 @@ class CMI(Checked):
     def needs_graph_at(self, ratio: float) -> bool:
         """Whether ``x_hat`` must carry its graph at the noise level ``ratio`` (`Step.relative_ratio`)."""
         acting = self.eta != 0 and self.window[0] <= ratio <= self.window[1]
-        return acting and (self.how == "double-backward" or self.sigma.needs_graph_inside(ratio))
+        return acting and (self.contraction == "double-backward" or self.sigma.needs_graph_inside(ratio))
 
     def eta_t(self, step: Step) -> float:
         """The weight of ``grad I`` at this step."""

@@ -13,10 +13,13 @@ from torch import Tensor
 from cmidiff.covariance import difference_size, precision
 from cmidiff.forward import push_forward
 from cmidiff.krylov import dot, per_sample
+from cmidiff.prior.base import Denoiser
 from cmidiff.step import Step
 
 Estimator = Literal["measurement-symmetric", "measurement", "shared-probe", "two-term"]
 Contraction = Literal["finite-difference", "double-backward", "reverse-over-forward", "second-difference"]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | None = None) -> Tensor:
@@ -64,11 +67,14 @@ def contract(step: Step, a: Tensor, b: Tensor, how: Contraction, size: float | N
     return (back(x_t + h * a) - back(x_t - h * a)) / (2 * h)
 
 
-def default_contraction(estimator: Estimator) -> Contraction:
-    """``second-difference`` where it applies, ``finite-difference`` elsewhere.
+def default_contraction(estimator: Estimator, prior: Denoiser) -> Contraction:
+    """``second-difference`` for the symmetric estimator on networks in single precision or finer, else
+    ``finite-difference``.
 
-    This is the cheapest method. On a network trained on a mixture whose information gradient is known, it is as
-    accurate as an exact contraction of the Jacobian. The remaining error is that of the network
-    (``docs/validation.md``).
+    The second difference is the cheapest. On a network trained on a mixture whose information gradient is known, it is
+    as accurate as an exact contraction of the Jacobian. The remaining error is that of the network
+    (``docs/validation.md``). In half precision the rounding of the network leaves a third of it
+    (``docs/cost-256.md``).
     """
-    return "second-difference" if estimator == "measurement-symmetric" else "finite-difference"
+    symmetric = estimator == "measurement-symmetric"
+    return "second-difference" if symmetric and prior.dtype not in HALF else "finite-difference"

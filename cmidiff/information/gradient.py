@@ -61,7 +61,7 @@ def gradient_at(
             with probes in R^d).
         probes: how many, averaged.
     """
-    how = default_contraction(estimator) if contraction is None else contraction
+    how = contraction or default_contraction(estimator, step.prior)
     total = torch.zeros_like(step.x_t)
     in_signal = estimator in ("shared-probe", "two-term")
     like = step.x_t.detach() if in_signal else step.measurement.y
@@ -125,11 +125,7 @@ def check_options(estimator: Estimator, contraction: Contraction | None, probe: 
     """Check which options of the estimators go together."""
     for name, value, allowed in (
         ("estimator", estimator, get_args(Estimator)),
-        (
-            "contraction",
-            default_contraction("measurement") if contraction is None else contraction,
-            get_args(Contraction),
-        ),
+        ("contraction", contraction or "finite-difference", get_args(Contraction)),
         ("probe", probe, get_args(Probe)),
     ):
         if value not in allowed:

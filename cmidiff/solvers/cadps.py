@@ -37,7 +37,7 @@ from torch import Tensor
 
 from cmidiff.config import NotNegative
 from cmidiff.covariance import Bound, Covariance, Diagonal, Exact, Hybrid, isotropic_variance, make_covariance
-from cmidiff.information import Contraction, contract, gradient_at
+from cmidiff.information import Contraction, contract, default_contraction, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
 from cmidiff.solvers.base import PosteriorMean, fitted
@@ -63,7 +63,7 @@ class CADPS(EvenLevels, PosteriorMean):
         complete: differentiate the covariance too: on the 25-component mixtures of `cmidiff validate` nearer to the
             posterior, at two contractions more a step. What it adds to ``x_hat`` has at most the norm
             ``3 r_t sqrt(m)``, ``m`` measured numbers.
-        contraction: how ``complete`` differentiates, see `cmidiff.information.contract`.
+        contraction: how ``complete`` differentiates, see `cmidiff.information.contract`; None for its default.
         grid: ``even``, noise levels even in the logarithm, or ``schedule``, the grid of the prior (see
             `cmidiff.solvers.grid`).
 
@@ -76,7 +76,7 @@ class CADPS(EvenLevels, PosteriorMean):
     guard: bool = True
     spread: NotNegative = 0.0
     complete: bool = False
-    contraction: Contraction = "second-difference"
+    contraction: Contraction | None = None
     grid: Grid = "even"
 
     needs_linear: ClassVar[bool] = True
@@ -101,7 +101,7 @@ class CADPS(EvenLevels, PosteriorMean):
 
     @property
     def contractions(self) -> tuple[Contraction, ...]:
-        return (self.contraction,) if self.complete and self.scale > 0 else ()
+        return (self.contraction,) if self.contraction and self.complete and self.scale > 0 else ()
 
     @property
     def _sigma(self) -> Covariance:
@@ -129,8 +129,9 @@ class CADPS(EvenLevels, PosteriorMean):
     def _derivative(self, step: Step, bound: Bound, w: Tensor) -> Tensor:
         """The part of the move that is due to the derivative of ``Sigma_t``, bounded. The quadratic term has no bound
         where a residual is many standard deviations."""
-        spread = 0.5 * step.covariance_gain * contract(step, w, w, self.contraction)
-        move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=self.contraction))
+        how = self.contraction or default_contraction("measurement-symmetric", step.prior)
+        spread = 0.5 * step.covariance_gain * contract(step, w, w, how)
+        move = step.covariance_gain * (spread - gradient_at(step, bound, contraction=how))
         m = measured_count(step.measurement.physics, step.measurement.y).to(move)
         return capped(move, DEVIATIONS * (isotropic_variance(step) * m).sqrt())
 
