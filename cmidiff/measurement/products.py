@@ -44,10 +44,10 @@ class Products(Canvas):
             residuals: where the relative residual of an iterative solve is appended, shape (B,).
         """
         s2 = self.noise_std**2
-        if self._decomposed:
-            return self._spectral(e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
+        if (svd := self._svd) is not None:
+            return self._spectral(*svd, e, lambda w2: 1.0 / (s2 + r2 * self.gain * w2))
         found = conjugate_gradient(
-            lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(e), iterations=self.iterations or 200
+            lambda v: s2 * v + r2 * self._normal(v), self.At(e), iterations=self.iterations or 200
         )
         if residuals is not None:
             residuals.append(found.residual)
@@ -55,46 +55,45 @@ class Products(Canvas):
 
     def inverse(self, e: Tensor, r2: float) -> Tensor | None:
         """``(sigma_y^2 I + r2 A A^T)^-1 e``, shape of ``e``; None without a declared SVD."""
-        if not self._decomposed:
+        svd, s2 = self._svd, self.noise_std**2
+        if svd is None or s2 == 0:
             return None
-        physics, s2 = self.physics, self.noise_std**2
-        assert isinstance(physics, DecomposablePhysics)
-        w = cast(Tensor, physics.mask)
+        physics, w = svd
         seen = r2 * self.gain * (w.conj() * w).real
-        inside = physics.U_adjoint(e)
         # S = s2 I on what no singular vector reaches, and U (s2 + seen) U^T on the rest
-        return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * inside) if s2 > 0 else None
+        return e / s2 + physics.U((1 / (s2 + seen) - 1 / s2) * physics.U_adjoint(e))
 
     def whiten(self, z: Tensor, r2: float) -> Tensor:
         """``A^T (sigma_y^2 I + r2 A A^T)^-1/2 z``; ``z`` as ``y``."""
         s2 = self.noise_std**2
-        if self._decomposed:
-            return self._spectral(z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
-
+        if (svd := self._svd) is not None:
+            return self._spectral(*svd, z, lambda w2: (s2 + r2 * self.gain * w2).rsqrt())
         if self.iterations is not None:
             root = lanczos_apply(
                 lambda v: s2 * v + r2 * self.A(self.At(v)), z, lambda w: w.clamp_min(s2).rsqrt(), self.iterations
             )
             return self.At(root)
         # S^-1/2 on the side of the signal: A^T z is in the range of A^T A, where noise-free measurements are regular
-        return inverse_root(lambda v: s2 * v + r2 * self.At(self.A(v)), self.At(z), s2)
+        return inverse_root(lambda v: s2 * v + r2 * self._normal(v), self.At(z), s2)
 
     @property
-    def _decomposed(self) -> bool:
-        """Whether the singular values of ``A`` are declared: weights change them."""
-        return self.linear and isinstance(self.physics, DecomposablePhysics) and self.weight is None
+    def _svd(self) -> tuple[DecomposablePhysics, Tensor] | None:
+        """The physics and its singular values, complex in the Fourier domain; None where they are not declared, as with
+        weights, which change them."""
+        physics = self.physics
+        if not (self.linear and isinstance(physics, DecomposablePhysics)) or self.weight is not None:
+            return None
+        return physics, cast(Tensor, physics.mask)
 
-    def _spectral(self, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    def _normal(self, v: Tensor) -> Tensor:
+        """``A^T A v``."""
+        return self.At(self.A(v))
+
+    def _spectral(self, physics: DecomposablePhysics, w: Tensor, e: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """``A^T f(A A^T) e`` through the declared SVD ``A = U diag(w) V^T``; directions with ``w = 0`` give 0."""
-        physics, w = self._decomposition()
         w2 = _squares(w)
         weight = torch.where(w2 > 0, f(torch.where(w2 > 0, w2, 1.0)), 0.0)
         return self.canvas(physics.V(w.conj() * weight * physics.U_adjoint(e)))
-
-    def _decomposition(self) -> tuple[DecomposablePhysics, Tensor]:
-        """The physics and its singular values, complex in the Fourier domain."""
-        assert isinstance(self.physics, DecomposablePhysics)
-        return self.physics, cast(Tensor, self.physics.mask)
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -104,7 +103,7 @@ class Products(Canvas):
         for j in range(like.shape[1]):
             one = like.clone()
             one[:, j] = 1
-            columns.append(self.At(self.A(one.reshape(-1, *self.shape))).flatten(1))
+            columns.append(self._normal(one.reshape(-1, *self.shape)).flatten(1))
         matrix = torch.stack(columns, 2)
         values, basis = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
         floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(values.dtype).eps)
@@ -117,35 +116,35 @@ class Products(Canvas):
             v: shape (B, ...) of the canvas.
             f: of the squared singular values, element by element; they are exactly 0 where nothing was measured.
         """
-        if not self._decomposed and v[0].numel() <= DENSE and not v.is_complex():
+        if (svd := self._svd) is not None:
+            physics, w = svd
+            w2 = self.gain * _squares(w)
+            hidden = f(w2.new_zeros(()))
+            return hidden * v + self.canvas(physics.V((f(w2) - hidden) * physics.V_adjoint(self.crop(v)))) / self.gain
+        if v[0].numel() <= DENSE and not v.is_complex():
             w2, basis = self._eigen
             return torch.einsum("bij,bj,bkj,bk->bi", basis, f(w2).expand_as(w2), basis, v.flatten(1)).reshape(v.shape)
-        if not self._decomposed:
-            floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(v.dtype).eps)
+        floor = max(SIGMA_FLOOR**2, 10 * torch.finfo(v.dtype).eps)
 
-            def above(values: Tensor) -> Tensor:
-                return f(torch.where(values > floor * values.amax(-1, keepdim=True), values, 0.0))
+        def above(values: Tensor) -> Tensor:
+            return f(torch.where(values > floor * values.amax(-1, keepdim=True), values, 0.0))
 
-            return lanczos_apply(lambda x: self.At(self.A(x)), v, above, LANCZOS)
-        physics, w = self._decomposition()
-        w2 = self.gain * _squares(w)
-        hidden = f(w2.new_zeros(()))
-        return hidden * v + self.canvas(physics.V((f(w2) - hidden) * physics.V_adjoint(self.crop(v)))) / self.gain
+        return lanczos_apply(self._normal, v, above, LANCZOS)
 
     @cached_property
     def spectrum(self) -> Tensor:
         """The diagonal of ``A^T A`` in the DCT domain, smoothed, shape (B, ...) of the canvas: a preconditioner."""
         like = self.y.real.new_zeros(len(self.y), *self.shape)
-        found = probe_diagonal(lambda v: self.At(self.A(v)), like)
+        found = probe_diagonal(self._normal, like)
         assert found is not None
         return found.clamp_min(0.0)
 
     @property
     def condition(self) -> float:
         """The largest over the least singular value that is not 0; infinity where they are not declared."""
-        if not self._decomposed:
+        if (svd := self._svd) is None:
             return math.inf
-        w2 = _squares(cast(Tensor, cast(DecomposablePhysics, self.physics).mask))
+        w2 = _squares(svd[1])
         seen = w2[w2 > 0]
         return math.sqrt(float(w2.max() / seen.min())) if len(seen) else 1.0
 
