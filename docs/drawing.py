@@ -48,6 +48,7 @@ def _home(name: str) -> str:
     return name
 
 
+@cache
 def edges() -> dict[str, set[str]]:
     """The rooms that each room imports."""
     known = rooms()
