@@ -157,8 +157,8 @@ Iterations = Annotated[int, Bound("at least 1", lambda value: value >= 1)]
 class Checked:
     """A dataclass whose options are checked against its annotations when it is made.
 
-    Booleans, numbers with their `Bound`, texts, `Literal`, functions and tuples of these are checked, before the
-    ``__post_init__`` of the class; any other annotation is left to the class.
+    Booleans, numbers with their `Bound`, texts, `Literal`, functions and tuples of these are checked. Any other
+    annotation is left to the ``__post_init__`` of the class, which comes after.
 
     Raises:
         ValueError: a value of another kind or out of its range, or NaN.

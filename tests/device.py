@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -60,6 +61,18 @@ class Device(TorchDispatchMode):
         for value in tree_leaves(out):
             if self.strict and isinstance(value, Tensor) and value.ndim > 0 and not isinstance(value, OnDevice):
                 raise RuntimeError(f"{func}: a tensor of the CPU, shape {tuple(value.shape)}, is made in a step")
+        return out
+
+
+class Single(TorchFunctionMode):
+    """Fails where a function of torch gives a type that the device lacks; for forward-mode products, during which any
+    `TorchDispatchMode` crashes torch 2."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and value.dtype in MISSING:
+                raise TypeError(f"{func}: the device has no {value.dtype}")
         return out
 
 

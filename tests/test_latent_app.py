@@ -8,6 +8,8 @@ import io
 import json
 import shlex
 import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,23 @@ def test_a_latent_pipeline_restores_at_the_command_line(folder: Path, photo: Pat
     again = run(*common, "--prompt", "cat", "--output", tmp_path / "plain")
     assert again.exit_code == 2
     assert "another" in again.output
+
+
+def test_a_latent_pipeline_is_tuned_at_the_command_line(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        values = np.random.default_rng(i).integers(60, 200, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(values).save(images / f"{i}.png")
+    common = ("tune", "denoise", "--images", images, "--count", 4, "--solver", "dps", "--prior", folder)
+    preset = tmp_path / "preset.toml"
+    found = run(*common, "--steps", 2, "--trials", 1, "--prompt", "a cat", "--offload", "--output", preset)
+    assert found.exit_code == 0, found.output
+    loading = tomllib.loads(preset.read_text())["provenance"]["loading"]
+    assert loading == {"prompt": "a cat", "offload": True}
+    other = run(*common, "--steps", 2, "--trials", 1, "--prompt", "a blur", "--output", preset)
+    assert other.exit_code == 2, "another text is another search"
+    assert "another search" in " ".join(other.output.split()), other.output
 
 
 def test_options_of_loading_have_one_meaning() -> None:
@@ -217,3 +236,5 @@ def test_without_a_name_all_priors_that_are_here_are_offered(
     ready = priors.get(name)
     assert ready.prior.decoder is not None
     assert (ready.name, priors.get(name)) == (name, ready)
+    with priors._lock, ThreadPoolExecutor(1) as pool:  # as while another prior is loaded
+        assert pool.submit(priors.get, name).result(timeout=10) is ready

@@ -30,7 +30,7 @@ from cmidiff.samplers import DDIM
 from cmidiff.solvers import Unconditional
 from tests import latents
 from tests.cases import problem_of
-from tests.device import Device, OnDevice, moved
+from tests.device import Device, OnDevice, Single, moved
 from tests.hub import Hub
 
 PROMPT = {"prompt": "a photo of a cat", "guidance_scale": 3.0, "negative_prompt": "blurry"}
@@ -326,6 +326,21 @@ def test_a_solver_through_a_decoder_runs_on_a_device(made: dict[str, tuple[Path,
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", latents.PIPELINES)
+def test_forward_products_of_a_decoder_make_no_float64(made: dict[str, tuple[Path, Any]], name: str) -> None:
+    """Both directions of the linearised measurement; a test of the mode itself comes first."""
+    with Single(), pytest.raises(TypeError, match=r"no torch\.float64"):
+        torch.ones(1).double()
+    prior, shape = load(made[name][0]), (3, 16, 16)
+    physics = TASKS["super-resolution"](shape, factor=2, noise_std=0.1)
+    z, y = z_of(prior), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    measurement = Measurement(y, physics, 0.1, tuple(z.shape[1:]), shape, decoder=prior.decoder)
+    with torch.no_grad(), Single():
+        linear = measurement.linearised(z)
+        forward, backward = linear.A(z), linear.At(y)
+    torch.testing.assert_close((forward * y).sum((1, 2, 3)), (backward * z).sum((1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
 def test_what_precision_and_checkpointing_buy(made: dict[str, tuple[Path, Any]]) -> None:
     """Of the network, without running it: attention counts as its fused kernels do."""
 
@@ -431,6 +446,28 @@ def test_a_missing_text_encoder_is_named(
     again = changed(made[name][0], tmp_path / "null", "model_index.json", **{part: [None, None]})
     with pytest.raises(ValueError, match=f"has no {part} with weights"):
         load_prior(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("sd", "tokenizer"), ("xl", "tokenizer_2"), ("sd3", "tokenizer_2"), ("flux", "tokenizer_2")]
+)
+def test_a_missing_tokenizer_is_named(made: dict[str, tuple[Path, Any]], tmp_path: Path, name: str, part: str) -> None:
+    """transformers makes an empty one of a folder that is missing, which reads all texts alike."""
+    folder = changed(made[name][0], tmp_path / "copy", "model_index.json")
+    (folder / part / "tokenizer.json").unlink()
+    for _ in range(2):  # without its words, and without its folder
+        with pytest.raises(ValueError, match=f"{part} has no vocabulary, which text_encoder"):
+            load_prior(folder, prompt="cat")
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("name", "part"), [("ldm", "vqvae"), ("sd", "vae"), ("flux", "vae"), ("sd", "unet")])
+def test_a_missing_network_is_named(made: dict[str, tuple[Path, Any]], tmp_path: Path, name: str, part: str) -> None:
+    """Without its autoencoder a latent pipeline is no prior of images."""
+    folder = changed(made[name][0], tmp_path / "copy", "model_index.json")
+    shutil.rmtree(folder / part)
+    with pytest.raises(FileNotFoundError, match=f"{part}/config.json"):
+        load_prior(folder)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from cmidiff.files import check_outputs
 
 
 @o.task_options("factor", "size", "hidden", "kernel_size", "std", "intensity", "padding", "ratio")
+@o.loading_options
 def tune(
     task: Annotated[str, typer.Argument(help=o.TASK_HELP, show_default=False)],
     images: Annotated[Path, typer.Option(help="Clean images: a folder or a tar archive.")],
     parameters: dict[str, Any],
+    loading: Any,
     count: Annotated[
         int, typer.Option(help="How many; half tune, half check what was found.", **o.whole(1, o.MOST))
     ] = 16,
@@ -52,7 +54,6 @@ def tune(
     The same command again goes on where the search stopped; more --trials extend it. The preset is for cmidiff restore
     --preset, and it is the solver alone where nothing was better on the images held out.
     """
-    from cmidiff import load_prior
     from cmidiff.app import tune as t
     from cmidiff.app.settings import check_prior, find_device
     from cmidiff.tuning import Search, Space, read_images, save_preset
@@ -65,12 +66,12 @@ def tune(
     clean = read_images(images, count=count, offset=offset, size=side)
     space = Space(o.SOLVERS.make(solver), most_eta, only_eta)
     device = find_device(device)
-    network = load_prior(prior, device=device)
+    network = loading.load(prior, device)
     weights = f"{network.name}, weights {network.fingerprint[:16]}"
     parameters = parameters | {"noise_std": noise_std}
     search = Search(clean, task, parameters, space, weights, steps, metric, trials, batch, seed, device)
     search.problems(held_out=False)  # what the task or the solver refuses, before the search begins
-    record = t.describe_search(search, images, prior)
+    record = t.describe_search(search, images, prior, loading)
     if dry_run:
         print(json.dumps(record, indent=2))
         return

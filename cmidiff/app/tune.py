@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from cmidiff import __version__
+from cmidiff.app.loading import Loading
 from cmidiff.app.show import progress
 from cmidiff.prior.base import Denoiser
 from cmidiff.statistics import estimate
@@ -31,12 +32,17 @@ def run(search: Search, prior: Denoiser, study: Path) -> Outcome:
         return tune(search, prior, study, show)
 
 
-def describe_search(search: Search, images: Path, prior: str) -> dict[str, Any]:
+def describe_search(search: Search, images: Path, prior: str, loading: Loading) -> dict[str, Any]:
     """Return what is searched, for the record."""
     where = {"images": images.name, "offset": search.images.index[0], "count": len(search.images)}
     names = ("steps", "metric", "trials", "group", "seed")
     task = {"task": search.task, "parameters": dict(search.parameters)}
-    weights = {"prior": prior, "prior_weights": search.prior_name, "base": str(search.space.base)}
+    weights = {
+        "prior": prior,
+        "loading": loading.describe(),
+        "prior_weights": search.prior_name,
+        "base": str(search.space.base),
+    }
     return {"cmidiff": __version__} | weights | task | where | {name: getattr(search, name) for name in names}
 
 

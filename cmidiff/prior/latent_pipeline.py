@@ -95,8 +95,11 @@ class Prompt:
 
 
 def is_latent(folder: Path) -> bool:
-    """Whether a folder holds a latent pipeline."""
-    return any((folder / part).is_dir() for part in ("vae", "vqvae")) and (folder / INDEX).is_file()
+    """Whether a folder holds a latent pipeline, also one with a part that is missing."""
+    if not (folder / INDEX).is_file():
+        return False
+    parts = any((folder / part).is_dir() for part in ("vae", "vqvae"))
+    return parts or Fields.read(folder / INDEX).values.get("_class_name") in PIPELINES
 
 
 def check_kind(index: Fields, *, latent: bool = False) -> None:

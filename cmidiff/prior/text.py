@@ -27,6 +27,7 @@ from cmidiff.prior.pipeline import weights_of
 PARTS = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
 TOKENIZERS, ENCODERS = (tuple(f"{part}{n}" for n in ("", "_2", "_3")) for part in ("tokenizer", "text_encoder"))
 VARIANT = re.compile(r"\.(fp16|bf16)[.-]")
+VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"})  # one of these sets of files
 NEEDED = {"StableDiffusionPipeline": 1}  # of the encoders, by class: two in others, and the third if it is there
 
 
@@ -67,6 +68,13 @@ def _encoders(folder: Path, kind: str, dtype: torch.dtype) -> Any:
             raise ValueError(
                 f"{folder.name} has no {part} with weights, and the network of a {kind} takes its embeddings, also for "
                 f"no text: put {folder / part} there, as the published pipeline has it"
+            )
+    for part, encoder in zip(TOKENIZERS, ENCODERS, strict=True):  # without its words a tokenizer reads all texts alike
+        present = {path.name for path in (folder / part).glob("*")}
+        if files[encoder] and encoder not in missing and not any(names <= present for names in VOCABULARIES):
+            raise ValueError(
+                f"{folder / part} has no vocabulary, which {encoder} needs: put tokenizer.json, or vocab.json with "
+                "merges.txt, or spiece.model there, as the published pipeline has them"
             )
     variants = {found[1] for names in files.values() for name in names if (found := VARIANT.search(name))}
     options: dict[str, Any] = {name: None for name in (*PARTS, *missing) if name in accepted}

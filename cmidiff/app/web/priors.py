@@ -69,7 +69,12 @@ class Priors:
         return list(self._names)
 
     def get(self, name: str) -> Ready:
-        """Return a prior that is offered, loaded if it is not yet."""
+        """Return a prior that is offered, loaded if it is not yet.
+
+        One prior is loaded at a time, which bounds the memory; visitors of the others do not wait for it.
+        """
+        if name in self._ready:
+            return self._ready[name]
         with self._lock:
             if name not in self._ready:
                 self._ready[name] = self._load(self._names[name])
