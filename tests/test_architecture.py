@@ -19,6 +19,7 @@ LAYERS = (
     ("physics",),
     ("metrics", "whitening", "moments", "statistics"),
     ("prior",),
+    ("canvas",),
     ("measurement",),
     ("step",),
     ("covariance", "samplers", "intake"),
