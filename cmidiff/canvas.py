@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from deepinv.physics import Denoising, LinearPhysics, Physics
+from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from cmidiff.draws import SeededDraws
-from cmidiff.physics import known_entries, measured_count
 from cmidiff.physics.parts import own_rows, rows_of
 from cmidiff.prior.decoder import Decoder
 
@@ -133,19 +132,6 @@ class Canvas:
     def residual(self, x_hat: Tensor) -> Tensor:
         """``y - A x_hat``."""
         return self.y - self.A(x_hat)
-
-    def misfit(self, x_hat: Tensor) -> Tensor:
-        """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
-        ``y`` if ``sigma_y = 0``. Entries that a mask hides are not counted in ``m``."""
-        r = self.residual(x_hat)
-        known, m = known_entries(self.physics, r), measured_count(self.physics, r).to(r.real)
-        seen = r if known is None else r * known
-        return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
-
-    @property
-    def identity(self) -> bool:
-        """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
-        return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
 
 
 def nonlinear(what: str, physics: Physics) -> str:

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import cast
 
 import torch
-from deepinv.physics import DecomposablePhysics, LinearPhysics
+from deepinv.physics import DecomposablePhysics, Denoising, LinearPhysics
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -30,6 +30,7 @@ from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.forward import push_forward
 from cmidiff.krylov import conjugate_gradient, lanczos_apply
+from cmidiff.physics import known_entries, measured_count
 from cmidiff.prior.decoder import Decoder
 from cmidiff.whitening import inverse_root
 
@@ -165,6 +166,11 @@ class Measurement(Canvas):
         return found.clamp_min(0.0)
 
     @property
+    def identity(self) -> bool:
+        """Whether ``y`` is the image itself with white noise of one level, on a canvas of the same shape."""
+        return self.linear and isinstance(self.physics, Denoising) and self.weight is None and self.shape == self.image
+
+    @property
     def condition(self) -> float:
         """The largest over the least singular value that is not 0; infinity where they are not declared."""
         if not self._decomposed:
@@ -244,6 +250,14 @@ class Measurement(Canvas):
         w2 = self.gain * _squares(w)
         hidden = f(w2.new_zeros(()))
         return hidden * v + self.canvas(physics.V((f(w2) - hidden) * physics.V_adjoint(self.crop(v)))) / self.gain
+
+    def misfit(self, x_hat: Tensor) -> Tensor:
+        """``|y - A x_hat| / (sigma_y sqrt(m))`` per image, shape (B,): 1 where the residual is the noise. In units of
+        ``y`` if ``sigma_y = 0``. Entries that a mask hides are not counted in ``m``."""
+        r = self.residual(x_hat)
+        known, m = known_entries(self.physics, r), measured_count(self.physics, r).to(r.real)
+        seen = r if known is None else r * known
+        return torch.linalg.vector_norm(seen.flatten(1), dim=1) / (m.sqrt() * (self.noise_std or 1.0))
 
 
 def _squares(w: Tensor) -> Tensor:
