@@ -65,7 +65,11 @@ TASKS = {
 }
 EVERYWHERE = (0.0, math.inf)
 STEPS, EVERY = 2, 4  # of a turn, and of one with CMI's every
-OTHERS = ("cadps", "dpir", "daps", "pnp-dm", "ddrm", "repaint", "red-diff", "tds", "mcgdiff", "fps")  # timed in a run
+OTHERS = (  # timed in a run
+    *("cadps", "cadps-paper", "dpir", "daps", "pnp-dm", "ddrm", "repaint", "red-diff", "tds", "mcgdiff", "fps"),
+    *("psld", "resample", "unconditional"),
+)
+REFERENCES = ("(b) forward and gradient", "DPS")  # what the others are divided by
 RUN = 10  # steps of a whole run, even in t as those of a longer one
 LEVELS = (0.5, 1.0, 3.0)  # sigma_t / alpha_t at which variances are measured
 
@@ -329,14 +333,14 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
         print(f"| {' | '.join(row)} |")
 
 
-def step_table(b: Bench, task: str, rounds: int) -> dict[str, float]:
+def step_table(b: Bench, task: str, rounds: int, only: Sequence[str] = ()) -> dict[str, float]:
     """Print the table of one batch size; medians of time over DPS."""
-    rows = contestants(b)
+    rows = {name: turn for name, turn in contestants(b).items() if not only or name in (*REFERENCES, *only)}
     taken = take_turns(rows, rounds, b.device)
     most = {name: peak(turn.work, b.device) for name, turn in rows.items()}
     lines = []
     for name in rows:
-        over_b, over_dps = (shown(ratios(taken, name, to)) for to in ("(b) forward and gradient", "DPS"))
+        over_b, over_dps = (shown(ratios(taken, name, to)) for to in REFERENCES)
         memory = f"{most[name] / 2**20:.1f} | {most[name] / most['DPS']:.2f}"
         lines.append((name, over_b, over_dps, *memory.split(" | ")))
     table(
@@ -498,6 +502,7 @@ def main(
     networks: Annotated[bool, typer.Option(help="Compare other forms of the network.")] = False,
     data: Annotated[Path | None, typer.Option(help="Archive of 64x64 images: compare restorations.")] = None,
     images: Annotated[int, typer.Option(help="How many of them.")] = 16,
+    only: Annotated[str, typer.Option(help="Rows of the table, separated by semicolons; all without.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     keep_freed_memory()
@@ -507,8 +512,8 @@ def main(
     sizes = [int(size) for size in batches.split(",")]
     for size in sizes if rounds > 0 else []:
         b = bench(size, task, where)
-        cost = step_table(b, task, rounds)
-        if size == sizes[-1]:
+        cost = step_table(b, task, rounds, [name.strip() for name in only.split(";") if name.strip()])
+        if size == sizes[-1] and not only:
             variance_table(b, task, cost, probes)
     if networks:
         for size in sizes:

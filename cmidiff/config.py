@@ -132,14 +132,36 @@ def _check_names(table: Mapping[str, Any], known: list[str], where: str) -> None
             raise ValueError(f"{where} has no option {name!r}: {suggest(name, known) if known else 'it has none'}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The range of an option, in its annotation: ``Annotated[float, Bound(...)]``.
+
+    Attributes:
+        words: what the number must be, for messages.
+        holds: whether a number is in the range.
+    """
+
+    words: str
+    holds: collections.abc.Callable[[Any], bool]
+
+
+Positive = Annotated[float, Bound("a number > 0", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[float, Bound("a number >= 0", lambda value: 0 <= value < math.inf)]
+Fraction = Annotated[float, Bound("in [0, 1]", lambda value: 0 <= value <= 1)]
+Share = Annotated[float, Bound("in (0, 1]", lambda value: 0 < value <= 1)]
+Count = Annotated[int, Bound("a whole number >= 1", lambda value: value >= 1)]
+Natural = Annotated[int, Bound("a whole number >= 0", lambda value: value >= 0)]
+Iterations = Annotated[int, Bound("at least 1", lambda value: value >= 1)]
+
+
 class Checked:
     """A dataclass whose options are checked against its annotations when it is made.
 
-    Booleans, numbers, texts, `Literal`, functions and tuples of these are checked, before the ``__post_init__`` of the
-    class; any other annotation is left to the class.
+    Booleans, numbers with their `Bound`, texts, `Literal`, functions and tuples of these are checked. Any other
+    annotation is left to the ``__post_init__`` of the class, which comes after.
 
     Raises:
-        ValueError: a value of another kind, or NaN.
+        ValueError: a value of another kind or out of its range, or NaN.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -165,13 +187,19 @@ def check_fields(thing: Any) -> None:
         if not any(_fits(kind, value) in (True, None) for kind in kinds):
             wanted = " or ".join(dict.fromkeys(_words(kind) for kind in kinds))
             raise ValueError(f"{type(thing).__name__}: {name} must be {wanted}, received {value!r}")
+    for name, kinds in _annotations(type(thing)).items():
+        value = getattr(thing, name)
+        bounds = [bound for kind in kinds if _fits(kind, value) for bound in _bounds(kind)]
+        if bounds and not any(bound.holds(value) for bound in bounds):
+            wanted = " or ".join(bound.words for bound in bounds)
+            raise ValueError(f"{type(thing).__name__}: {name} must be {wanted}, received {value!r}")
 
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
     """The alternatives that are allowed for each field."""
     try:
-        hints = get_type_hints(cls)
+        hints = get_type_hints(cls, include_extras=True)
     except NameError:  # annotations that exist for type checkers alone
         return {}
     fields = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else []
@@ -181,6 +209,7 @@ def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
 
 def _fits(kind: Any, value: Any) -> bool | None:
     """Whether a value is of a kind; None for a kind that is not checked."""
+    kind = _plain(kind)
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is bool:
         return isinstance(value, bool)
@@ -203,7 +232,17 @@ def _fits(kind: Any, value: Any) -> bool | None:
     return None
 
 
+def _bounds(kind: Any) -> list[Bound]:
+    return [bound for bound in getattr(kind, "__metadata__", ()) if isinstance(bound, Bound)]
+
+
+def _plain(kind: Any) -> Any:
+    """A kind without its bounds."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 def _words(kind: Any) -> str:
+    kind = _plain(kind)
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         return f"one of {', '.join(choices)}" if isinstance(choices[0], str) else " or ".join(map(str, choices))

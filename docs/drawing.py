@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import html
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cmidiff"
@@ -47,6 +48,7 @@ def _home(name: str) -> str:
     return name
 
 
+@cache
 def edges() -> dict[str, set[str]]:
     """The rooms that each room imports."""
     known = rooms()
@@ -60,6 +62,7 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
         RecursionError: the imports go round.
     """
 
+    @cache
     def level(room: str) -> int:
         return 1 + max((level(below) for below in graph[room]), default=-1)
 
@@ -69,6 +72,7 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     """The imports that do not follow from others."""
 
+    @cache
     def reach(room: str) -> set[str]:
         return graph[room].union(*(reach(below) for below in graph[room]))
 

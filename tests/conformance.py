@@ -1,5 +1,6 @@
-"""Replays trajectories of the official codes through this library's solvers: ``python -m tests.conformance FILE...``
+"""Replays trajectories of the official codes through this library's solvers: ``python -m tests.conformance [FILE...]``
 
+Without a file, the one of ``tests/reference`` is replayed. The others are not part of the project.
 A reference file holds recorded random draws and the states that an official implementation went through. Fed with the
 same draws, our solvers must reproduce them; the largest relative error of each run is printed, and the exit status is 1
 if one is beyond tolerance (float64: 1e-7; where a file holds float32 results only, 1e-3).
@@ -427,7 +428,7 @@ def main(paths: list[str]) -> int:
     failed = False
     for path in map(Path, paths):
         if not path.is_file():
-            print(f"{path}: no such file")
+            print(f"{path}: no such file; without arguments the one in tests/reference is replayed")
             return 2
         with np.load(path) as data:
             if "meta" not in data:
@@ -441,7 +442,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print("usage: python -m tests.conformance FILE...")
-        sys.exit(2)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:] or [str(Path(__file__).parent / "reference" / "dps_box.npz")]))

@@ -19,6 +19,7 @@ LAYERS = (
     ("physics",),
     ("metrics", "whitening", "moments", "statistics"),
     ("prior",),
+    ("canvas",),
     ("measurement",),
     ("step",),
     ("covariance", "samplers", "intake"),
@@ -29,6 +30,7 @@ LAYERS = (
     ("train", "tuning", "laboratory", "interop"),
     ("evaluate",),
     ("app",),
+    ("__main__",),
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -71,6 +73,14 @@ def test_import_is_light() -> None:
     heavy = "torch deepinv diffusers numpy typer"
     code = f"import sys, cmidiff; print([m for m in '{heavy}'.split() if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "cmidiff", "--version"]
+    assert subprocess.check_output(command, text=True).strip() == importlib.import_module("cmidiff").__version__
+    wrong = subprocess.run([*command[:3], "restor"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "restor" in wrong.stderr
 
 
 def test_every_public_name_loads() -> None:

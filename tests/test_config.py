@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,22 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cmidiff import DPS, PiGDM
-from cmidiff.config import STRICT, File, Several, build, check_options, read_toml, suggest, unknown
+from cmidiff.config import (
+    STRICT,
+    Bound,
+    Checked,
+    Count,
+    File,
+    NotNegative,
+    Positive,
+    Several,
+    Share,
+    build,
+    check_options,
+    read_toml,
+    suggest,
+    unknown,
+)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -28,6 +45,17 @@ class Camera:
     def __post_init__(self) -> None:
         if self.mode == "night" and not self.flash:
             raise ValueError("mode night needs flash = true")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged(Checked):
+    """Options with ranges; ``note`` is for another reader of annotations."""
+
+    scale: NotNegative | Callable[[float], float] = 1.0
+    strength: Positive | None = 1.0
+    share: Share = 0.5
+    count: Count = 3
+    even: Annotated[int, "note", Bound("an even number", lambda value: value % 2 == 0)] = 2
 
 
 GOOD = {"name": "a", "out": "photos"}
@@ -87,13 +115,31 @@ def test_options_have_the_types_of_their_class() -> None:
 
 
 def test_a_class_with_annotations_for_type_checkers_is_left_alone() -> None:
-    import dataclasses
-
     @dataclasses.dataclass
     class Foreign:
         size: Nowhere = 1  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
 
     check_options(Foreign, {"size": "large"}, ["size"], "foreign")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": -0.1}, r"Ranged: scale must be a number >= 0, received -0\.1"),
+        ({"scale": math.inf}, "scale must be a number >= 0, received inf"),
+        ({"scale": "1"}, "scale must be a number or a function, received '1'"),
+        ({"strength": 0.0}, "strength must be a number > 0, received 0.0"),
+        ({"strength": True}, "strength must be a number or None, received True"),
+        ({"share": 0}, r"share must be in \(0, 1\], received 0"),
+        ({"count": 1.5}, "count must be a whole number, received 1.5"),
+        ({"count": 0}, "count must be a whole number >= 1, received 0"),
+        ({"even": 3}, "even must be an even number, received 3"),
+    ],
+)
+def test_the_range_of_an_option_is_that_of_its_annotation(options: dict[str, Any], message: str) -> None:
+    assert Ranged(scale=lambda ratio: -ratio, strength=None, share=1, count=1).even == 2
+    with pytest.raises(ValueError, match=message):
+        Ranged(**options)
 
 
 @pytest.mark.parametrize("content", [b"a = = 1", b"\xff\xfe"])

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from cmidiff import CADPS, CMI, DPIR, DPS, DSG, MCG, PiGDM, ProbabilityFlow, Ramp, restore
+from cmidiff.config import Bound
 from cmidiff.covariance import Covariance, Diagonal, Exact, Hybrid, Isotropic, RowSum, SecondMoments
 from cmidiff.physics import denoise
 from cmidiff.registry import COVARIANCES, SAMPLERS, SOLVERS, Registry, describe
@@ -146,6 +147,17 @@ def test_an_option_of_another_kind_is_refused_by_name(thing: Any) -> None:
             with pytest.raises((ValueError, TypeError), match=f"{type(thing).__name__}|unknown covariance") as caught:
                 dataclasses.replace(thing, **{field.name: wrong})
             assert field.name in str(caught.value) or "covariance" in str(caught.value)
+
+
+def test_every_range_that_an_annotation_states_is_kept() -> None:
+    seen = set()
+    for thing in kinds():
+        for name, hint in get_type_hints(type(thing), include_extras=True).items():
+            if any(isinstance(part, Bound) for kind in (hint, *get_args(hint)) for part in get_args(kind)):
+                seen.add(type(thing).__name__)
+                with pytest.raises(ValueError, match=f"{type(thing).__name__}: {name} must be .*, received -1"):
+                    dataclasses.replace(thing, **{name: -1})
+    assert {"DPS", "CADPS", "DDIM", "Exact", "FreeHunch", "FPS", "RePaint"} <= seen
 
 
 def test_numbers_out_of_their_range_are_refused() -> None:

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from cmidiff.solvers import (
     DPS,
     DSG,
     MCG,
+    TDS,
     CADPSReleased,
     PiGDM,
     PosteriorMean,
@@ -899,6 +900,44 @@ def test_rows_of_the_table_depend_on_their_seed_alone():
     alone = restore(y, physics, prior, samples=1, first_sample=2, **options).samples
     torch.testing.assert_close(alone[0, 0], together[0, 2], rtol=1e-10, atol=1e-11)
     assert rows(1, 7).normal("kernel", 0, y).shape == y.shape
+
+
+@functools.cache
+def three_scans() -> tuple[GaussianMixture, LinearPhysics, Tensor]:
+    """Three complex measurements of a scanner, each of its own image."""
+    prior, physics = three_images(PHYSICS["mri"].shape), PHYSICS["mri"].build(0.05)
+    return prior, physics, measure(prior.sample(3, generator(3)), physics, seed=[1, 2, 3])
+
+
+def check_rows(solver: Solver, steps: int) -> None:
+    """The second of three images, with CMI where it acts, is the same alone."""
+    prior, physics, y = three_scans()
+    cmi = None if solver.refuses_cmi or solver.point else CMI(0.1, window=(0.0, math.inf))
+    count = 1 if solver.point else 4 if solver.together else 2
+    options: dict[str, Any] = {"solver": solver, "cmi": cmi, "steps": steps, "value_range": None, "samples": count}
+    together = restore(y, physics, prior, seed=[4, 5, 6], **options)
+    alone = restore(y[1:2], physics, prior, seed=5, **options)
+    assert bool(together.ok.all())
+    same: dict[str, Any] = {"rtol": 0.0, "atol": 1e-6}  # the second difference of CMI divides rounding by 1e-7
+    torch.testing.assert_close(alone.samples[0], together.samples[1], **same)
+    torch.testing.assert_close(alone.estimate[0], together.estimate[1], **same)
+    assert cmi is None or float(together.stats["cmi"].max()) > 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_restores_each_image_of_a_batch_as_if_alone(solver):
+    check_rows(SOLVERS[solver], 5)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("solver", [CADPS, PiGDM, TDS])
+def test_every_covariance_serves_each_image_of_a_batch_as_if_alone(solver, covariance):
+    check_rows(solver(covariance=COVARIANCES[covariance]), 2)
+
+
+def test_the_solvers_with_a_covariance_are_those_of_the_test_above():
+    named = {type(s) for s in SOLVERS.values() if any(f.name == "covariance" for f in fields(cast(Any, s)))}
+    assert named == {CADPS, PiGDM, TDS}
 
 
 def test_dpir_of_white_noise_is_one_evaluation_at_its_level():

@@ -566,7 +566,7 @@ def test_a_path_in_a_name_is_only_a_name(page: Page, served: tuple[str, Path]) -
 # for everybody
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark"), (375, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "dark"), (375, "light")])
 def test_axe_finds_nothing_serious(page: Page, width: int, scheme: Literal["light", "dark"]) -> None:
     """Before and after a run, with everything unfolded; and nothing is wider than the window."""
     page.emulate_media(color_scheme=scheme)
@@ -599,6 +599,20 @@ def check_page(page: Page, width: int) -> None:
     ]
     assert serious == [], "\n".join(serious)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_empty_canvas_can_be_read(page: Page, scheme: Literal["light", "dark"]) -> None:
+    """Its hint lies on white in both schemes, where axe sees no background; its label is not below its tools."""
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 375, "height": 800})
+    opened(page, page.url)
+    expect(page.locator("#paint .empty div").last).to_have_css("color", "rgb(39, 39, 42)")
+    label = page.locator("#paint [data-testid=block-label]").bounding_box()
+    tools = page.locator("#paint .icon-button-wrapper").first.bounding_box()
+    assert label is not None
+    assert tools is not None
+    assert label["x"] + label["width"] <= tools["x"]
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:

@@ -36,19 +36,17 @@ def enlarge(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.NEAREST)
 
 
-def side_by_side(tiles: Sequence[Tile], *, heading: str = "", columns: int = COLUMNS) -> Image.Image:
+def side_by_side(tiles: Sequence[Tile], *, columns: int = COLUMNS) -> Image.Image:
     """All tiles on one sheet, in even rows of at most ``columns``, each at the size of the largest."""
     width, height = max(t.image.width for t in tiles), max(t.image.height for t in tiles)
     scale = max(1, -(-TILE // max(width, height)))
     width, height = width * scale, height * scale
     rows = -(-len(tiles) // columns)
     columns = -(-len(tiles) // rows)
-    gap, caption, top = 12, 48, 40 if heading else 8
+    gap, caption, top = 12, 48, 8
     cell_w, cell_h = max(width, 150) + gap, height + caption + gap
     sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + top), PAPER)
     draw = ImageDraw.Draw(sheet)
-    if heading:
-        draw.text((gap, 12), heading, INK, _font(18))
     for index, tile in enumerate(tiles):
         left, upper = gap + index % columns * cell_w, top + index // columns * cell_h
         draw.text((left, upper), tile.title, INK, _font(17))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Physics
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -25,6 +25,7 @@ from cmidiff import files
 from cmidiff.app.repair import keep_unpainted
 from cmidiff.images import Image
 from cmidiff.physics import Tables, Task, ValidBlur, jpeg_quality, measure
+from cmidiff.physics.measure import view_measurement
 
 FORMAT = 1
 KEY = "cmidiff"
@@ -93,16 +94,8 @@ class Problem:
         return shape_of(self.y[0]) if self.framed else self.shape
 
     def view(self) -> Tensor:
-        """Return the measurement as an image (1 | 3, h, w).
-
-        It is itself where it has the shape of one; else its back-projection, stretched to [0, 1].
-        """
-        if self.y.ndim == 4 and self.y.shape[1] in (1, 3):
-            return self.y[0]
-        assert isinstance(self.physics, LinearPhysics), "what is measured of a non-linear task is an image"
-        back = self.physics.A_adjoint(self.y)[0]
-        low, high = back.min(), back.max()
-        return (back - low) / (high - low).clamp_min(1e-12)
+        """Return the measurement as an image (1 | 3, h, w)."""
+        return view_measurement(self.y, self.physics)
 
     def finish(self, x: Tensor) -> Tensor:
         """Return a restoration (C, H, W) without what lies beyond the photograph, and with the pixels of the photograph

@@ -11,10 +11,8 @@ from cmidiff.covariance.convert import Convert as Convert
 from cmidiff.covariance.diagonal import Diagonal as Diagonal
 from cmidiff.covariance.diagonal import RowSum as RowSum
 from cmidiff.covariance.exact import Exact as Exact
-from cmidiff.covariance.exact import checked_iterations as checked_iterations
 from cmidiff.covariance.free_hunch import FreeHunch as FreeHunch
 from cmidiff.covariance.isotropic import Isotropic as Isotropic
-from cmidiff.covariance.isotropic import checked_variance as checked_variance
 from cmidiff.covariance.isotropic import isotropic_variance as isotropic_variance
 from cmidiff.covariance.moments import SecondMoments as SecondMoments
 from cmidiff.covariance.moments import gaussian_draw as gaussian_draw

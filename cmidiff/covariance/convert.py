@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cmidiff.config import Share
 from cmidiff.covariance.base import Covariance
 from cmidiff.covariance.diagonal import ITERATIONS, BoundDiagonal
 from cmidiff.covariance.isotropic import isotropic_variance
@@ -33,14 +34,10 @@ class Convert(Covariance):
         floor: lower bound of the variance as a multiple of ``r_t^2`` (see `isotropic_variance`).
 
     Raises:
-        ValueError: a floor that is not in (0, 1]; in the first step: a prior without such a head.
+        ValueError: in the first step, a prior without such a head.
     """
 
-    floor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.floor <= 1:
-            raise ValueError(f"Convert: floor must be in (0, 1], received {self.floor!r}")
+    floor: Share = 0.1
 
     def at(self, step: Step) -> BoundDiagonal:
         fraction, schedule = step.variance_fraction, _grid(step.prior.schedule)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from cmidiff.config import Share
 from cmidiff.covariance.base import Covariance, Iterated, difference_size, precision
 from cmidiff.covariance.isotropic import isotropic_variance
 from cmidiff.step import Step
@@ -75,16 +76,9 @@ class RowSum(Covariance):
 
     Args:
         floor: lower bound, as in `Diagonal`.
-
-    Raises:
-        ValueError: a floor that is not in (0, 1].
     """
 
-    floor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.floor <= 1:
-            raise ValueError(f"RowSum: floor must be in (0, 1], received {self.floor!r}")
+    floor: Share = 0.1
 
     def at(self, step: Step) -> BoundDiagonal:
         return bounded(step, slope(step, torch.ones_like(step.x_t)), self.floor)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cmidiff.config import Iterations
 from cmidiff.covariance.base import Covariance, Iterated
 from cmidiff.covariance.diagonal import Diagonal
 from cmidiff.step import Step
@@ -23,10 +24,7 @@ class Exact(Covariance):
         iterations: at most this many iterations, each a product of the network.
     """
 
-    iterations: int = 4
-
-    def __post_init__(self) -> None:
-        checked_iterations("Exact", self.iterations)
+    iterations: Iterations = 4
 
     def at(self, step: Step) -> BoundExact:
         return BoundExact(step, self.iterations)
@@ -45,11 +43,3 @@ class BoundExact(Iterated):
     def scatter(self, scale: float) -> Tensor:
         """With the diagonal in place of the Jacobian, whose square root is not available."""
         return Diagonal(probes=1).at(self.step).scatter(scale)
-
-
-def checked_iterations(owner: str, iterations: int, tolerance: float = 1.0) -> None:
-    """Raise ``ValueError`` for less than one iteration, or a tolerance that is not positive."""
-    if iterations < 1:
-        raise ValueError(f"{owner}: iterations must be at least 1, received {iterations}")
-    if not tolerance > 0:
-        raise ValueError(f"{owner}: tolerance must be a number > 0, received {tolerance}")

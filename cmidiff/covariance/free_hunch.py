@@ -30,8 +30,8 @@ from itertools import cycle, pairwise
 import torch
 from torch import Tensor
 
+from cmidiff.config import Iterations, Natural, Positive
 from cmidiff.covariance.base import Covariance
-from cmidiff.covariance.exact import checked_iterations
 from cmidiff.covariance.moments import COARSE, START, TOLERANCE, BoundMoments, LowRank, known_moments, solve
 from cmidiff.dct import dct, idct
 from cmidiff.krylov import dot, per_sample
@@ -48,19 +48,11 @@ class FreeHunch(Covariance):
         rank: pairs of calls that are used, the last ones; 0 is `SecondMoments`.
         iterations: at most this many conjugate-gradient iterations; none of them runs the network.
         tolerance: of the linear system, relative.
-
-    Raises:
-        ValueError: a negative rank, or less than one iteration.
     """
 
-    rank: int = 8
-    iterations: int = 100
-    tolerance: float = TOLERANCE
-
-    def __post_init__(self) -> None:
-        checked_iterations("FreeHunch", self.iterations, self.tolerance)
-        if self.rank < 0:
-            raise ValueError(f"FreeHunch: rank must be a whole number >= 0, received {self.rank!r}")
+    rank: Natural = 8
+    iterations: Iterations = 100
+    tolerance: Positive = TOLERANCE
 
     @property
     def memory(self) -> int:

@@ -11,17 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from cmidiff.config import Positive
 from cmidiff.covariance.base import Bound, Covariance
 from cmidiff.covariance.base import isotropic_variance as isotropic_variance
 from cmidiff.step import Step
-
-
-def checked_variance(owner: str, data_variance: float | None) -> None:
-    """Raise ``ValueError`` for a prior variance that is not positive and finite."""
-    if data_variance is not None and not 0 < data_variance < math.inf:
-        raise ValueError(
-            f"{owner}: data_variance must be a number > 0 or None for that of the prior, received {data_variance!r}"
-        )
 
 
 @dataclass(frozen=True)
@@ -33,10 +26,7 @@ class Isotropic(Covariance):
             takes 1.
     """
 
-    data_variance: float | None = None
-
-    def __post_init__(self) -> None:
-        checked_variance("Isotropic", self.data_variance)
+    data_variance: Positive | None = None
 
     def at(self, step: Step) -> BoundIsotropic:
         return BoundIsotropic(step, isotropic_variance(step, self.data_variance))

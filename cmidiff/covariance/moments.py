@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from cmidiff import moments
+from cmidiff.config import Iterations, Positive
 from cmidiff.covariance.base import NOISE_FLOOR, Covariance, Iterated
-from cmidiff.covariance.exact import checked_iterations
 from cmidiff.dct import dct, idct
 from cmidiff.draws import SeededDraws
 from cmidiff.krylov import conjugate_gradient, dot
@@ -48,11 +48,8 @@ class SecondMoments(Covariance):
         tolerance: of the linear system, relative.
     """
 
-    iterations: int = ITERATIONS
-    tolerance: float = TOLERANCE
-
-    def __post_init__(self) -> None:
-        checked_iterations("SecondMoments", self.iterations, self.tolerance)
+    iterations: Iterations = ITERATIONS
+    tolerance: Positive = TOLERANCE
 
     def at(self, step: Step) -> BoundMoments:
         _, spectrum = known_moments(step.prior, step.measurement.shape, step.x_t)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Physics
 from torch import Tensor
 
 from cmidiff.evaluate.records import Cell, ImageFile, Outcome, Unit
@@ -28,6 +28,7 @@ from cmidiff.evaluate.scores import score_samples
 from cmidiff.evaluate.setup import Setup
 from cmidiff.images import encode_image
 from cmidiff.physics import measure
+from cmidiff.physics.measure import view_measurement
 from cmidiff.prior.base import Denoiser, Prediction
 from cmidiff.prior.wrapped import WrappedPrior
 from cmidiff.restoration import restore
@@ -173,7 +174,7 @@ def _restore(job: Job, prior: Denoiser, device: str) -> Done:
         )
         path = f"measured/{unit.task}/{quote(unit.image)}-seed{unit.seed}.png"
         done.outcomes.append(outcome)
-        done.files.update({path: encode_image(view(measured, own[i]))} | dict(images.values()))
+        done.files.update({path: encode_image(view_measurement(measured, own[i]))} | dict(images.values()))
         done.measured.append((unit.image, unit.task, unit.seed, path))
     return done
 
@@ -188,15 +189,6 @@ def _encode(unit: Unit, samples: Tensor, ok: Sequence[int]) -> dict[str, tuple[s
     how = f"{unit.solver}-cmi{unit.eta!r}" if unit.cmi else unit.solver
     folder = f"restored/{unit.task}/{how}-{unit.steps}steps/{quote(unit.image)}-seed{unit.seed}"
     return {kind: (f"{folder}/{kind}.png", data) for kind, data in images.items()}
-
-
-def view(y: Tensor, physics: Physics) -> Tensor:
-    """A measurement (1, ...) as an image (1 | 3, h, w): itself, or its back-projection stretched to [0, 1]."""
-    if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
-        return y[0]
-    back = physics.A_adjoint(y)[0] if isinstance(physics, LinearPhysics) else y.abs().reshape(1, 1, -1)
-    low, high = back.min(), back.max()
-    return (back - low) / (high - low).clamp_min(1e-12)
 
 
 def _stamp() -> dict[str, Any]:

@@ -3,9 +3,9 @@
 `cmidiff.laboratory.levy_problems` has the problems, `cmidiff.laboratory.levy_prior` the exact denoiser,
 `cmidiff.laboratory.levy_gibbs` the references and `cmidiff.laboratory.levy_scores` the scores.
 
-All solvers are those of the registry, run by `cmidiff.restore` with their defaults and nothing set by hand but the
-number of steps. One free step size each (`FREE`) is chosen among the same multiples of its default, on other signals,
-by the distance. Samples with CMI share all random numbers with those without.
+All solvers are those of the registry, run by `cmidiff.restore` with their defaults. Set by hand are the number of steps
+(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen among the same multiples of its
+default, on other signals, by the distance. Samples with CMI share all random numbers with those without.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ CELLS = (
     ("blur", "gauss"),
     ("imputation", "gauss"),
     ("fourier", "gauss"),
+    ("imputation", "laplace"),
     ("blur", "laplace"),
     ("imputation", "student-3"),
+    ("blur", "student-3"),
     ("imputation", "bernoulli-laplace"),
+    ("blur", "bernoulli-laplace"),
 )
 FREE: Mapping[str, str] = {
     "dps": "scale",
@@ -52,8 +55,10 @@ FREE: Mapping[str, str] = {
     "red-diff": "rate",
 }
 """Solvers with a step size that their formula leaves open, and its name."""
-SHARE: Mapping[str, float] = {"sitcom": 0.2, "daps": 0.5, "pnp-dm": 0.4, "repaint": 0.4}
-"""Share of the steps that solvers take which evaluate the denoiser several times at each."""
+SHARE: Mapping[str, float] = {"sitcom": 0.2, "daps": 0.5, "pnp-dm": 2.0}
+"""Steps over those of the others, of solvers that evaluate the denoiser several times at each."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"pnp-dm": {"inner_steps": 5}, "repaint": {"length": 5, "repeat": 4}}
+"""Options of solvers whose defaults are for runs of many more steps: a chain needs moves, and jumps must fit in."""
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 GUIDED = ("dps", "pigdm", "cadps", "cadps-exact")  # solvers that CMI is tried on
 PARTICLES = 2  # times as many particles as samples
@@ -105,7 +110,7 @@ def methods(steps: int) -> dict[str, Method]:
     """All solvers of the registry by name, and variants of the exact covariance."""
     exact = {"covariance": "exact"}  # at every level: the denoisers of this laboratory are exact
     complete = exact | {"complete": True}
-    plain = {name: Method(name) for name in SOLVERS} | {"cadps-exact": Method("cadps", exact)}
+    plain = {name: Method(name, OPTIONS.get(name, {})) for name in SOLVERS} | {"cadps-exact": Method("cadps", exact)}
     guided = {f"{name}, CMI": replace(plain[name], cmi=True) for name in GUIDED}
     return (
         plain
@@ -122,19 +127,20 @@ def methods(steps: int) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is run: signals, steps, samples of the reference, and the cells (task, increments). The choice of a step
-    size has its own signals and samples."""
+    """How much is run: signals, steps and samples of the reference. The choice of a step size has its own signals and
+    samples."""
 
     signals: int
     steps: int
     reference: int
     tuning_signals: int
     tuning_samples: int
-    cells: Sequence[tuple[str, str]]
 
 
-FULL = Size(4, 50, 1000, 2, 6, CELLS)
-QUICK = Size(2, 6, 200, 1, 3, (("imputation", "gauss"),))
+FULL = Size(4, 50, 1000, 2, 6)
+SHORT = Size(2, 20, 400, 1, 3)  # of processes that are not Gaussian: their denoiser costs ten to fifty times as much
+QUICK = Size(2, 6, 200, 1, 3)
+QUICK_CELLS = (("imputation", "gauss"),)
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,9 @@ class Job:
 
     @property
     def size(self) -> Size:
-        return QUICK if self.settings.quick else FULL
+        if self.settings.quick:
+            return QUICK
+        return FULL if self.family == "gauss" else SHORT
 
     def draw(self, purpose: str, signals: int) -> tuple[Problems, Reference]:
         """Problems and reference samples of their posteriors."""
@@ -255,13 +263,14 @@ def perform(job: Job) -> tuple[list[list[Cell]], float]:
 
 def measure(settings: Settings) -> Findings:
     """All cells, several at once."""
-    work = [Job(task, family, settings) for task, family in (QUICK if settings.quick else FULL).cells]
+    work = [Job(task, family, settings) for task, family in (QUICK_CELLS if settings.quick else CELLS)]
     found = compute_all(perform, work, settings.workers)
     every = Table("Every signal", COLUMNS, [row for rows, _ in found for row in rows], shown=False)
-    size = work[0].size
+    sizes = {job.family: f"{job.size.signals} signals and {job.size.steps} steps" for job in work}
     note = (
-        f"{size.signals} signals of 64 numbers, {SAMPLES} samples each, {size.steps} steps. Mean and standard error "
-        "over the signals. -: refused, or not defined."
+        f"Signals of 64 numbers, {SAMPLES} samples each. "
+        + "; ".join(f"{family}: {size}" for family, size in sizes.items())
+        + ". Mean and standard error over the signals. -: refused, or not defined."
     )
     return Findings(
         {

@@ -17,17 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from cmidiff.covariance import Exact
-from cmidiff.laboratory.chains import BlockDraws, draw_floor, judge, list_levels
+from cmidiff.laboratory.chains import draw_floor, judge, run_chains
 from cmidiff.laboratory.findings import Cell, Findings, Frame, Table
 from cmidiff.laboratory.jobs import compute_all, compute_once
 from cmidiff.laboratory.mixtures import Family, Problems, make_problems
 from cmidiff.laboratory.plots import COLOURS, panels
 from cmidiff.laboratory.posterior import CONDITIONALS, MEASURED, SIZES
 from cmidiff.laboratory.settings import Settings, make_seed
-from cmidiff.loop import sample
 from cmidiff.solvers import CADPS, FPS, TDS, MCGDiff, Solver
 from cmidiff.statistics import estimate
-from cmidiff.step import Problem
 
 EXACT_SAMPLES = "exact samples"
 SOLVERS: dict[str, Callable[[int], Solver]] = {
@@ -104,11 +102,8 @@ def run_job(job: Job) -> list[list[Cell]]:
                 found, ess = draw_floor(problems, chains=crowd, seed=seed), torch.ones(len(problems))
             else:
                 solver = (SOLVERS | OTHERS)[job.solver](job.m)
-                images = tuple(p for p in range(len(problems)) for _ in range(crowd))
-                draws, measurement = BlockDraws(seed), problems.measurement(crowd)
-                problem = Problem(problems.prior, measurement, solver.sampler, draws, images)
-                with torch.no_grad():
-                    *_, trace = sample(problem, solver, list_levels(problems.prior.schedule, steps))
+                options: dict[str, Any] = {"steps": steps, "seed": seed, "sampler": solver.sampler}
+                *_, trace = run_chains(problems, solver, None, chains=crowd, **options)
                 alive = problems.grouped(trace.alive).to(trace.x_s).mean(1)
                 found = judge(problems, problems.grouped(trace.x_s), alive, seed)
                 ess = problems.grouped(trace.own["ess"])[:, 0] if trace.own else torch.ones(len(problems))

@@ -15,6 +15,7 @@ from deepinv.physics import (
     ComposedPhysics,
     GaussianNoise,
     Inpainting,
+    LinearPhysics,
     MultiCoilMRI,
     Physics,
     PoissonGaussianNoise,
@@ -91,6 +92,15 @@ def measure(x: Tensor, physics: Physics, *, seed: int | Sequence[int] = 0) -> Te
         normal = torch.stack([_draw_normal(a, g) for a, g in zip(clean, generators, strict=True)]) * sigma
         y = y + (normal if known is None else normal * known)
     return y.clone() if y is clean else y
+
+
+def view_measurement(y: Tensor, physics: Physics) -> Tensor:
+    """A measurement (1, ...) as an image (1 | 3, h, w): itself, or its back-projection stretched to [0, 1]."""
+    if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
+        return y[0]
+    back = physics.A_adjoint(y)[0] if isinstance(physics, LinearPhysics) else y.abs().reshape(1, 1, -1)
+    low, high = back.min(), back.max()
+    return (back - low) / (high - low).clamp_min(1e-12)
 
 
 def known_entries(physics: Physics, y: Tensor) -> Tensor | None:

@@ -214,10 +214,7 @@ class Prior(ABC):
     def __call__(self, x_t: Tensor, t: float) -> Prediction: ...
 
 
-FACTS = (
-    *("schedule", "value_range", "decoder", "clip", "channels", "multiple", "size", "dtype", "device", "name", "card"),
-    *("fingerprint", "smooth", "second_moments", "variance", "min_ratio", "max_ratio"),
-)
+FACTS = tuple(name for name, value in vars(Denoiser).items() if isinstance(value, property))
 
 
 def check_prior(prior: object) -> None:

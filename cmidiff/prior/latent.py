@@ -27,16 +27,12 @@ class LatentPrior(WrappedPrior):
     def __init__(
         self, inner: Denoiser, decoder: Decoder, value_range: Range | None = (-1.0, 1.0), name: str | None = None
     ) -> None:
-        self.inner = inner
-        self._decoder, self._range, self._name = decoder, value_range, name or inner.name
+        self.inner, self.value_range = inner, value_range
+        self._decoder, self._name = decoder, name or inner.name
 
     @property
     def decoder(self) -> Decoder:
         return self._decoder
-
-    @property
-    def value_range(self) -> Range | None:
-        return self._range
 
     @property
     def clip(self) -> None:
@@ -49,7 +45,7 @@ class LatentPrior(WrappedPrior):
     @property
     def fingerprint(self) -> str:
         parts = [part.fingerprint for part in (self._decoder.network, self._decoder.encoder) if part is not None]
-        return digest("latent", self.inner.fingerprint, self._range, self._decoder.factor, *parts)
+        return digest("latent", self.inner.fingerprint, self.value_range, self._decoder.factor, *parts)
 
     def evaluations(self, shape: tuple[int, ...], batch: int) -> list[Evaluation]:
         own = self.inner.evaluations(shape, batch)

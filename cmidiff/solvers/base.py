@@ -7,7 +7,6 @@ denoised image by an estimate of ``E[x_0 | x_t, y]`` and leaves the rest to the 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, final
@@ -300,10 +299,3 @@ def length_to_noise(measurement: Measurement, measured: Tensor, residual: Tensor
     least = dot(measured, residual) / square
     excess = (dot(residual, residual) - measurement.noise_std**2 * m) / square
     return least - (least**2 - excess).clamp_min(0.0).sqrt()
-
-
-def checked_positive(solver: str, **values: float) -> None:
-    """Raise ``ValueError`` for a negative or non-finite strength."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{solver}: {name} must be a number >= 0, received {value!r}")

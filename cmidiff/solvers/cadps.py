@@ -35,11 +35,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cmidiff.config import NotNegative
 from cmidiff.covariance import Bound, Covariance, Diagonal, Exact, Hybrid, isotropic_variance, make_covariance
 from cmidiff.information import Contraction, contract, default_contraction, gradient_at
 from cmidiff.krylov import capped
 from cmidiff.physics import measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive, fitted
+from cmidiff.solvers.base import PosteriorMean, fitted
 from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.step import Step
 
@@ -71,9 +72,9 @@ class CADPS(EvenLevels, PosteriorMean):
     """
 
     covariance: Covariance | str = "hybrid"
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     guard: bool = True
-    spread: float = 0.0
+    spread: NotNegative = 0.0
     complete: bool = False
     contraction: Contraction | None = None
     grid: Grid = "even"
@@ -81,7 +82,6 @@ class CADPS(EvenLevels, PosteriorMean):
     needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checked_positive("CADPS", scale=self.scale, spread=self.spread)
         object.__setattr__(self, "covariance", make_covariance(self.covariance, "CADPS"))
 
     @property

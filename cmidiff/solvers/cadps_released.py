@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cmidiff.solvers.base import Solver, misfit_gradient
-from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.solvers.scale import Scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
 
@@ -32,9 +32,6 @@ class CADPSReleased(Solver):
 
     scale: Scale = 0.3
     through_clip: bool = False
-
-    def __post_init__(self) -> None:
-        checked_scale("CADPSReleased", self.scale)
 
     @property
     def needs_graph(self) -> bool:

@@ -27,11 +27,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from cmidiff.config import NotNegative
 from cmidiff.covariance import NOISE_FLOOR
 from cmidiff.krylov import dot, per_sample
 from cmidiff.samplers import Renoise
 from cmidiff.schedule import karras
-from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.base import PosteriorMean
 from cmidiff.solvers.grid import END, last_level
 from cmidiff.step import Problem, Sampler, Step
 from cmidiff.whitening import largest_eigenvalue
@@ -66,14 +67,13 @@ class DAPS(PosteriorMean):
     chain: Chain = "langevin"
     flow_steps: int = 5
     moves: int = 100
-    rate: float = 1.0
-    last_rate: float = 0.01
-    momentum: float = 0.5
+    rate: NotNegative = 1.0
+    last_rate: NotNegative = 0.01
+    momentum: NotNegative = 0.5
     levels: tuple[float, float | None, float] = (100.0, None, 0.01)
-    scale: float = 1.0
+    scale: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        checked_positive("DAPS", scale=self.scale, rate=self.rate, last_rate=self.last_rate, momentum=self.momentum)
         high, low, end = self.levels
         if not (
             math.inf > high > (END if low is None else low) > end > 0

@@ -29,8 +29,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import Count, Fraction, NotNegative
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import Solver, checked_positive, travel
+from cmidiff.solvers.base import Solver, travel
 from cmidiff.step import Carry, Problem, Sampler, Step
 
 
@@ -43,28 +44,16 @@ class DDNM(Solver):
         length, repeat: time travel, see `cmidiff.solvers.base.travel`: each stretch of ``length`` steps is made
             ``repeat`` times. The run then takes about ``repeat`` times as many steps.
         scale: factor on the correction; 1 is the formula, 0 the unconditional sampler.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    eta: float = 0.85
-    length: int = 1
-    repeat: int = 1
-    scale: float = 1.0
+    eta: Fraction = 0.85
+    length: Count = 1
+    repeat: Count = 1
+    scale: NotNegative = 1.0
 
     kind: ClassVar[str] = "posterior mean"
     needs_linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 100
-
-    def __post_init__(self) -> None:
-        checked_positive("DDNM", scale=self.scale)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"DDNM: eta must be in [0, 1], received {self.eta!r}")
-        for name in ("length", "repeat"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"DDNM: {name} must be a whole number >= 1, received {value!r}")
 
     @property
     def sampler(self) -> Sampler:

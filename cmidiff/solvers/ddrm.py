@@ -25,6 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import Fraction
 from cmidiff.samplers import Renoise
 from cmidiff.solvers.base import Solver
 from cmidiff.step import Carry, Problem, Sampler, Step
@@ -37,24 +38,16 @@ class DDRM(Solver):
     Args:
         eta: fresh part of the noise where the measurement has no information, or less than the state.
         eta_b: weight of the measurement where it is more precise than the state.
-
-    Raises:
-        ValueError: a number outside of [0, 1].
     """
 
-    eta: float = 0.85
-    eta_b: float = 1.0
+    eta: Fraction = 0.85
+    eta_b: Fraction = 1.0
 
     needs_linear: ClassVar[bool] = True
     refuses_decoder: ClassVar[str] = (
         "its updates belong to one singular basis, and that of a decoder changes with the state"
     )
     default_steps: ClassVar[int] = 20
-
-    def __post_init__(self) -> None:
-        for name in ("eta", "eta_b"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"DDRM: {name} must be in [0, 1], received {getattr(self, name)!r}")
 
     @property
     def sampler(self) -> Sampler:

@@ -17,15 +17,15 @@ https://arxiv.org/abs/2305.08995
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from cmidiff.config import Fraction, NotNegative, Positive
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.base import PosteriorMean
 from cmidiff.solvers.grid import even_levels
 from cmidiff.step import Problem, Sampler, Step
 
@@ -40,23 +40,13 @@ class DiffPIR(PosteriorMean):
         zeta: the fresh part of the noise, of the sampler that a run takes where it names none. Less than 1 keeps noise
             that a jump of ``x_hat'`` has made: with few steps it costs several dB.
         scale: factor on the move of the denoised image; 1 is the formula, 0 the unconditional sampler.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    strength: float = 1.0
-    zeta: float = 1.0
-    scale: float = 1.0
+    strength: Positive = 1.0
+    zeta: Fraction = 1.0
+    scale: NotNegative = 1.0
 
     needs_linear: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_positive("DiffPIR", scale=self.scale)
-        if not 0 < self.strength < math.inf:
-            raise ValueError(f"DiffPIR: strength must be a number > 0, received {self.strength!r}")
-        if not 0 <= self.zeta <= 1:
-            raise ValueError(f"DiffPIR: zeta must be in [0, 1], received {self.zeta!r}")
 
     @property
     def sampler(self) -> Sampler:

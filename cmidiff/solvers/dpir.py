@@ -19,13 +19,13 @@ https://arxiv.org/abs/2008.13751 (DPIR); Zhu et al., "Denoising Diffusion Models
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from cmidiff.config import Positive
 from cmidiff.covariance import wiener_estimate
 from cmidiff.solvers.base import Solver, along_residual
 from cmidiff.solvers.grid import levels
@@ -46,23 +46,15 @@ class DPIR(Solver):
             is 1.6, which the denoiser takes for structure at high noise.
         start_level: noise level ``sigma / alpha`` of the first step, relative to half the range of the images. Higher
             levels gain nothing on blurs and lose up to 1 dB where many pixels are hidden.
-
-    Raises:
-        ValueError: a number that is not positive.
     """
 
-    strength: float | None = None
-    start_level: float = 0.4
+    strength: Positive | None = None
+    start_level: Positive = 0.4
 
     kind: ClassVar[str] = "point estimate"
     needs_linear: ClassVar[bool] = True
     point: ClassVar[bool] = True
     default_steps: ClassVar[int] = 20
-
-    def __post_init__(self) -> None:
-        for name in ("strength", "start_level"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"DPIR: {name} must be a number > 0, received {getattr(self, name)!r}")
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         """Noise levels even in the logarithm, from the start down to the noise of the measurement. That level alone

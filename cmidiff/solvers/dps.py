@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmidiff.solvers.base import descend
 from cmidiff.solvers.grid import EvenLevels, Grid
-from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.solvers.scale import Scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
 
@@ -37,9 +37,6 @@ class DPS(EvenLevels):
     guard: bool = True
     through_clip: bool = False
     grid: Grid = "even"
-
-    def __post_init__(self) -> None:
-        checked_scale("DPS", self.scale)
 
     @property
     def needs_graph(self) -> bool:

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cmidiff.config import Fraction, Share
 from cmidiff.covariance import NOISE_FLOOR
 from cmidiff.krylov import dot
 from cmidiff.measurement import Measurement
@@ -36,13 +37,10 @@ class FPS(Particles):
     Args:
         threshold: see `Particles`; the paper resamples at every step (1).
         renewal: of the noise at each step, in variance: the sampler that a run takes where it names none.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    threshold: float = 1.0
-    renewal: float = 0.95
+    threshold: Fraction = 1.0
+    renewal: Share = 0.95
 
     needs_noise: ClassVar[bool] = True
     evidence: ClassVar[bool] = False
@@ -50,11 +48,6 @@ class FPS(Particles):
         "it follows one linear operator through all levels, and that of a decoder changes with the state"
     )
     default_steps: ClassVar[int] = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.renewal <= 1:
-            raise ValueError(f"FPS: renewal must be in (0, 1], received {self.renewal!r}")
 
     @property
     def sampler(self) -> Sampler:

@@ -28,7 +28,7 @@ from torch import Tensor
 from cmidiff.krylov import per_sample
 from cmidiff.solvers.base import descend, length_to_noise
 from cmidiff.solvers.grid import EvenLevels, Grid
-from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.solvers.scale import Scale, is_active, scale_at
 from cmidiff.step import Carry, Step
 
 Projection = Callable[[Step, Tensor], Tensor]
@@ -93,9 +93,6 @@ class MCG(EvenLevels):
     grid: Grid = "even"
 
     needs_linear: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_scale("MCG", self.scale)
 
     @property
     def needs_graph(self) -> bool:

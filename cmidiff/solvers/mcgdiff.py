@@ -27,6 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import Fraction, Positive
 from cmidiff.krylov import dot
 from cmidiff.samplers import DDIM
 from cmidiff.solvers.particles import Cloud, Particles, kernel_std, log_likelihood
@@ -40,13 +41,10 @@ class MCGDiff(Particles):
     Args:
         threshold: see `Particles`; the paper resamples at every step (1).
         kappa: relative variance of the measured components at their own level.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    threshold: float = 1.0
-    kappa: float = 1e-4
+    threshold: Fraction = 1.0
+    kappa: Positive = 1e-4
 
     needs_noise: ClassVar[bool] = True
     evidence: ClassVar[bool] = False
@@ -54,11 +52,6 @@ class MCGDiff(Particles):
         "its levels belong to one singular basis, and that of a decoder changes with the state"
     )
     default_steps: ClassVar[int] = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.kappa > 0:
-            raise ValueError(f"MCGDiff: kappa must be a number > 0, received {self.kappa!r}")
 
     @property
     def sampler(self) -> Sampler:

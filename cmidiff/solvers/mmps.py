@@ -18,10 +18,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from cmidiff.covariance import checked_iterations
+from cmidiff.config import Iterations, NotNegative
 from cmidiff.covariance.base import NOISE_FLOOR
 from cmidiff.krylov import conjugate_gradient, gmres
-from cmidiff.solvers.base import PosteriorMean, checked_positive, fitted
+from cmidiff.solvers.base import PosteriorMean, fitted
 from cmidiff.step import Step
 
 Method = Literal["gmres", "cg"]
@@ -36,21 +36,14 @@ class MMPS(PosteriorMean):
         method: ``gmres``, or ``cg`` for a Jacobian that is known to be symmetric and positive.
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler.
         guard: shorten a move that overshoots, as in `CADPS`. The paper has no guard.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    iterations: int = 3
+    iterations: Iterations = 3
     method: Method = "gmres"
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     guard: bool = True
 
     needs_linear: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_positive("MMPS", scale=self.scale)
-        checked_iterations("MMPS", self.iterations)
 
     @property
     def needs_graph(self) -> bool:

@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from cmidiff.config import Fraction
 from cmidiff.covariance import NOISE_FLOOR
 from cmidiff.krylov import dot
 from cmidiff.physics import measured_count
@@ -68,12 +69,9 @@ class Particles(Solver):
 
     Args:
         threshold: resample where the effective sample size is below this share of the particles; 0: at the end only.
-
-    Raises:
-        ValueError: ``threshold`` is not in [0, 1].
     """
 
-    threshold: float = 0.5
+    threshold: Fraction = 0.5
 
     kind: ClassVar[str] = "particles"
     stratify: ClassVar[bool] = False
@@ -81,10 +79,6 @@ class Particles(Solver):
     together: ClassVar[bool] = True
     evidence: ClassVar[bool] = True
     default_samples: ClassVar[int] = 16
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"{type(self).__name__}: threshold must be in [0, 1], received {self.threshold!r}")
 
     def start(self, problem: Problem, t: float) -> tuple[Tensor, Carry]:
         x = noise(problem, t)

@@ -18,8 +18,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from cmidiff.covariance import Covariance, Isotropic, checked_variance, isotropic_variance, make_covariance
-from cmidiff.solvers.base import checked_positive, fitted
+from cmidiff.config import NotNegative, Positive
+from cmidiff.covariance import Covariance, Isotropic, isotropic_variance, make_covariance
+from cmidiff.solvers.base import fitted
 from cmidiff.solvers.grid import EvenLevels, Grid
 from cmidiff.step import Carry, Step
 
@@ -48,9 +49,9 @@ class PiGDM(EvenLevels):
         ValueError: an option that has no meaning.
     """
 
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     weight: Weight = "likelihood"
-    data_variance: float | None = None
+    data_variance: Positive | None = None
     covariance: Covariance | str | None = None
     guard: bool = True
     through_clip: bool = False
@@ -60,8 +61,6 @@ class PiGDM(EvenLevels):
     needs_linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checked_positive("PiGDM", scale=self.scale)
-        checked_variance("PiGDM", self.data_variance)
         if self.covariance is not None:
             if self.weight != "likelihood" or self.through_clip or self.data_variance is not None:
                 raise ValueError(

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from cmidiff.config import NotNegative
 from cmidiff.krylov import dot, per_sample
 from cmidiff.measurement import Measurement
 from cmidiff.prior.base import IMAGE_VARIANCE
-from cmidiff.solvers.base import Solver, checked_positive
-from cmidiff.solvers.scale import Scale, checked_scale, is_active, scale_at
+from cmidiff.solvers.base import Solver
+from cmidiff.solvers.scale import Scale, is_active, scale_at
 from cmidiff.step import Carry, Problem, Step
 
 Glue = Callable[[Step, Measurement, Tensor], Tensor]
@@ -76,23 +77,16 @@ class PSLD(Solver):
         agree: ``G``, as a function of the step, the measurement of the image, and the image.
         guard: shorten a step that would overshoot the point where both norms are zero to first order; the official
             code does not.
-
-    Raises:
-        ValueError: a negative number.
     """
 
     scale: Scale = 1.0
-    glue: float = 0.1
+    glue: NotNegative = 0.1
     agree: Glue = agree
     guard: bool = True
 
     kind: ClassVar[str] = "latent priors"
     needs_linear: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_scale("PSLD", self.scale)
-        checked_positive("PSLD", glue=self.glue)
 
     @property
     def needs_graph(self) -> bool:

@@ -23,8 +23,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cmidiff.config import NotNegative
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import Solver, checked_positive
+from cmidiff.solvers.base import Solver
 from cmidiff.step import Carry, Problem, Sampler, Step
 
 Weight = Literal["linear", "sqrt", "square", "log", "trunc_linear", "power2over3", "const"]
@@ -52,25 +53,18 @@ class REDDiff(Solver):
         grad_weight, data_weight: of the two terms.
         spread: standard deviation of ``p`` around ``mu``.
         eps: of Adam.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
     kind: ClassVar[str] = "optimisation"
 
-    rate: float = 0.1
+    rate: NotNegative = 0.1
     weight: Weight = "linear"
-    grad_weight: float = 0.25
-    data_weight: float = 1.0
-    spread: float = 0.0
-    eps: float = 1e-8
+    grad_weight: NotNegative = 0.25
+    data_weight: NotNegative = 1.0
+    spread: NotNegative = 0.0
+    eps: NotNegative = 1e-8
 
     default_steps = 100
-
-    def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("rate", "grad_weight", "data_weight", "spread", "eps")}
-        checked_positive("REDDiff", **numbers)
 
     @property
     def sampler(self) -> Sampler:

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from cmidiff.config import Count
 from cmidiff.solvers.base import Solver, travel
 from cmidiff.solvers.mcg import project
 from cmidiff.step import Carry, Problem, Step
@@ -34,22 +35,13 @@ class RePaint(Solver):
         length: steps of a jump back.
         repeat: how often each stretch of ``length`` steps is made. A run takes about ``2 repeat - 1`` times its number
             of steps, of which ``repeat`` in ``2 repeat - 1`` evaluate the denoiser.
-
-    Raises:
-        ValueError: a number below 1.
     """
 
-    length: int = 10
-    repeat: int = 10
+    length: Count = 10
+    repeat: Count = 10
 
     needs_linear: ClassVar[bool] = True
     default_steps: ClassVar[int] = 250
-
-    def __post_init__(self) -> None:
-        for name in ("length", "repeat"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"RePaint: {name} must be a whole number >= 1, received {value!r}")
 
     def times(self, problem: Problem, steps: int) -> Sequence[float]:
         return travel(super().times(problem, steps), self.length, self.repeat)

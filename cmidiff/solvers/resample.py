@@ -28,6 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import Count, Positive
 from cmidiff.krylov import per_sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import measured_count
@@ -48,25 +49,17 @@ class ReSample(Solver):
         strength: of the new draw, see ``r^2``.
         ahead: steps to look ahead.
         pixel_steps, latent_steps: at most so many steps of Adam, with the rates 0.01 and 0.005.
-
-    Raises:
-        ValueError: a number that has no meaning.
     """
 
-    every: int = 10
-    strength: float = 40.0
-    ahead: int = 5
-    pixel_steps: int = 2000
-    latent_steps: int = 500
+    every: Count = 10
+    strength: Positive = 40.0
+    ahead: Count = 5
+    pixel_steps: Count = 2000
+    latent_steps: Count = 500
 
     kind: ClassVar[str] = "latent priors"
     default_steps: ClassVar[int] = 100
     weight_decay: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("every", "ahead", "pixel_steps", "latent_steps")}
-        if min(counts.values()) < 1 or not 0 < self.strength < math.inf:
-            raise ValueError(f"ReSample: numbers must be positive, received {counts} and strength={self.strength!r}")
 
     @property
     def needs_graph(self) -> bool:

@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cmidiff.config import Checked
-from cmidiff.solvers.base import checked_positive
+from cmidiff.config import Checked, NotNegative
 from cmidiff.step import Step
 
-Scale = float | Callable[[float], float]
+Scale = NotNegative | Callable[[float], float]
 OFFICIAL_STEPS = 1000
 
 
@@ -53,9 +52,3 @@ def scale_at(scale: Scale, step: Step) -> float:
 def is_active(scale: Scale) -> bool:
     """Whether a scale is more than zero anywhere."""
     return callable(scale) or scale > 0
-
-
-def checked_scale(solver: str, scale: Scale) -> None:
-    """Raise ``ValueError`` for a negative or non-finite number; what a function returns is the user's."""
-    if not callable(scale):
-        checked_positive(solver, scale=scale)

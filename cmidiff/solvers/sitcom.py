@@ -21,9 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import Count, NotNegative
 from cmidiff.krylov import per_sample
 from cmidiff.samplers import Renoise
-from cmidiff.solvers.base import PosteriorMean, checked_positive
+from cmidiff.solvers.base import PosteriorMean
 from cmidiff.step import Sampler, Step
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
@@ -39,22 +40,14 @@ class SITCOM(PosteriorMean):
         penalty: weight of the distance of ``v`` to ``x_t``; the codes take 0.
         through_clip: optimise and return the clipped ``x_hat``, whose clipped pixels pass no gradient (the official
             code).
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    rate: float = 0.02
-    iterations: int = 20
-    penalty: float = 0.0
+    rate: NotNegative = 0.02
+    iterations: Count = 20
+    penalty: NotNegative = 0.0
     through_clip: bool = False
 
     default_steps: ClassVar[int] = 20
-
-    def __post_init__(self) -> None:
-        checked_positive("SITCOM", rate=self.rate, penalty=self.penalty)
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"SITCOM: iterations must be a whole number >= 1, received {self.iterations!r}")
 
     @property
     def sampler(self) -> Sampler:

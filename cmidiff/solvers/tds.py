@@ -22,9 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import NotNegative
 from cmidiff.covariance import NOISE_FLOOR, Covariance, make_covariance
 from cmidiff.krylov import dot
-from cmidiff.solvers.base import checked_positive
 from cmidiff.solvers.particles import Cloud, Particles, log_likelihood
 from cmidiff.step import Step
 
@@ -46,14 +46,12 @@ class TDS(Particles):
     """
 
     covariance: Covariance | str = "isotropic"
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     even: bool = True
 
     default_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_positive("TDS", scale=self.scale)
         object.__setattr__(self, "covariance", make_covariance(self.covariance, "TDS"))
 
     @property

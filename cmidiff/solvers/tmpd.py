@@ -20,10 +20,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cmidiff.config import NotNegative
 from cmidiff.covariance import isotropic_variance
 from cmidiff.krylov import dot, per_sample
 from cmidiff.physics import measured_count
-from cmidiff.solvers.base import PosteriorMean, checked_positive, fitted
+from cmidiff.solvers.base import PosteriorMean, fitted
 from cmidiff.step import Step
 
 FLOOR = 0.1  # of the mean isotropic variance: least sum of a row
@@ -36,18 +37,12 @@ class TMPD(PosteriorMean):
     Args:
         scale: factor on the guidance; 1 is the formula, 0 the unconditional sampler.
         guard: bound the sums of rows below and shorten a move that overshoots. The paper has no guard.
-
-    Raises:
-        ValueError: an option that has no meaning.
     """
 
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     guard: bool = True
 
     needs_linear: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checked_positive("TMPD", scale=self.scale)
 
     @property
     def needs_graph(self) -> bool:

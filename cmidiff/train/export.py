@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from cmidiff.prior.patch import PatchUNet
@@ -102,36 +103,6 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
 
 def readme(facts: dict[str, Any]) -> str:
     """Return the card for a person, in Markdown."""
-    wide = 3 * facts["patch_size"] ** 2
-    rows = "\n".join(
-        f"| {v['ratio']:g} | {v['noisy_psnr']:.2f} | {v['psnr']:.2f} | {v['mse']:.3g} | {v['v_loss']:.3g} |"
-        for v in facts["validation"]
-    )
-    origin = facts.get("started_from", {})
-    start = ""
-    if origin:
-        start = (
-            f"\n  The run started from the weights of {origin['name']} with sha256 `{origin.get('sha256', 'unknown')}`"
-            f" ({origin.get('images_seen', 'an unknown number of')} images seen)."
-        )
-    return f"""# {facts["name"]}
-
-An unconditional diffusion prior, {facts["parameters"] / 1e6:.1f} million parameters, {facts["source"]}.
-
-- **Data**: {facts["data"]}.
-- **Licence**: {facts["licence"]}
-- **Training**: {facts["steps"]} steps of {facts["batch"]} images ({facts["images_seen"]} images seen),
-  {facts["wall_time_seconds"] / 60:.0f} minutes on {facts["machine"]}; {facts["average"]}.{start}
-- **Format**: diffusers' `UNet2DModel` in half precision, v-prediction on {facts["schedule"]}; images in [-1, 1].
-  The network sees {facts["patch_size"]} x {facts["patch_size"]} blocks as {wide} channels:
-  `v = pixel_shuffle(unet(pixel_unshuffle(x_t, {facts["patch_size"]}), t), {facts["patch_size"]})` and
-  `x_hat = alpha_t x_t - sigma_t v`.
-  Sides must be divisible by {facts["multiple"]}.
-- **sha256** of `{WEIGHTS}`: `{facts["sha256"]}`
-
-Denoising error on {facts["validation_images"]} images never trained on ([-1, 1] units, PSNR in dB):
-
-| sigma/alpha | PSNR of x_t/alpha | PSNR of x_hat | mean squared error | v loss |
-|---|---|---|---|---|
-{rows}
-"""
+    text = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return Environment(undefined=StrictUndefined, **options).from_string(text).render(facts, file=WEIGHTS)

@@ -14,9 +14,13 @@ CSS = """
 .refusal { border-left: 4px solid #c2410c; padding: 0.4em 0.8em; margin: 0; overflow-wrap: anywhere; }
 .refusal { background: color-mix(in srgb, #c2410c 12%, transparent); }
 #paint div { color: var(--body-text-color); }
+#paint .empty, #paint .empty div { color: #27272a; }  /* on the canvas, which is white in both schemes */
 button { transition: none !important; }
 @media (min-width: 700px) { #answers { position: sticky; top: 8px; align-self: flex-start; } }
-@media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }
+@media (max-width: 640px) {
+    .gradio-container .main { padding: 8px !important; }
+    #paint [data-testid="block-label"] { font-size: 0; padding: 4px; }  /* its words would lie below the tools */
+}
 """
 
 

@@ -1,13 +1,9 @@
 """One step of the reverse process, as a solver sees it: from ``x_t`` at time ``t`` to ``x_s`` at ``s``.
 
-Every reverse sampler of this library is linear in the state and the denoised image,
-
-    x_s = a x_t + b x_hat' + std z,    z ~ N(0, I),
-
-with ``(a, b, std)`` from the sampler and the levels at ``t`` and ``s``. A solver replaces ``x_hat`` by its estimate of
-``E[x_0 | x_t, y]``, and CMI adds its correction to that estimate. Both therefore reach every sampler in the same way.
-Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the gradient of any log-density moves ``x_hat`` by ``sigma_t^2 /
-alpha_t`` times itself (`Step.covariance_gain`).
+The sampler is linear in the state and the denoised image (`cmidiff.step.Sampler`). A solver replaces ``x_hat`` by its
+estimate of ``E[x_0 | x_t, y]``, and CMI adds its correction to that estimate. Both therefore reach every sampler in the
+same way. Since ``x_hat = (x_t + sigma_t^2 score) / alpha_t``, the gradient of any log-density moves ``x_hat`` by
+``sigma_t^2 / alpha_t`` times itself (`Step.covariance_gain`).
 
 Usually ``s < t``: ``s`` is less noisy. A step with ``s > t`` travels back in time (RePaint, DDNM).
 """
@@ -19,159 +15,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cmidiff.draws import Draws
 from cmidiff.measurement import Measurement
-from cmidiff.prior.base import IMAGE_VARIANCE, Denoiser, Prediction
-
-Estimate = Callable[["Step"], Tensor]
-Carry = Any
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    """The reverse process: how ``x_s`` follows from ``x_t`` and the denoised image."""
-
-    @property
-    def silent(self) -> bool:
-        """Whether it adds no noise."""
-        ...
-
-    def prepare(self, step: Step) -> Step:
-        """Return the step to take instead, before the denoiser is evaluated (churn); most samplers return it as is."""
-        ...
-
-    def coefficients(self, step: Step) -> tuple[float, float]:
-        """Return ``(a, b)`` of the mean ``a x_t + b x_hat``."""
-        ...
-
-    def std(self, step: Step) -> float | Tensor:
-        """Return the standard deviation of the noise, a number or (B, ...)."""
-        ...
-
-    def advance(self, step: Step, estimate: Estimate, carry: Carry) -> tuple[Tensor, Carry]:
-        """Return ``x_s``, with ``estimate(step)`` as the denoised image, and what the next step needs of this one."""
-        ...
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a run is made of, built once.
-
-    Attributes:
-        prior: the denoiser.
-        measurement: ``y`` and its physics, on the prior's canvas.
-        sampler: the reverse process.
-        draws: random numbers.
-        images: index of the image that each row of the batch belongs to.
-        clip: range to which the denoised image is clipped inside the sampler, or None.
-        linearise: whether a step sees the measurement linearised at its denoised state, as solvers that need a linear
-            operator do with a latent prior.
-        initial: an image (B, ...) that a solver may start from, or None.
-        common: random numbers that all rows of an image share; None: those of its first row.
-    """
-
-    prior: Denoiser
-    measurement: Measurement
-    sampler: Sampler
-    draws: Draws
-    images: tuple[int, ...]
-    clip: tuple[float, float] | None = None
-    initial: Tensor | None = None
-    common: Draws | None = None
-    linearise: bool = False
-
-    def least_squares(self) -> Tensor:
-        """A state that explains ``y``, of zero mean and the variance of the prior where nothing was measured.
-
-        With a decoder it is the encoded image, which is grey where nothing was measured. Zero without an encoder, or
-        for a physics that is not linear.
-        """
-        measurement, decoder, z = self.measurement.of_image, self.prior.decoder, self.like()
-        if not measurement.linear or (decoder is not None and decoder.encode is None):
-            return z
-        if decoder is None or self.prior.value_range is None:
-            return self.prior.encode(measurement.prox(z.new_zeros(len(z), *measurement.shape), self.prior.variance))
-        low, high = self.prior.value_range
-        grey = z.new_full((len(z), *measurement.shape), 0.5 * (low + high))
-        return self.prior.encode(measurement.prox(grey, IMAGE_VARIANCE * (0.5 * (high - low)) ** 2))
-
-    def like(self) -> Tensor:
-        """Zeros of the shape (B, ...), dtype and device of a state."""
-        return self.measurement.y.real.new_zeros(len(self.images), *self.measurement.shape)
-
-    @property
-    def unit(self) -> float:
-        """The standard deviation of the prior's signals, relative to that of images in [-1, 1]."""
-        return math.sqrt(self.prior.variance / IMAGE_VARIANCE)
-
-    @property
-    def half_range(self) -> float:
-        """Half the range of the states, to which noise levels are relative; their standard deviation where they have no
-        range, as latents."""
-        found = self.prior.value_range if self.prior.decoder is None else None
-        return math.sqrt(self.prior.variance) if found is None else (found[1] - found[0]) / 2
-
-    @property
-    def noisiest(self) -> float:
-        """The largest ``sigma / alpha`` of the prior's grid."""
-        alpha, sigma = self.prior.schedule(self.prior.schedule.grid(1)[0])
-        return sigma / alpha
-
-    def uniform(self, stream: str, index: int, inner: int = 0) -> Tensor:
-        """One uniform random number in (0, 1) for each row, shape (B,)."""
-        like = self.measurement.y.real.new_zeros(len(self.images), 1)
-        return torch.special.ndtr(self.draws.normal(stream, index, like, inner=inner)[:, 0])
-
-    def shared(self, stream: str, index: int, like: Tensor) -> Tensor:
-        """Standard normal numbers like `Draws.normal`, the same for all rows of an image."""
-        if self.common is not None:
-            return self.common.normal(stream, index, like)
-        first = {image: row for row, image in reversed(list(enumerate(self.images)))}
-        return self.draws.normal(stream, index, like)[[first[image] for image in self.images]]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of a run that may interact: all samples of its images, in parts that are computed one after another.
-
-    Attributes:
-        parts: problems that differ in their rows alone.
-        index, last: number of the step after which they interact, and whether it is the last one.
-    """
-
-    parts: tuple[Problem, ...]
-    index: int
-    last: bool
-
-    @property
-    def rows(self) -> Tensor:
-        """Indices of the rows of each image, shape (images, K); rows are numbered through all parts."""
-        owners = torch.tensor([image for part in self.parts for image in part.images], device="cpu")
-        return owners.argsort(stable=True).reshape(len(owners.unique()), -1)
-
-    def uniform(self, stream: str) -> Tensor:
-        """One uniform random number in (0, 1) for each image, shape (images,), float64 on the CPU."""
-        z = [part.shared(stream, self.index, part.like().flatten(1)[:, :1]) for part in self.parts]
-        return torch.special.ndtr(torch.cat(z).cpu().double())[self.rows[:, 0], 0]
-
-
-class Seen(NamedTuple):
-    """An earlier call of the denoiser in the same run.
-
-    Attributes:
-        x_t: the state, shape (B, ...).
-        t: its time.
-        x_hat: the denoised image, not clipped.
-    """
-
-    x_t: Tensor
-    t: float
-    x_hat: Tensor
+from cmidiff.prior.base import Denoiser
+from cmidiff.step.denoised import Denoised, Seen
+from cmidiff.step.problem import Problem
+from cmidiff.step.sampler import Carry, Estimate, Sampler
 
 
 @dataclass(frozen=True)
@@ -187,30 +40,6 @@ class Record:
     corrections: list[Tensor] = field(default_factory=list)
     moves: list[Tensor] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
-
-
-class Denoised:
-    """The denoiser at one state, evaluated when it is first needed and at most once.
-
-    What CMI evaluates near ``x_t`` has then come and gone before the graph takes its memory.
-    """
-
-    def __init__(self, prior: Denoiser, x_t: Tensor, t: float) -> None:
-        self.prior, self.x_t, self.t = prior, x_t, t
-        self.done = False
-        self._linear: tuple[Measurement, Measurement] | None = None
-
-    @cached_property
-    def prediction(self) -> Prediction:
-        self.done = True
-        with torch.set_grad_enabled(self.x_t.requires_grad):
-            return self.prior(self.x_t, self.t)
-
-    def linearised(self, measurement: Measurement) -> Measurement:
-        """The measurement linearised at ``x_hat``, once for all uses."""
-        if self._linear is None or self._linear[0] is not measurement:
-            self._linear = measurement, measurement.linearised(self.prediction.mean.detach())
-        return self._linear[1]
 
 
 @dataclass(frozen=True)
