@@ -365,7 +365,7 @@ def test_a_doubtful_result_is_marked_beside_the_image(page: Page) -> None:
     taken(page, png(40, 32, RED, grain=40), 40, 32)
     wish(page, "Remove noise")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_role("textbox", name="Noise").fill("0.003")
+    page.get_by_role("textbox", name="Noise").fill("0.005")
     set_steps(page, 2)
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("doubtful")
