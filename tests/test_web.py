@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import matplotlib
@@ -32,6 +33,7 @@ from cmidiff.app.problem import JPEG, load_problem, save_problem
 from cmidiff.app.repair import fit_mask, put_back
 from cmidiff.app.settings import Settings, adapt, make_settings
 from cmidiff.app.speed import Speed
+from cmidiff.app.summary import advise
 from cmidiff.app.web import inputs, visits
 from cmidiff.app.web.controls import CASES, EXPERIMENTS, WISHES, Ask, Limits
 from cmidiff.app.web.inputs import result_size, work_of
@@ -44,7 +46,7 @@ from cmidiff.physics import TASKS, denoise
 from cmidiff.prior import load_prior
 from cmidiff.prior.base import Denoiser
 from cmidiff.registry import SOLVERS
-from cmidiff.result import MISFIT_BOUND
+from cmidiff.result import MISFIT_BOUND, Status
 from tests.web import LIMITS, Visitor, bomb, gaussian_prior, png, server, shown_text
 
 # what a visitor gives
@@ -347,6 +349,16 @@ def test_a_misfit_far_from_one_is_a_doubt(tmp_path: Path) -> None:
     assert "doubtful" in status(views[0])
     assert doubt(views[1]) == ""
     assert ">Finished<" in status(views[1])
+
+
+def test_amplified_noise_is_a_doubt_of_its_own() -> None:
+    """Its misfit is right: the result leaves the range of images."""
+    row: Any = SimpleNamespace(misfit=0.9, status="doubtful")
+    view: Any = SimpleNamespace(results=[SimpleNamespace(rows=[row])])
+    assert "sharpening amplifies" in doubt(view)
+    sample: Any = SimpleNamespace(ok=True, name="restored", status=Status(True, None, "", 0.9, False))
+    problem: Any = SimpleNamespace(noise_std=0.01)
+    assert advise([sample], problem, cast(Any, None)).startswith("cmidiff: restored leaves the range of images")
 
 
 def test_old_visits_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

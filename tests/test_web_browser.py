@@ -363,9 +363,11 @@ def test_an_experiment_with_samples_and_cmi(page: Page) -> None:
 
 def test_a_doubtful_result_is_marked_beside_the_image(page: Page) -> None:
     taken(page, png(40, 32, RED, grain=40), 40, 32)
-    wish(page, "Remove noise")
+    wish(page, "Sharpen")
+    page.get_by_role("button", name="The blur is known").click()
+    page.get_by_label("Width of the blur").last.fill("2")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_role("textbox", name="Noise").fill("0.005")
+    page.get_by_role("textbox", name="Noise").fill("0.003")
     set_steps(page, 2)
     page.locator("#start").click()
     expect(page.locator("#status")).to_contain_text("doubtful")

@@ -107,6 +107,11 @@ def advise(done: list[Sample], problem: Problem, settings: Settings) -> str:
         return ""
     worst = max(s.status.misfit for s in doubtful)
     which = doubtful[0].name if len(doubtful) == 1 else f"{len(doubtful)} results"
+    if problem.noise_std and worst <= MISFIT_BOUND:
+        return (
+            f"cmidiff: {which} {'leaves' if len(doubtful) == 1 else 'leave'} the range of images: the measurement "
+            f"holds more noise than --noise-std {problem.noise_std:g}, which inverting it amplifies. State more"
+        )
     found = (
         f"misfit {worst:.3g}, at most {MISFIT_BOUND:g} is expected" if problem.noise_std else f"residual {worst:.3g}"
     )

@@ -15,6 +15,7 @@ from cmidiff.app.figures import enlarge, std_map
 from cmidiff.app.folder import Row
 from cmidiff.app.web.jobs import Job, Result, View, describe_cmi
 from cmidiff.images import read_image, to_pil
+from cmidiff.result import MISFIT_BOUND
 
 SMALLEST, LARGEST = 512, 1600  # longer side of a shown image, in pixels: enlarged by a whole factor, or shrunk
 
@@ -60,6 +61,8 @@ def doubt(view: View) -> str:
         return f"{lost} of {len(rows)} images diverged: take more steps, or another solver."
     if not rows or rows[0].status == "ok":
         return ""
+    if rows[0].misfit is not None and rows[0].misfit <= MISFIT_BOUND:
+        return "The photograph holds more noise than stated, and sharpening amplifies it. State more noise."
     return (
         f"The result does not explain the photograph: its misfit is {rows[0].misfit:.1f} times the noise, and about 1 "
         "is right. Take more steps, state more noise, or check what was wrong with the photograph."
