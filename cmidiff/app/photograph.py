@@ -43,6 +43,7 @@ USUAL_NOISE = 0.02  # of a good photograph, where nothing can be estimated
 SMALLEST = 16  # side of an image whose noise can be estimated, pixels
 DOUBTFUL, MOST_DOUBT = 1.05, 4.0  # times the found width, from where a stated one is doubted; most times the noise
 STRONGER = 1.3  # times the level of JPEG artefacts, from where noise harms more
+VISIBLE = 4.0  # times the level of JPEG artefacts, from where compression hides no noise: what looks like it is texture
 NOISIER = 2.0  # times the stated noise, from where an estimate is a note
 MOST_HIDDEN = 0.5  # fraction of hidden pixels up to which the noise can be estimated
 AUTO = "gaussian:auto"  # the kernel of a Gaussian blur whose width is found in the image
@@ -226,12 +227,9 @@ def make_problem(image: Image, known: Degradation) -> Problem:
     if known.kernel is not None or known.task == "deblur-gaussian":
         assert known.noise_std is not None, "it is stated, or found above"
         if stated:
-            shown = (
-                find_noise(values, tables=_read_tables(known.source, values))
-                if min(shape[1:]) >= SMALLEST
-                else (0.0, "")
-            )
-            noise_std, words, doubt = check_stated_noise(shown[0], known.noise_std, image.bits)
+            tables, large = _read_tables(known.source, values), min(shape[1:]) >= SMALLEST
+            shown = find_noise(values, tables=tables)[0] if large else 0.0
+            noise_std, words, doubt = check_stated_noise(shown, known.noise_std, image.bits)
             found, known, image = (*found, *words), replace(known, noise_std=noise_std), _with_notes(image, doubt)
         known, words = _find_blur(values, known, stated=stated)
         found += words
@@ -299,7 +297,9 @@ def find_noise(values: Tensor, seen: Tensor | None = None, tables: Tables | None
     whole = values if seen is None else _reflect_into_holes(values, seen[0] > 0)
     found, where = float(estimate_noise(whole)), "from the image"
     if tables is not None and min(values.shape[1:]) >= 2 * SMALLEST and agree(whole[None], tables):
-        found, where = max(found, estimate_jpeg_noise(whole, tables)), "before its compression"
+        hidden = estimate_jpeg_noise(whole, tables)
+        if found < hidden <= VISIBLE * jpeg_noise_std(tables):
+            found, where = hidden, "before its compression"
     noise = float(f"{max(LEAST_NOISE, found):.3g}")
     return noise, f"noise {noise:g} (estimated {where})"
 
