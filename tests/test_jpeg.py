@@ -130,6 +130,31 @@ def test_the_truth_lies_in_the_cells(sampling: tuple[int, int], size: tuple[int,
     assert float((cells.project(y, 1.0) - y).abs().max()) < 1 / 255
 
 
+@pytest.mark.parametrize("sampling", [(1, 2), (2, 2)], ids=str)
+@pytest.mark.parametrize("size", [(96, 96), (83, 61)], ids=str)
+@pytest.mark.parametrize("quality", [85, 95])
+def test_chroma_is_that_before_decoders_interpolate_it(
+    sampling: tuple[int, int], size: tuple[int, int], quality: int
+) -> None:
+    x = photograph()[..., : size[0], : size[1]]
+    y, file = compress(x, quality, sampling)
+    tables = read_tables(Image.open(file))
+    assert tables is not None
+    cells = Quantisation(y, tables)
+    assert cells.known == [True, True]
+    down, across = sampling
+    rows, columns = (s.stop for s in cells.region)
+    image = np.asarray(Image.fromarray(((x[0] * 255).round().permute(1, 2, 0).byte()).numpy()).convert("YCbCr"))
+    planes = torch.from_numpy(image[:rows, :columns, 1:].copy()).double().reshape(rows // down, down, -1, across, 2)
+    blocks = planes.mean((1, 3)).permute(2, 0, 1).reshape(2, rows // down // 8, 8, -1, 8).transpose(2, 3)
+    k = torch.arange(8, dtype=torch.float64)
+    cosine = torch.cos(torch.pi * (2 * k[None] + 1) * k[:, None] / 16) / 2
+    cosine[0] /= 2**0.5
+    true = cosine @ ((blocks - 128) @ cosine.T) / 255
+    outside = (true - cells.centres[1][0]).abs() > 0.5 * cells.steps[1] + 1 / 255  # 1: encoders round pixels
+    assert float(outside.double().mean()) < 0.02
+
+
 def test_a_projection_meets_the_cells_and_moves_as_little_as_it_can() -> None:
     y, _ = compress(photograph(), 30)
     cells = Quantisation(y, tables_of(30))

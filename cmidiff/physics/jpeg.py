@@ -31,6 +31,7 @@ SHRINK = 0.5  # width of the cells that `project` uses, of the true width
 LEVELS = (2.0, 1.42, 1.0, 0.71, 0.5, 0.36, 0.25, 0.18)  # of the denoiser, in units of `jpeg_noise_std`
 ROUNDING = 0.4  # of the pixels to 8 bits, as it shows in a coefficient, 1/255 of the range; the largest is 0.5
 MIXED = 0.05  # of a step, from the interpolation of chroma
+TAPS = 8  # of a filter that falls by 5.8 from value to value
 EVIDENCE = 20.0  # log-likelihood ratio from which an image counts as a JPEG
 INFORMATIVE = 0.3  # log-likelihood ratio per coefficient, below which the usual sampling is taken
 LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
@@ -182,8 +183,10 @@ class Quantisation:
         chroma = tables.luma if tables.chroma is None else tables.chroma
         self.steps = [t.to(y) / 255 for t in ([tables.luma, chroma] if y.shape[1] == 3 else [tables.luma])]
         coefficients = self._coefficients(y)
+        if len(coefficients) == 2 and 2 in sampling:
+            coefficients[1] = min(coefficients[1], self._decoded_chroma(y), key=lambda c: _distance(c, self.steps[1]))
         self.centres = [(c / q).round() * q for c, q in zip(coefficients, self.steps, strict=True)]
-        self.known = [_is_quantised(c, q) for c, q in zip(coefficients, self.steps, strict=True)]
+        self.known = [_distance(c, q) < 0.5 * 0.25 for c, q in zip(coefficients, self.steps, strict=True)]
 
     @property
     def consistent(self) -> bool:
@@ -224,11 +227,36 @@ class Quantisation:
         chroma = torch.nn.functional.avg_pool2d(planes[:, 1:], self.sampling)
         return [_cosine(planes[:, :1] - 128 / 255), _cosine(chroma)]
 
+    def _decoded_chroma(self, y: Tensor) -> Tensor:
+        """The coefficients of chroma before decoders interpolated it.
 
-def _is_quantised(coefficients: Tensor, step: Tensor) -> bool:
-    """Whether the larger coefficients are nearer to the multiples of the steps than half of what others would be."""
+        Where one value stands for two pixels, they take 3/4 of it and 1/4 of their other neighbour. The mean of the two
+        is 3/4 of the value and 1/8 of both neighbours, whose inverse is ``sqrt(2) r^|n|`` with ``r = 2 sqrt(2) - 3``.
+        """
+        starts = [s % f for s, f in zip(self.tables.offset, self.sampling, strict=True)]
+        chroma = torch.einsum("ij,bjhw->bihw", TO_YCC.to(y)[1:], y[..., starts[0] :, starts[1] :])
+        odd = [-n % f for n, f in zip(chroma.shape[-2:], self.sampling, strict=True)]
+        chroma = torch.nn.functional.pad(chroma, (0, odd[1], 0, odd[0]), mode="replicate")
+        chroma = torch.nn.functional.avg_pool2d(chroma, self.sampling)
+        reach = min(TAPS, *chroma.shape[-2:])
+        inverse = math.sqrt(2) * (2 * math.sqrt(2) - 3) ** torch.arange(-reach, reach + 1).abs().to(y)
+        for axis in (2, 3):
+            if self.sampling[axis - 2] == 2:
+                n = chroma.shape[axis]
+                ends = (chroma.narrow(axis, at, reach).flip(axis) for at in (0, n - reach))
+                wide = torch.cat([next(ends), chroma, next(ends)], axis).unfold(axis, 2 * reach + 1, 1)
+                chroma = wide @ inverse
+        region = (
+            slice((s.start - start) // f, (s.stop - start) // f)
+            for s, start, f in zip(self.region, starts, self.sampling, strict=True)
+        )
+        return _cosine(chroma[(..., *region)])
+
+
+def _distance(coefficients: Tensor, step: Tensor) -> float:
+    """Of the larger coefficients from the multiples of the steps, in steps, the median: 1/4 of those of any image."""
     ratio = (coefficients / step)[(step > 3.5 / 255) & (coefficients.abs() > step / 2)]
-    return len(ratio) == 0 or float((ratio - ratio.round()).abs().median()) < 0.5 * 0.25
+    return 0.0 if len(ratio) == 0 else float((ratio - ratio.round()).abs().median())
 
 
 def agree(y: Tensor, tables: Tables) -> bool:

@@ -12,8 +12,9 @@ in all of their frequencies alike, and texture falls off. So each band of freque
 the least bound is taken. A band that is rounded to 0 altogether allows much noise. The lowest frequencies are left out:
 smooth shading is no noise.
 
-The estimate is that of luma. White noise of independent channels is 1.5 times as strong in each of them as in luma. An
-image without colours has the same noise in all channels.
+Luma and both chroma planes bound the noise of the channels, and the least bound is taken. Independent white noise shows
+in all three nearly alike, and texture in luma above all. Halved chroma averages it over pixels. An image without
+colours has the same noise in all channels, which luma tells.
 
 Source: Dempster, Laird, Rubin, "Maximum Likelihood from Incomplete Data via the EM Algorithm", 1977 (4.2: grouped,
 censored data), https://doi.org/10.1111/j.2517-6161.1977.tb01600.x. Areas of little texture: Liu, Tanaka, Okutomi,
@@ -27,8 +28,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from cmidiff.physics.jpeg import LUMA, Quantisation, Tables, agree
+from cmidiff.physics.jpeg import TO_YCC, Quantisation, Tables, agree
 
 BANDS = (3, 5, 7, 9, 15)  # sums of the two frequencies where bands begin; below are shading and edges
 QUIET = 0.25  # fraction of the areas that is used, those with the least standard deviation
@@ -47,8 +49,7 @@ def estimate_jpeg_noise(y: Tensor, tables: Tables) -> float:
         tables: how it was compressed (`cmidiff.physics.read_tables`, `cmidiff.physics.find_tables`).
 
     Returns:
-        In units of ``y``. Noise of less than about a third of the smallest steps is not seen. An image that is texture
-        everywhere is estimated too high, by up to a half of its noise or 12 of 255.
+        In units of ``y``. Noise of less than about a third of the smallest steps is not seen.
 
     Raises:
         ValueError: the image is smaller than 2x2 blocks, or not what the tables describe.
@@ -58,26 +59,60 @@ def estimate_jpeg_noise(y: Tensor, tables: Tables) -> float:
             "the tables do not describe the image: it was changed after it was decoded; take estimate_noise"
         )
     cells = Quantisation(y[None].double(), tables)
-    counts = (cells.centres[0][0, 0] / cells.steps[0]).round().abs()  # levels n, (rows, columns, 8, 8)
-    if min(counts.shape[:2]) < 2:
+    luma, steps = cells.centres[0][0], cells.steps[0]
+    means = luma[..., 0, 0] / 8 + 128 / 255
+    if min(means.shape[1:]) < 2:
         raise ValueError(f"the noise of a JPEG needs 2x2 blocks of 8x8 pixels, received {y.shape[1]}x{y.shape[2]}")
-    means = cells.centres[0][0, 0, :, :, 0, 0] / 8 + 128 / 255
-    stride = max(1, math.isqrt(counts.shape[0] * counts.shape[1] // AREAS))
-    likelihood = torch.stack([_areas(_log_probability(counts, tables.luma.to(counts), s), stride) for s in LEVELS])
-    found = LEVELS.to(y.device)[likelihood.sum(1).argmax(0)] / 255  # of each area
-    middle = _areas(means[None] / 4, stride)[0]
-    inside = torch.minimum(middle, 1 - middle) > ENDS * found
+    likelihood = torch.stack([_areas(_log_probability(luma[0], steps, s)) for s in LEVELS])
+    bound = _bound(likelihood[..., _quiet(likelihood.sum(1), means)])
+    if len(cells.centres) == 1 or float(cells.centres[1].square().mean().sqrt()) < GRAY:
+        return bound
+    gains = TO_YCC.square().sum(1).sqrt().tolist()  # of white noise of the channels, in luma and chroma
+    bounds, chroma = [bound / gains[0]], cells.centres[1][0]
+    if cells.known[1] and min(chroma.shape[1:3]) > 1:
+        sides = [8 * n for n in cells.sampling]
+        means = avg_pool2d(y.double()[(..., *cells.region)], sides)
+        quiet = _quiet(
+            torch.stack(
+                [
+                    _areas(avg_pool2d(_log_probability(luma[0], steps, s).sum(0)[None], cells.sampling))[0]
+                    for s in LEVELS
+                ]
+            ),
+            means,
+            1 / gains[0],
+        )
+        for plane, gain in zip(chroma, gains[1:], strict=True):
+            likelihood = torch.stack([_areas(_log_probability(plane, cells.steps[1], s)) for s in LEVELS])
+            bounds.append(_bound(likelihood[..., quiet]) / gain * math.prod(cells.sampling) ** 0.5)
+    return min(bounds)
+
+
+def _quiet(likelihood: Tensor, means: Tensor, scale: float = 1.0) -> Tensor:
+    """Whether an area is one of little texture, and far from the ends of the range.
+
+    Args:
+        likelihood: of each standard deviation and area.
+        means: of blocks, (channels, rows, columns).
+        scale: of the noise of the channels, relative to that of what is likely.
+    """
+    found = LEVELS.to(means.device)[likelihood.argmax(0)] / 255
+    middle = _areas(means / 4)
+    inside = (torch.minimum(middle, 1 - middle) > ENDS * scale * found).all(0)
     inside = inside if bool(inside.any()) else torch.ones_like(inside)
-    quiet = inside & (found <= torch.quantile(found[inside], QUIET))
-    total = likelihood[..., quiet].sum(2)  # of each level and band
+    return inside & (found <= torch.quantile(found[inside], QUIET))
+
+
+def _bound(likelihood: Tensor) -> float:
+    """The most noise that all bands allow; likelihoods of each standard deviation, band and area."""
+    total = likelihood.sum(2)
     possible = total >= total.amax(0) - CONFIDENCE
-    least = min(float(LEVELS[band].max()) for band in possible.T.cpu()) / 255
-    return least if _is_gray(cells) else least / float(LUMA.square().sum().sqrt())
+    return min(float(LEVELS[band].max()) for band in possible.T.cpu()) / 255
 
 
-def _log_probability(counts: Tensor, steps: Tensor, s: Tensor) -> Tensor:
+def _log_probability(centres: Tensor, steps: Tensor, s: Tensor) -> Tensor:
     """Of the levels of each block and each band of frequencies, (bands, rows, columns)."""
-    scale = steps / (float(s) * math.sqrt(2))
+    counts, scale = (centres / steps).round().abs(), 255 * steps / (float(s) * math.sqrt(2))
     upper, lower = torch.erfc((counts - 0.5) * scale), torch.erfc((counts + 0.5) * scale)
     each = (0.5 * (upper - lower)).clamp_min(1e-12).log()
     frequency = torch.arange(8, device=counts.device)
@@ -85,11 +120,8 @@ def _log_probability(counts: Tensor, steps: Tensor, s: Tensor) -> Tensor:
     return torch.stack([each[..., (low <= order) & (order < high)].sum(-1) for low, high in pairwise(BANDS)])
 
 
-def _areas(blocks: Tensor, stride: int) -> Tensor:
-    """The sums over 2x2 blocks of (bands, rows, columns), at every ``stride``-th place, (bands, areas)."""
+def _areas(blocks: Tensor) -> Tensor:
+    """The sums over 2x2 blocks of (bands, rows, columns), at every ``n``-th place, (bands, areas)."""
     sums = blocks[:, :-1, :-1] + blocks[:, 1:, :-1] + blocks[:, :-1, 1:] + blocks[:, 1:, 1:]
-    return sums[:, ::stride, ::stride].flatten(1)
-
-
-def _is_gray(cells: Quantisation) -> bool:
-    return len(cells.centres) == 1 or float(cells.centres[1].square().mean().sqrt()) < GRAY
+    n = max(1, math.isqrt(blocks.shape[1] * blocks.shape[2] // AREAS))
+    return sums[:, ::n, ::n].flatten(1)
