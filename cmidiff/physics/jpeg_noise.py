@@ -24,6 +24,7 @@ censored data), https://doi.org/10.1111/j.2517-6161.1977.tb01600.x. Areas of lit
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -63,27 +64,21 @@ def estimate_jpeg_noise(y: Tensor, tables: Tables) -> float:
     means = luma[..., 0, 0] / 8 + 128 / 255
     if min(means.shape[1:]) < 2:
         raise ValueError(f"the noise of a JPEG needs 2x2 blocks of 8x8 pixels, received {y.shape[1]}x{y.shape[2]}")
-    likelihood = torch.stack([_areas(_log_probability(luma[0], steps, s)) for s in LEVELS])
+    own, shared = [], []  # likelihoods of the areas of luma, and of luma in the areas of chroma
+    for each in _log_probabilities(luma[0], steps):
+        own.append(_areas(each))
+        shared.append(_areas(avg_pool2d(each.sum(0)[None], cells.sampling)))
+    likelihood = torch.stack(own)
     bound = _bound(likelihood[..., _quiet(likelihood.sum(1), means)])
     if len(cells.centres) == 1 or float(cells.centres[1].square().mean().sqrt()) < GRAY:
         return bound
     gains = TO_YCC.square().sum(1).sqrt().tolist()  # of white noise of the channels, in luma and chroma
     bounds, chroma = [bound / gains[0]], cells.centres[1][0]
     if cells.known[1] and min(chroma.shape[1:3]) > 1:
-        sides = [8 * n for n in cells.sampling]
-        means = avg_pool2d(y.double()[(..., *cells.region)], sides)
-        quiet = _quiet(
-            torch.stack(
-                [
-                    _areas(avg_pool2d(_log_probability(luma[0], steps, s).sum(0)[None], cells.sampling))[0]
-                    for s in LEVELS
-                ]
-            ),
-            means,
-            1 / gains[0],
-        )
+        means = avg_pool2d(y.double()[(..., *cells.region)], [8 * n for n in cells.sampling])
+        quiet = _quiet(torch.cat(shared), means, 1 / gains[0])  # not by chroma itself, whose quietest areas are rounded
         for plane, gain in zip(chroma, gains[1:], strict=True):
-            likelihood = torch.stack([_areas(_log_probability(plane, cells.steps[1], s)) for s in LEVELS])
+            likelihood = torch.stack([_areas(each) for each in _log_probabilities(plane, cells.steps[1])])
             bounds.append(_bound(likelihood[..., quiet]) / gain * math.prod(cells.sampling) ** 0.5)
     return min(bounds)
 
@@ -110,14 +105,19 @@ def _bound(likelihood: Tensor) -> float:
     return min(float(LEVELS[band].max()) for band in possible.T.cpu()) / 255
 
 
-def _log_probability(centres: Tensor, steps: Tensor, s: Tensor) -> Tensor:
-    """Of the levels of each block and each band of frequencies, (bands, rows, columns)."""
-    counts, scale = (centres / steps).round().abs(), 255 * steps / (float(s) * math.sqrt(2))
-    upper, lower = torch.erfc((counts - 0.5) * scale), torch.erfc((counts + 0.5) * scale)
-    each = (0.5 * (upper - lower)).clamp_min(1e-12).log()
+def _log_probabilities(centres: Tensor, steps: Tensor) -> Iterator[Tensor]:
+    """For each standard deviation, of the levels of each block and band of frequencies, (bands, rows, columns)."""
+    counts = (centres / steps).round().abs().long()
+    n = torch.arange(int(counts.max()) + 1, device=counts.device)
     frequency = torch.arange(8, device=counts.device)
     order = frequency[:, None] + frequency
-    return torch.stack([each[..., (low <= order) & (order < high)].sum(-1) for low, high in pairwise(BANDS)])
+    bands = [(low <= order) & (order < high) for low, high in pairwise(BANDS)]
+    places = [counts[..., band] + len(n) * torch.arange(int(band.sum()), device=n.device) for band in bands]
+    for s in LEVELS:
+        scale = (255 * steps / (float(s) * math.sqrt(2)))[..., None]
+        upper, lower = torch.erfc((n - 0.5) * scale), torch.erfc((n + 0.5) * scale)
+        table = (0.5 * (upper - lower)).clamp_min(1e-12).log()
+        yield torch.stack([table[band].take(place).sum(-1) for band, place in zip(bands, places, strict=True)])
 
 
 def _areas(blocks: Tensor) -> Tensor:
