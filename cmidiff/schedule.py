@@ -242,9 +242,6 @@ class Limited:
     Args:
         inner: the whole schedule.
         lowest, highest: levels, ``0 < lowest < highest``.
-
-    Raises:
-        ValueError: levels that are no range.
     """
 
     inner: Schedule
