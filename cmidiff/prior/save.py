@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch import nn
 
+from cmidiff.prior.formats.patch import PatchUNet
+from cmidiff.prior.formats.pipeline import WEIGHTS_FILE
+from cmidiff.prior.formats.scheduler import PREDICTIONS
 from cmidiff.prior.hub import HUB, hub_repository
 from cmidiff.prior.load import MOMENTS
-from cmidiff.prior.patch import PatchUNet
-from cmidiff.prior.pipeline import WEIGHTS_FILE
-from cmidiff.prior.scheduler import PREDICTIONS
 from cmidiff.schedule import DDPM
 
 if TYPE_CHECKING:

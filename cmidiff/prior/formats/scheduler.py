@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cmidiff.prior.card import Fields, grid_of_betas
+from cmidiff.prior.formats.card import Fields, grid_of_betas
 from cmidiff.prior.network import Parametrisation
 from cmidiff.schedule import DDPM, Schedule, ShiftedFlow
 
