@@ -4,9 +4,9 @@
 `cmidiff.laboratory.levy_gibbs` the references and `cmidiff.laboratory.levy_scores` the scores.
 
 All solvers are those of the registry, run by `cmidiff.restore` with their defaults. Set by hand are the number of steps
-(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen on other signals by the distance:
-among the same multiples of its default, and beyond them while the best one is at an end (`search`), because a step
-size in units of the signal follows its scale. Samples with CMI share all random numbers with those without.
+(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen on other signals by the distance,
+among the same multiples of its default. The search goes on beyond them while the best one is at an end (`search`). A
+step size in units of the signal follows its scale. Samples with CMI share all random numbers with those without.
 """
 
 from __future__ import annotations
