@@ -291,9 +291,7 @@ def _panel(axis: Any, figures: Figures, task: str, metric: str) -> None:
 
 
 def main(
-    images: Annotated[Path, typer.Option(help="a folder or a tar archive")] = Path(
-        "../shared/data/tiny-imagenet/val.tar"
-    ),
+    images: Annotated[Path, typer.Option(help="a folder or a tar archive")] = Path("tiny-imagenet/val.tar"),
     count: Annotated[int, typer.Option(help="images")] = 16,
     offset: Annotated[int, typer.Option(help="the first image, in the order of the names")] = 0,
     batch: Annotated[int, typer.Option(help="images restored at once: a cell")] = 16,

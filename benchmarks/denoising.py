@@ -3,9 +3,9 @@
 The noise depends on the level and on the image's place in the sorted list alone, so that tables of different priors
 compare. The PSNR is that of the posterior mean, clipped to the image range, averaged over the images.
 
-    python benchmarks/denoising.py natural-64 --images ../shared/data/eval256/public --pattern "kodak_*" --count 6 \\
-        --ffdnet ../shared/data/ffdnet/ffdnet_color.pth
-    python benchmarks/denoising.py natural-64 --images ../shared/data/tiny-imagenet/val.tar --count 256 \\
+    python benchmarks/denoising.py natural-64 --images IMAGES --pattern "kodak_*" --count 6 \\
+        --ffdnet FFDNET.pth
+    python benchmarks/denoising.py natural-64 --images tiny-imagenet/val.tar --count 256 \\
         --levels 5,12.75,25.5,63.75,127.5,255 --batch 16
 """
 

@@ -10,8 +10,8 @@ difference to the line before is compared with the same for the lines 8, 16 and 
 same phase of the network's own grid of 2, 4 and 8 pixels. ``seam`` is the mean ratio, less one, in per cent, and ``z``
 that over its standard error. The truth has such a ``z`` too: chance alone.
 
-    python benchmarks/large_images.py --data ../shared/data/bsds/test.tar --side 256 --tile 0,64,96,128
-    python benchmarks/large_images.py --data ../shared/data/bsds/test.tar --side 512 --tile 128 --overlap 32 --count 1
+    python benchmarks/large_images.py --data bsds/test.tar --side 256 --tile 0,64,96,128
+    python benchmarks/large_images.py --data bsds/test.tar --side 512 --tile 128 --overlap 32 --count 1
 """
 
 import math

@@ -16,10 +16,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmidiff.prior import NetworkPrior, estimate_memory
-from cmidiff.prior.autoencoder import autoencoder_of
-from cmidiff.prior.card import Fields
 from cmidiff.prior.checkpointed import Checkpointed
-from cmidiff.prior.conditional import Conditional
+from cmidiff.prior.formats.autoencoder import autoencoder_of
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.conditional import Conditional
 
 GIB = 2**30
 VAE = {

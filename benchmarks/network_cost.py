@@ -29,9 +29,9 @@ from cmidiff import CMI, DPS, measure, restore
 from cmidiff.information import contract
 from cmidiff.physics import inpaint_random
 from cmidiff.prior import NetworkPrior, estimate_memory, load_network
-from cmidiff.prior.adm import ADMConfig, ADMUNet
-from cmidiff.prior.card import Fields
-from cmidiff.prior.guided_diffusion import stated_config
+from cmidiff.prior.formats.adm import ADMConfig, ADMUNet
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.guided_diffusion import stated_config
 from cmidiff.prior.known import info_of
 from cmidiff.samplers import Ancestral
 from cmidiff.step import Problem, Step

@@ -121,12 +121,16 @@ def scratches(x: Tensor, seed: int) -> Case:
     return fill(x, tensor(np.asarray(image) / 255.0).round(), seed)
 
 
-def hole(x: Tensor, seed: int) -> Case:
-    """A square of 32 pixels in the middle."""
-    seen = torch.ones(1, 1, *x.shape[2:])
-    top, left = (n // 2 - 16 for n in x.shape[2:])
-    seen[..., top : top + 32, left : left + 32] = 0
-    return fill(x, seen, seed)
+def hole(side: int) -> Callable[[Tensor, int], Case]:
+    """A hidden square in the middle."""
+
+    def make(x: Tensor, seed: int) -> Case:
+        seen = torch.ones(1, 1, *x.shape[2:])
+        top, left = ((n - side) // 2 for n in x.shape[2:])
+        seen[..., top : top + side, left : left + side] = 0
+        return fill(x, seen, seed)
+
+    return make
 
 
 def blur(guess: float | None) -> Callable[[Tensor, int], Case]:
@@ -238,7 +242,8 @@ def jpeg(quality: int) -> Callable[[Tensor, int], Case]:
 JOBS: dict[str, Callable[[Tensor, int], Case]] = {
     "enlarge x4": enlarge,
     "scratches 4%": scratches,
-    "hole 32": hole,
+    "hole 24": hole(24),
+    "hole 32": hole(32),
     "blur 1.5": blur(1.0),
     "blur, guessed 0.7": blur(0.7),
     "blur, guessed 1.3": blur(1.3),
@@ -249,7 +254,7 @@ JOBS: dict[str, Callable[[Tensor, int], Case]] = {
     "JPEG 30": jpeg(30),
     "JPEG 50": jpeg(50),
 }
-JUDGED = {"hidden_psnr": ("scratches 4%", "hole 32")}  # by the hidden pixels alone
+JUDGED = {"hidden_psnr": ("scratches 4%", "hole 24", "hole 32")}  # by the hidden pixels alone
 
 
 def ours(case: Case, prior: Any, seed: int, methods: list[str]) -> list[tuple[str, Tensor, float]]:

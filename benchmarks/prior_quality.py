@@ -14,7 +14,7 @@ within 1e-3 of its minimum, the PSNR within 0.01 dB. And the closed form of deep
 ``argmin 1/2 |A x - y|^2 + w/2 |x - z|^2``, with z either 0 or the mean colour of the measurement. Both weights, and z,
 are chosen per task for the highest mean PSNR on the tuning images.
 
-    python benchmarks/prior_quality.py --data ../shared/data/tiny-imagenet/val.tar --solver pigdm,cadps
+    python benchmarks/prior_quality.py --data tiny-imagenet/val.tar --solver pigdm,cadps
 """
 
 import math
@@ -206,9 +206,7 @@ def compare(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="tar archive of images, all of one size")] = Path(
-        "../shared/data/tiny-imagenet/val.tar"
-    ),
+    data: Annotated[Path, typer.Option(help="tar archive of images, all of one size")] = Path("tiny-imagenet/val.tar"),
     solver: Annotated[
         str, typer.Option(help="names separated by commas, 'all', or 'none' for the baselines alone")
     ] = "all",

@@ -15,7 +15,7 @@ time at batch 8; it is told not to, for all contestants alike.
 
     python benchmarks/step_cost.py                             the tables of steps and of variance
     python benchmarks/step_cost.py --networks                  compiled and half-precision networks too
-    python benchmarks/step_cost.py --rounds 0 --data ../shared/data/tiny-imagenet/val.tar
+    python benchmarks/step_cost.py --rounds 0 --data tiny-imagenet/val.tar
 
 The last one restores images with the network in bfloat16, and with CA-DPS's covariance below a noise level alone.
 """

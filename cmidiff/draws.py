@@ -61,7 +61,7 @@ class SeededDraws:
         blocks = -(-count // 4)
         chunk = max(1, CHUNK // len(self.rows)) if like.device.type == "cpu" else blocks
         counters = torch.arange(blocks, device=like.device).split(chunk)
-        z = [_normal(philox((c, index, inner, _word(stream)), self._key(like.device))) for c in counters]
+        z = [_normal(philox((c, index, inner, _hash(stream, 4)), self._key(like.device))) for c in counters]
         numbers = torch.cat(z, -1) if len(z) > 1 else z[0]  # (4, B, blocks)
         return numbers.transpose(0, 1).reshape(len(self.rows), -1)[:, :count].reshape(like.shape).to(like.dtype)
 
@@ -97,10 +97,6 @@ def _normal(words: tuple[Tensor, ...]) -> Tensor:
         angle = b.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
         found += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(found)
-
-
-def _word(stream: str) -> int:
-    return _hash(stream, 4)
 
 
 def _hash(text: str, size: int) -> int:

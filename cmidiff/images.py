@@ -353,11 +353,7 @@ def to_gray(values: Tensor) -> Tensor:
 
 
 def square(image: Image, size: int | None) -> Tensor:
-    """The middle square of an image, shrunk to ``size`` pixels: (3, size, size); None: the whole, (3, H, W).
-
-    Raises:
-        ValueError: the image is smaller; the message lacks its subject.
-    """
+    """The middle square of an image, shrunk to ``size`` pixels: (3, size, size); None: the whole, (3, H, W)."""
     if size is None:
         return image.values.expand(3, -1, -1)
     whole = to_pil(image.values).convert("RGB")

@@ -357,7 +357,7 @@ def _collected(drawn: _Part | None, estimate: _Part | None, batch: int, alone: b
         _mean(samples, status) if estimate is None else estimate.x,
         samples,
         status,
-        [_worst(row) for row in status] if estimate is None else estimate.status,
+        [max(row, key=lambda s: (not s.ok, s.misfit)) for row in status] if estimate is None else estimate.status,
         {name: values.reshape(len(values), batch, count) for name, values in part.stats.items()},
     )
 
@@ -366,10 +366,6 @@ def _mean(samples: Tensor, status: list[list[Status]]) -> Tensor:
     ok = torch.tensor([[s.ok for s in row] for row in status], device=samples.device).to(samples)
     weight = ok.reshape(*ok.shape, *[1] * (samples.ndim - 2))
     return (samples * weight).sum(1) / weight.sum(1)
-
-
-def _worst(row: list[Status]) -> Status:
-    return max(row, key=lambda status: (not status.ok, status.misfit))
 
 
 def _contractions(

@@ -100,6 +100,10 @@ class DDPM:
     def levels(self) -> int:
         return len(self.alphas_cumprod)
 
+    @property
+    def betas(self) -> np.ndarray:
+        return 1.0 - self.alphas_cumprod / np.concatenate([[1.0], self.alphas_cumprod[:-1]])
+
     def _log_abar(self, t: float) -> float:
         if not -1.0 <= t <= self.levels - 1:
             raise ValueError(f"t must lie in [-1, {self.levels - 1}], received {t}")
@@ -242,9 +246,6 @@ class Limited:
     Args:
         inner: the whole schedule.
         lowest, highest: levels, ``0 < lowest < highest``.
-
-    Raises:
-        ValueError: levels that are no range.
     """
 
     inner: Schedule

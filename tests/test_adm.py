@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmidiff.prior import load_network
-from cmidiff.prior.adm import ADMConfig, ADMUNet, Attention, ResidualBlock, sinusoids
-from cmidiff.prior.card import Fields
-from cmidiff.prior.guided_diffusion import stated_config
+from cmidiff.prior.formats.adm import ADMConfig, ADMUNet, Attention, ResidualBlock, sinusoids
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.guided_diffusion import stated_config
 from cmidiff.prior.known import info_of
 from cmidiff.schedule import DDPM
 

@@ -34,7 +34,7 @@ from cmidiff.prior import (
     load_network,
     load_prior,
 )
-from cmidiff.prior.ffdnet import FFDNet
+from cmidiff.prior.formats.ffdnet import FFDNet
 from cmidiff.prior.known import info_of
 from cmidiff.schedule import DDPM, VE, VP, Limited, RectifiedFlow, Schedule, level
 from tests.cases import F64, randn

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,24 @@ def test_a_dry_run_shows_the_grid_and_its_cost_and_writes_nothing(images: Path, 
     absent = cmidiff("evaluate", "--config", "cmi-paper", "--dry-run")
     assert absent.exit_code == 0, absent.output
     assert "50 cells, 50000 units" in absent.stdout
+
+
+def test_the_prior_is_loaded_with_the_options_of_the_configuration(images: Path, tiny: Path, tmp_path: Path) -> None:
+    """The command line is above the file, option by option; what is recorded is what ran."""
+    file = tmp_path / "b.toml"
+    file.write_text(f'prior = "{tiny}"\nsolvers = "pigdm"\ntasks = "denoise"\n[prior_options]\nmax_batch = 1\n')
+    command = ("evaluate", "--config", file, "--images", images, "--steps", 3, "--cmi", "off", "--dtype", "bfloat16")
+    assert (result := cmidiff(*command, "--out", tmp_path / "run")).exit_code == 0, result.output
+    with Results(tmp_path / "run") as found:
+        stated = found.about()["config"]["prior_options"]
+    assert (stated["dtype"], stated["max_batch"]) == ("bfloat16", 1)
+    filled(replace(load(file), images=images, steps=(3,), cmi=("off",)), tmp_path / "float32")
+    half, full = (contents(tmp_path / name)["output"] for name in ("run", "float32"))
+    assert [row[:3] for row in half] == [row[:3] for row in full]
+    assert half != full  # another precision, other samples
+    assert "bfloat16" in refused(*command[1:-1], "bfloat")
+    file.write_text(f'prior = "{tiny}"\nsolvers = "pigdm"\ntasks = "denoise"\n[prior_options]\nmax_batches = 1\n')
+    assert "max_batch" in refused("--config", file, "--images", images)
 
 
 def test_the_smoke_preset_needs_nothing_else() -> None:

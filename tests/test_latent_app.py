@@ -24,12 +24,12 @@ from typer.testing import CliRunner, Result
 
 from cmidiff import load_prior
 from cmidiff.app.cli import app
-from cmidiff.app.loading import Loading
 from cmidiff.app.options import LOADING_OPTIONS
 from cmidiff.app.settings import check_prior
 from cmidiff.app.web.server import serving
 from cmidiff.physics import TASKS
 from cmidiff.prior.hub import LATENT_PRIORS
+from cmidiff.prior.loading import Loading
 from cmidiff.registry import SOLVERS
 from tests import latents
 from tests.hub import Hub

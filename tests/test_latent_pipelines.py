@@ -20,10 +20,10 @@ from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
 from cmidiff.physics import TASKS
 from cmidiff.prior import LatentPrior, NetworkPrior, check_memory, estimate_memory
-from cmidiff.prior.card import Fields
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.pipeline import weights_of
+from cmidiff.prior.formats.scheduler import read_scheduler
 from cmidiff.prior.hub import LATENT_PRIORS, files_of, folder_of
-from cmidiff.prior.pipeline import weights_of
-from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.prior.tiles import fitted
 from cmidiff.registry import SOLVERS
 from cmidiff.samplers import DDIM

@@ -23,7 +23,7 @@ from cmidiff.laboratory.increments import (
     Student,
     normal,
 )
-from cmidiff.laboratory.levy import COLUMNS, FLOOR, FREE, Job, Method, methods
+from cmidiff.laboratory.levy import COLUMNS, FLOOR, FREE, FURTHER, RATIO, Job, Method, methods, search
 from cmidiff.laboratory.levy_gibbs import Model, split_r_hat
 from cmidiff.laboratory.levy_prior import REACH, Chain, LevyPrior, grid_of
 from cmidiff.laboratory.levy_problems import FAMILIES, LOWEST, TASKS, matrix_of, problems_of
@@ -250,7 +250,21 @@ def test_every_solver_of_the_registry_is_run_and_free_step_sizes_exist():
     for name, free in FREE.items():
         assert free in {f.name for f in dataclasses.fields(SOLVERS.make(name))}
         assert len(Method(name).candidates()) > 1
-    assert Method("pigdm").candidates() == [None]
+    assert Method("pigdm").candidates() == []
+
+
+@pytest.mark.parametrize("best", [0.02, 1.0, 200.0])
+def test_the_search_goes_on_beyond_an_end_and_stops_where_the_solver_refuses(best: float):
+    values = [0.1, 0.3, 1.0, 3.0, 10.0]
+
+    def loss(value: float) -> float:
+        return abs(math.log(value / best))
+
+    found = search(loss, values, lambda value: True)
+    assert max(found / best, best / found) < RATIO  # no further off than the next value
+    bounded = search(loss, values, lambda value: 0.1 <= value <= 10)
+    assert bounded == min(max(best, 0.1), 10)
+    assert search(lambda value: value, values, lambda value: True) == pytest.approx(0.1 / RATIO**FURTHER)
 
 
 def test_the_section_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from cmidiff.moments import SecondMoments
 from cmidiff.prior import NetworkPrior, PriorInfo, from_azula, from_callable, load_network, load_prior
-from cmidiff.prior.adm import ADMConfig, ADMUNet
-from cmidiff.prior.card import Fields
+from cmidiff.prior.formats.adm import ADMConfig, ADMUNet
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.scheduler import read_scheduler
 from cmidiff.prior.known import info_of
 from cmidiff.prior.load import moments_file
-from cmidiff.prior.scheduler import read_scheduler
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
 from tests.hub import Hub
 from tests.test_adm import TINY, numbered

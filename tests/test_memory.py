@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cmidiff.prior import NetworkPrior, check_memory, estimate_memory, load_network, memory
-from cmidiff.prior.adm import ADMConfig, ADMUNet
 from cmidiff.prior.checkpointed import Checkpointed
+from cmidiff.prior.formats.adm import ADMConfig, ADMUNet
 from cmidiff.prior.memory import Need
 from tests.test_adm import TINY, numbered
 
@@ -155,8 +155,8 @@ def test_what_cannot_be_known_is_not_checked(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_papers_network_needs_this_much() -> None:
-    from cmidiff.prior.card import Fields
-    from cmidiff.prior.guided_diffusion import stated_config
+    from cmidiff.prior.formats.card import Fields
+    from cmidiff.prior.formats.guided_diffusion import stated_config
     from cmidiff.prior.known import info_of
 
     config = stated_config(Fields(info_of("ffhq-256").card["architecture"], "ffhq-256"))

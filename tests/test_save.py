@@ -21,8 +21,8 @@ from cmidiff import CMI, DPS, RestorationPipeline, load_prior, restore
 from cmidiff.moments import SecondMoments
 from cmidiff.physics import inpaint_random
 from cmidiff.prior import Composite, NetworkPrior, Prior
+from cmidiff.prior.formats.patch import PatchUNet
 from cmidiff.prior.network import Parametrisation
-from cmidiff.prior.patch import PatchUNet
 from cmidiff.schedule import DDPM, VE, RectifiedFlow
 from tests.test_load import UNET
 

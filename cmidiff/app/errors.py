@@ -38,11 +38,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if "disk is full" in message:  # of a database
         return f"the disk is full: {FILL}", UNWRITABLE
     if isinstance(error, MemoryError) or "memory" in message:
-        return (
-            "this does not fit into memory: use a smaller image, --tile, a lower --batch, --checkpointing or --dtype "
-            f"bfloat16 ({message})",
-            FAILED,
-        )
+        return f"this does not fit into memory: {SHRINK} ({message})", FAILED
     advice = f"an error of cmidiff; {TRACEBACK}=1 shows where: please report it"
     return f"{type(error).__name__}: {message} ({advice})", FAILED
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-import cmidiff
 from cmidiff.app.settings import check_prior
 from cmidiff.app.show import out, progress
 from cmidiff.app.speed import say_duration
@@ -23,6 +23,7 @@ from cmidiff.evaluate.records import Status
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
 from cmidiff.evaluate.setup import resolve
 from cmidiff.prior.known import info_of
+from cmidiff.prior.loading import Loading
 from cmidiff.registry import PRIORS
 
 ENGINES = ["local", "ray"]
@@ -33,10 +34,11 @@ def split(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
-def make_benchmark(config: str | None, curve: bool, options: Mapping[str, Any]) -> Config:
+def make_benchmark(config: str | None, curve: bool, options: Mapping[str, Any], loading: Loading) -> Config:
     """Return the benchmark that a configuration and options describe."""
     given = {name: value for name, value in options.items() if value is not None}
     loaded = override(None if config is None else load(config), given)
+    loaded = replace(loaded, prior_options=replace(loaded.prior_options, **loading.describe()))
     return as_curve(loaded, options["steps"], options["eta"]) if curve else loaded
 
 
@@ -57,7 +59,7 @@ def show_plan(config: Config, device: str, threads: int) -> None:
     images = len(list_sources(config)) if config.images is not None else config.limit
     check_prior(config.prior)
     here = info_of(config.prior).where() is not None if config.prior in PRIORS else Path(config.prior).exists()
-    prior = cmidiff.load_prior(config.prior, device=device) if here else None
+    prior = config.prior_options.load(config.prior, device) if here else None
     costs = estimate.count_costs(config, None if prior is None else prior.schedule)
     print(json.dumps(record, indent=2))
     speed = None
@@ -90,7 +92,7 @@ def run(config: Config, engine: Engine, options: Options) -> dict[Status, int]:
     check_prior(config.prior)
     list_sources(config)
     resolve(config)
-    prior = cmidiff.load_prior(config.prior, device="cpu" if isinstance(engine, Ray) else options.device)
+    prior = config.prior_options.load(config.prior, "cpu" if isinstance(engine, Ray) else options.device)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -85,7 +85,9 @@ def tune(
     print(f"{outcome.verdict}\nwritten to {output}")
 
 
+@o.loading_options
 def evaluate(
+    loading: Any,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="A TOML file, or a preset: cats, cmi-paper, embedded, smoke.")
     ] = None,
@@ -106,7 +108,9 @@ def evaluate(
         typer.Option(help="Seeds, with commas: each is a unit of its own.", **o.numbers(o.whole(0, 2**63 - 1))),
     ] = None,
     prior: Annotated[str | None, typer.Option(help="Name (see cmidiff priors) or folder.")] = None,
-    noise_std: o.NoiseOrNot = None,
+    noise_std: Annotated[
+        float | None, typer.Option(help="Noise of the measurements; black to white is 1.", **o.number(0, 1e3))
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(help="Crop and shrink images to squares of this side.", **o.whole(1, o.WIDEST)),
@@ -144,7 +148,7 @@ def evaluate(
 
     asked = {"images": images, "prior": prior, "noise_std": noise_std, "size": size, "limit": limit, "offset": offset}
     asked |= {"tasks": e.split(tasks), "solvers": e.split(solvers), "cmi": e.split(cmi), "eta": eta, "steps": steps}
-    benchmark = e.make_benchmark(config, curve, asked | {"samples": samples, "seeds": seed})
+    benchmark = e.make_benchmark(config, curve, asked | {"samples": samples, "seeds": seed}, loading)
     worker = e.make_engine(engine, find_device(device), address, cpus, gpus, threads)
     if dry_run:
         e.show_plan(benchmark, find_device(device), threads)

@@ -35,8 +35,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from cmidiff.config import STRICT, File, Several, build, read_toml
+from cmidiff.config import STRICT, File, Several, build, check_options, read_toml
 from cmidiff.evaluate.records import Cell
+from cmidiff.prior.loading import Loading
 from cmidiff.tuning.preset import Preset, load_preset
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -115,6 +116,15 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _load_options(value: Any) -> Loading:
+    if isinstance(value, Loading):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"prior_options must be a table, received {value!r}")
+    check_options(Loading, value, [f.name for f in fields(Loading)], "[prior_options]")
+    return Loading(**value)
+
+
 Tasks = Several[Annotated[TaskChoice, BeforeValidator(lambda v, info: _read(TaskChoice, v, "parameters", info))]]
 Solvers = Several[Annotated[SolverChoice, BeforeValidator(lambda v, info: _read(SolverChoice, v, "options", info))]]
 Settings = Several[Annotated[Setting, BeforeValidator(lambda v, info: _read(Setting, v, "options", info))]]
@@ -132,6 +142,7 @@ class Config:
         images: folder or tar archive.
         name: of the benchmark, for the report.
         prior: name or folder.
+        prior_options: how it is loaded: its precision, the prompt of a latent prior (`cmidiff.prior.loading.Loading`).
         size: side in pixels: the square in the middle of each image is shrunk to it; None: images as they are.
         offset, limit: which images, by their sorted names; no limit takes all.
         tasks, solvers, settings: see the classes.
@@ -143,14 +154,12 @@ class Config:
         samples: K posterior samples for each unit.
         noise_std: standard deviation of the measurement noise, for images in [0, 1]. A task may have its own.
         lpips: network of LPIPS.
-
-    Raises:
-        ValueError: a value that is refused.
     """
 
     images: File | None = None
     name: str = "benchmark"
     prior: str = "natural-64"
+    prior_options: Annotated[Loading, PlainValidator(_load_options)] = Loading()
     size: Count | None = None
     offset: Natural = 0
     limit: Count | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
 from cmidiff.config import suggest
@@ -77,9 +77,10 @@ def _etas(config: Config, cell: Cell) -> tuple[float, ...]:
 
 def resolve(config: Config) -> dict[str, Any]:
     """All that decides the results, with every default written out: JSON values."""
-    apart = ("tasks", "solvers", "settings", "cmi_options")
+    apart = ("prior_options", "tasks", "solvers", "settings", "cmi_options")
     plain = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in apart}
     plain = json.loads(json.dumps(plain, default=str))
+    plain["prior_options"] = asdict(config.prior_options)
     plain["tasks"] = [{"label": t.label, "task": t.task, **_parameters(config, t)} for t in config.tasks]
     plain["solvers"] = [{"label": s.label, "solver": s.solver} for s in config.solvers]
     plain["cells"] = {}

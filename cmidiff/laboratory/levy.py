@@ -4,8 +4,9 @@
 `cmidiff.laboratory.levy_gibbs` the references and `cmidiff.laboratory.levy_scores` the scores.
 
 All solvers are those of the registry, run by `cmidiff.restore` with their defaults. Set by hand are the number of steps
-(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen among the same multiples of its
-default, on other signals, by the distance. Samples with CMI share all random numbers with those without.
+(`SHARE`) and what suits it (`OPTIONS`). One free step size each (`FREE`) is chosen on other signals by the distance,
+among the same multiples of its default. The search goes on beyond them while the best one is at an end (`search`). A
+step size in units of the signal follows its scale. Samples with CMI share all random numbers with those without.
 """
 
 from __future__ import annotations
@@ -34,16 +35,10 @@ from cmidiff.samplers import ProbabilityFlow
 from cmidiff.solvers import Solver
 from cmidiff.step import Sampler
 
-CELLS = (
-    ("blur", "gauss"),
-    ("imputation", "gauss"),
-    ("fourier", "gauss"),
-    ("imputation", "laplace"),
-    ("blur", "laplace"),
-    ("imputation", "student-3"),
-    ("blur", "student-3"),
-    ("imputation", "bernoulli-laplace"),
-    ("blur", "bernoulli-laplace"),
+CELLS = tuple(
+    (task, family)
+    for family in ("gauss", "laplace", "student-3", "bernoulli-laplace")
+    for task in ("imputation", "blur", "fourier")
 )
 FREE: Mapping[str, str] = {
     "dps": "scale",
@@ -53,13 +48,20 @@ FREE: Mapping[str, str] = {
     "diffpir": "strength",
     "sitcom": "rate",
     "red-diff": "rate",
+    "resample": "rate",
 }
 """Solvers with a step size that their formula leaves open, and its name."""
-SHARE: Mapping[str, float] = {"sitcom": 0.2, "daps": 0.5, "pnp-dm": 2.0}
-"""Steps over those of the others, of solvers that evaluate the denoiser several times at each."""
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"pnp-dm": {"inner_steps": 5}, "repaint": {"length": 5, "repeat": 4}}
+SHARE: Mapping[str, float] = {"sitcom": 0.2, "daps": 0.5, "pnp-dm": 2.0, "red-diff": 2.0}
+"""Steps over those of the others: fewer of solvers that evaluate the denoiser several times at each, more of solvers
+that need no gradient and many steps."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "pnp-dm": {"inner_steps": 5},
+    "repaint": {"length": 5, "repeat": 4},
+    "resample": {"every": 2},
+}
 """Options of solvers whose defaults are for runs of many more steps: a chain needs moves, and jumps must fit in."""
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+RATIO, FURTHER = 3.0, 5  # of one step size to the next beyond an end of these, and how often at most
 GUIDED = ("dps", "pigdm", "cadps", "cadps-exact")  # solvers that CMI is tried on
 PARTICLES = 2  # times as many particles as samples
 FLOOR = "exact samples"
@@ -92,18 +94,32 @@ class Method:
         options = dict(self.options) | ({} if free is None else {FREE[self.solver]: free})
         return configure(SOLVERS.make(self.solver), options, self.solver)
 
-    def candidates(self) -> list[float | None]:
-        """Values of the free step size: multiples of the default that the solver accepts."""
+    def accepts(self, free: float) -> bool:
+        """Whether the solver takes this value of the free step size."""
+        try:
+            self.make(free)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    def candidates(self) -> list[float]:
+        """Values of the free step size: multiples of the default that the solver accepts; none without one."""
         if self.solver not in FREE:
-            return [None]
-        default, found = getattr(SOLVERS.make(self.solver), FREE[self.solver]), []
-        for factor in FACTORS:
-            try:
-                self.make(factor * default)
-            except (ValueError, TypeError):
-                continue
-            found.append(factor * default)
-        return found
+            return []
+        default = getattr(SOLVERS.make(self.solver), FREE[self.solver])
+        return [factor * default for factor in FACTORS if self.accepts(factor * default)]
+
+
+def search(loss: Callable[[float], float], values: Sequence[float], accepts: Callable[[float], bool]) -> float:
+    """The value of the smallest loss; while it is at an end, the next one beyond is tried, too."""
+    losses = {value: loss(value) for value in values}
+    for _ in range(FURTHER):
+        best = min(losses, key=losses.__getitem__)
+        further = best * RATIO if best == max(losses) else best / RATIO
+        if min(losses) < best < max(losses) or not accepts(further):
+            break
+        losses[further] = loss(further)
+    return min(losses, key=losses.__getitem__)
 
 
 def methods(steps: int) -> dict[str, Method]:
@@ -207,16 +223,15 @@ class Job:
 
     def tuned(self, method: Method) -> float | None:
         """The free step size of the smallest distance on the signals for tuning; a sample that diverged counts 10."""
-        candidates = method.candidates()
-        if len(candidates) == 1:
-            return candidates[0]
+        if not (candidates := method.candidates()):
+            return None
         (problems, reference), seed = self.tuning, make_seed(self.settings.seed, "levy tuning")
 
-        def loss(free: float | None) -> float:
+        def loss(free: float) -> float:
             found = run(problems, method, self.size.tuning_samples, self.size.steps, seed, free)
             return float((score(found.x, reference.x).distance + 10 * found.diverged).nan_to_num(1e3).mean())
 
-        return min(candidates, key=loss)
+        return search(loss, candidates, method.accepts)
 
     def rows(self, name: str) -> list[list[Cell]]:
         """The rows of a method, as `COLUMNS`."""

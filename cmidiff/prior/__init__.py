@@ -1,7 +1,18 @@
 """All that knows ``p(x_0)``: the denoiser contract, the exact mixture, networks, and where to find them.
 
+base, wrapped                the contract; priors that are made of one other prior
+network, denoiser, adapters  a network, a denoiser ``D(x, sigma)``, a function or an object of azula as a prior
+composite, tiles, windows    two priors as one; large images in tiles
+decoder, latent              from latents to images
+mixture                      the exact prior
+load, known, hub, fetch      priors by name: which there are, and how their files come here
+formats/                     what opens a file; save writes one
+checkpointed                 less memory for a gradient; memory, fitting: how much it takes, and what makes it fit
+
 A file that is missing is a `FileNotFoundError`. One that is damaged, unsafe or does not fit is a `ValueError`.
 """
+
+import sys
 
 from cmidiff.prior.adapters import from_azula as from_azula
 from cmidiff.prior.adapters import from_callable as from_callable
@@ -23,3 +34,8 @@ from cmidiff.prior.mixture import GaussianMixture as GaussianMixture
 from cmidiff.prior.network import NetworkPrior as NetworkPrior
 from cmidiff.prior.wrapped import WrappedPrior as WrappedPrior
 from cmidiff.registry import PRIORS as PRIORS
+
+for _name in ("adm", "autoencoder", "card", "conditional", "ffdnet", "guided_diffusion", "latent_pipeline", "offload"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.formats.{_name}"]  # their paths before version 0.2
+for _name in ("patch", "pipeline", "scheduler", "text", "weights"):
+    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.formats.{_name}"]

@@ -7,12 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmidiff.prior.card import Fields
 from cmidiff.prior.fetch import announce
-from cmidiff.prior.latent_pipeline import INDEX, PIPELINES, check_kind
-from cmidiff.prior.pipeline import CONFIG_FILE, PICKLED_FILE, SCHEDULER_FILE, WEIGHTS_FILE, is_folder, weights_of
-from cmidiff.prior.text import ENCODERS, TOKENIZERS
-from cmidiff.prior.weights import SUFFIXES
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.latent_pipeline import INDEX, PIPELINES, check_kind
+from cmidiff.prior.formats.pipeline import (
+    CONFIG_FILE,
+    PICKLED_FILE,
+    SCHEDULER_FILE,
+    WEIGHTS_FILE,
+    is_folder,
+    weights_of,
+)
+from cmidiff.prior.formats.text import ENCODERS, TOKENIZERS
+from cmidiff.prior.formats.weights import SUFFIXES
 
 HUB = "hf:"
 SMALL = (CONFIG_FILE, f"unet/{CONFIG_FILE}", INDEX, SCHEDULER_FILE, f"scheduler/{SCHEDULER_FILE}", "card.json")

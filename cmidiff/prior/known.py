@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cmidiff.prior.base import Denoiser
-from cmidiff.prior.card import Fields
 from cmidiff.prior.fetch import bar, fetch, hash_of
+from cmidiff.prior.formats.card import Fields
 from cmidiff.registry import PRIORS
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from cmidiff.moments import SecondMoments
-from cmidiff.prior import guided_diffusion, pipeline
 from cmidiff.prior.base import Denoiser, check_prior
-from cmidiff.prior.card import Fields, card_beside, value_range_of
 from cmidiff.prior.checkpointed import checkpointed
 from cmidiff.prior.composite import Composite
 from cmidiff.prior.denoiser import SigmaNetwork, affine, levels_between
 from cmidiff.prior.fetch import hash_of
-from cmidiff.prior.ffdnet import load_ffdnet
+from cmidiff.prior.formats import guided_diffusion, pipeline
+from cmidiff.prior.formats.card import Fields, card_beside, value_range_of
+from cmidiff.prior.formats.ffdnet import load_ffdnet
+from cmidiff.prior.formats.latent_pipeline import Prompt, is_latent, load_latent
+from cmidiff.prior.formats.weights import SUFFIXES, read_tensors
 from cmidiff.prior.hub import HUB, fetch_from_hub, hub_name
 from cmidiff.prior.known import PriorInfo, Registered, info_of, record_first_use
 from cmidiff.prior.latent import LatentPrior
-from cmidiff.prior.latent_pipeline import Prompt, is_latent, load_latent
 from cmidiff.prior.network import Loaded, NetworkPrior
-from cmidiff.prior.weights import SUFFIXES, read_tensors
 from cmidiff.registry import PRIORS
 
 MOMENTS = "moments.safetensors"  # in the folder of a prior
@@ -148,11 +148,7 @@ def _load_latent(
 def load_network(
     name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **options: Any
 ) -> NetworkPrior:
-    """`load_prior` of a prior that is one network, with the same options.
-
-    Raises:
-        ValueError: it is made of several.
-    """
+    """`load_prior` of a prior that is one network, with the same options."""
     prior = load_prior(name_or_path, device, dtype, **options)
     if not isinstance(prior, NetworkPrior):
         raise ValueError(f"the prior {name_or_path} is made of several networks, one is needed: use one of its parts")
@@ -290,7 +286,7 @@ def _load_denoiser(kind: str, tensors: Mapping[str, Tensor], card: Fields, path:
     if kind == "FFDNet":
         network = load_ffdnet(tensors, path)
     else:
-        from cmidiff.prior.drunet import load_drunet
+        from cmidiff.prior.formats.drunet import load_drunet
 
         network = load_drunet(tensors, path)
     value_range = value_range_of(card) if "value_range" in card else (0.0, 1.0)

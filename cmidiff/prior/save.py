@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch import nn
 
+from cmidiff.prior.formats.patch import PatchUNet
+from cmidiff.prior.formats.pipeline import WEIGHTS_FILE
+from cmidiff.prior.formats.scheduler import PREDICTIONS
 from cmidiff.prior.hub import HUB, hub_repository
 from cmidiff.prior.load import MOMENTS
-from cmidiff.prior.patch import PatchUNet
-from cmidiff.prior.pipeline import WEIGHTS_FILE
-from cmidiff.prior.scheduler import PREDICTIONS
 from cmidiff.schedule import DDPM
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def write_pipeline(
     levels, known = schedule.levels, {made: cast(Any, name) for name, made in PREDICTIONS.items()}
     betas: dict[str, Any] = {"beta_start": LINEAR[0], "beta_end": LINEAR[1], "beta_schedule": "linear"}
     if not np.array_equal(schedule.alphas_cumprod, DDPM.linear(levels).alphas_cumprod):
-        abar = schedule.alphas_cumprod
-        betas = {"trained_betas": (1 - abar / np.concatenate([[1.0], abar[:-1]])).tolist()}
+        betas = {"trained_betas": schedule.betas.tolist()}
     DDPMScheduler(
         num_train_timesteps=levels, prediction_type=known[parametrisation], clip_sample=clip, **betas
     ).save_pretrained(folder / "scheduler")

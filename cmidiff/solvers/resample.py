@@ -48,7 +48,8 @@ class ReSample(Solver):
         every: consistency is enforced on the steps whose number, counted from the last one, it divides.
         strength: of the new draw, see ``r^2``.
         ahead: steps to look ahead.
-        pixel_steps, latent_steps: at most so many steps of Adam, with the rates 0.01 and 0.005.
+        pixel_steps, latent_steps: at most so many steps of Adam.
+        rate: of Adam, in units of the image; on latents half of it, in their units.
     """
 
     every: Count = 10
@@ -56,6 +57,7 @@ class ReSample(Solver):
     ahead: Count = 5
     pixel_steps: Count = 2000
     latent_steps: Count = 500
+    rate: Positive = 0.01
 
     kind: ClassVar[str] = "latent priors"
     default_steps: ClassVar[int] = 100
@@ -79,14 +81,14 @@ class ReSample(Solver):
         start = self.look_ahead(step, x_s, min(self.ahead, left))
         if left >= step.steps // SPLITS:
             measurement = step.measurement.of_image
-            image = self.optimise(measurement, step.prior.decode(start), 0.01, self.pixel_steps)
+            image = self.optimise(measurement, step.prior.decode(start), self.rate, self.pixel_steps)
             q = step.prior.encode(image)
         else:
-            q = self.optimise(step.measurement, start, 0.005, self.latent_steps, PATIENCE)
+            q = self.optimise(step.measurement, start, self.rate / 2, self.latent_steps, PATIENCE)
         return self._draw(step, x_s, q), carry
 
     def finish(self, problem: Problem, x: Tensor, carry: Carry) -> Tensor:
-        return self.optimise(problem.measurement, x, 0.005, self.latent_steps, PATIENCE)
+        return self.optimise(problem.measurement, x, self.rate / 2, self.latent_steps, PATIENCE)
 
     def gradient(self, step: Step) -> Tensor:
         """``grad |y - A D(x_hat)|``, shape of ``x_t``."""

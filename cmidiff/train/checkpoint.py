@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from cmidiff.files import write
-from cmidiff.prior.patch import PatchUNet
+from cmidiff.prior.formats.patch import PatchUNet
 from cmidiff.train.config import TrainConfig
 from cmidiff.train.export import read
 from cmidiff.train.optimiser import make_optimiser

@@ -71,8 +71,12 @@ class Photographs:
 
     def __init__(self, config: TrainConfig) -> None:
         key = _key(config.photographs)
-        self.shapes = _load_or_make(config.cache, f"shapes-{key}", lambda: _read_shapes(config.photographs))
-        self.pixels = _load_or_make(config.cache, f"photographs-{key}", lambda: _read_flat(config.photographs))
+        self.shapes = _load_or_make(
+            config.cache, f"shapes-{key}", lambda: np.array([p.shape[:2] for p in _read(config.photographs)], np.int32)
+        )
+        self.pixels = _load_or_make(
+            config.cache, f"photographs-{key}", lambda: np.concatenate([p.ravel() for p in _read(config.photographs)])
+        )
         areas = self.shapes.astype(np.int64).prod(1)
         self.starts = 3 * np.concatenate([[0], areas.cumsum()])
         self.chances = {side: self._chances(side, areas) for side in set(config.sides or (config.size,))}
@@ -129,14 +133,6 @@ def _crop_centre(pixels: Bytes, size: int) -> Bytes:
             "remove it"
         )
     return pixels[top : top + size, left : left + size]
-
-
-def _read_shapes(archives: tuple[Path, ...]) -> NDArray[np.int32]:
-    return np.array([pixels.shape[:2] for pixels in _read(archives)], np.int32)
-
-
-def _read_flat(archives: tuple[Path, ...]) -> Bytes:
-    return np.concatenate([pixels.ravel() for pixels in _read(archives)])
 
 
 def _read(archives: tuple[Path, ...]) -> Iterator[Bytes]:

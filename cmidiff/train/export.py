@@ -21,7 +21,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from jinja2 import Environment, StrictUndefined
 from torch import nn
 
-from cmidiff.prior.patch import PatchUNet
+from cmidiff.prior.formats.patch import PatchUNet
 from cmidiff.prior.save import WEIGHTS, write_pipeline
 from cmidiff.schedule import DDPM
 from cmidiff.train.config import TrainConfig

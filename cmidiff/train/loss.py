@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from cmidiff.prior.ffdnet import FFDNet, load_ffdnet
-from cmidiff.prior.weights import read_tensors
+from cmidiff.prior.formats.ffdnet import FFDNet, load_ffdnet
+from cmidiff.prior.formats.weights import read_tensors
 
 STEPS = 1000
 MIN_SIGMA = 6 / 255  # of images in [0, 1]; below, FFDNet denoises thumbnails worse than version 1 of natural-64

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmidiff.app.loading import Loading
 from cmidiff.app.speed import Speed
 from cmidiff.prior.base import Denoiser
+from cmidiff.prior.formats.latent_pipeline import is_latent
 from cmidiff.prior.hub import HUB, LATENT_PRIORS, fetch_from_hub, folder_of, hub_name
 from cmidiff.prior.known import info_of
-from cmidiff.prior.latent_pipeline import is_latent
+from cmidiff.prior.loading import Loading
 from cmidiff.registry import PRIORS
 
 DEFAULT = "photo"
@@ -49,9 +49,6 @@ class Priors:
             are on this machine are offered.
         device: where they compute.
         loading: how they are loaded; options of latent priors do not reach others where several are offered.
-
-    Raises:
-        ValueError, OSError: one that is named cannot be loaded.
     """
 
     def __init__(self, names: Sequence[str], device: str, loading: Loading | None = None) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmidiff.app.loading import Loading
 from cmidiff.app.web.controls import Limits
+from cmidiff.prior.loading import Loading
 
 QUEUE = 200  # events that may wait, runs not counted
 

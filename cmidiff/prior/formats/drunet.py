@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cmidiff.prior.checkpointed import Checkpointed
-from cmidiff.prior.weights import fill
+from cmidiff.prior.formats.weights import fill
 
 MULTIPLE = 8  # of the sides: three downsamplings by two
 PARTS = ("m_down1", "m_down2", "m_down3", "m_body", "m_up3", "m_up2", "m_up1")

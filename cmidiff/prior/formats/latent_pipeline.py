@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmidiff.prior.autoencoder import Autoencoder, autoencoder_of
-from cmidiff.prior.card import Fields
-from cmidiff.prior.conditional import Conditional, ConditionalFlux, ConditionalSD3, ConditionalXL
-from cmidiff.prior.network import Loaded
-from cmidiff.prior.pipeline import (
+from cmidiff.prior.formats.autoencoder import Autoencoder, autoencoder_of
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.conditional import Conditional, ConditionalFlux, ConditionalSD3, ConditionalXL
+from cmidiff.prior.formats.pipeline import (
     CONFIG_FILE,
     PICKLED_FILE,
     SCHEDULER_FILE,
@@ -35,9 +34,10 @@ from cmidiff.prior.pipeline import (
     renamed,
     weights_of,
 )
-from cmidiff.prior.scheduler import Noise, read_scheduler
-from cmidiff.prior.text import ENCODERS, encode_text
-from cmidiff.prior.weights import fill, read_shards
+from cmidiff.prior.formats.scheduler import Noise, read_scheduler
+from cmidiff.prior.formats.text import ENCODERS, encode_text
+from cmidiff.prior.formats.weights import fill, read_shards
+from cmidiff.prior.network import Loaded
 
 INDEX = "model_index.json"
 LATENT_PARTS = ("vae", "vqvae", "movq", "vqgan", "transformer")  # what an index of a latent pipeline may name

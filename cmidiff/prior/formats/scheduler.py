@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cmidiff.prior.card import Fields, grid_of_betas
+from cmidiff.prior.formats.card import Fields, grid_of_betas
 from cmidiff.prior.network import Parametrisation
 from cmidiff.schedule import DDPM, Schedule, ShiftedFlow
 
@@ -125,15 +125,10 @@ def _betas(fields: Fields) -> np.ndarray:
     kinds = {
         "linear": lambda: np.linspace(first, last, levels),
         "scaled_linear": lambda: np.linspace(first**0.5, last**0.5, levels) ** 2,
-        "squaredcos_cap_v2": lambda: _cosine_betas(levels),
+        "squaredcos_cap_v2": lambda: DDPM.cosine(levels).betas,
         "sigmoid": lambda: first + (last - first) / (1 + np.exp(-np.linspace(-6.0, 6.0, levels))),
     }
     return fields.choice("beta_schedule", kinds, "linear")()
-
-
-def _cosine_betas(levels: int) -> np.ndarray:
-    abar = DDPM.cosine(levels).alphas_cumprod
-    return 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
 
 
 def _without_image_at_the_end(betas: np.ndarray, where: str) -> DDPM:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidiff.prior.card import Fields
-from cmidiff.prior.pipeline import weights_of
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.pipeline import weights_of
 
 PARTS = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder")
 TOKENIZERS, ENCODERS = (tuple(f"{part}{n}" for n in ("", "_2", "_3")) for part in ("tokenizer", "text_encoder"))
@@ -36,7 +36,7 @@ def encode_text(
 ) -> dict[str, Tensor]:
     """Embeddings of a text on the CPU: ``text`` (rows, tokens, width), and ``pooled`` (rows, width) where the
     network takes it. One row, or two with a negative text for guidance (see
-    `cmidiff.prior.conditional.Conditional`)."""
+    `cmidiff.prior.formats.conditional.Conditional`)."""
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(
             f"{folder.name} encodes text, which needs the package transformers: pip install 'cmidiff[latent]'"

@@ -15,11 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Loading:
-    """Options of a prior; see `cmidiff.load_prior`.
-
-    Raises:
-        ValueError: an unknown precision.
-    """
+    """Options of a prior; see `cmidiff.load_prior`."""
 
     prompt: str = ""
     negative_prompt: str = ""

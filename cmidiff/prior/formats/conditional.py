@@ -1,7 +1,7 @@
 """Denoisers of latent pipelines conditioned on text, with fixed embeddings.
 
-Text is encoded once, before the network is loaded (`cmidiff.prior.text`); its embeddings are buffers of the network
-here. With classifier-free guidance of scale ``w`` the output is
+Text is encoded once, before the network is loaded (`cmidiff.prior.formats.text`); its embeddings are buffers of the
+network here. With classifier-free guidance of scale ``w`` the output is
 
     out = u + w (c - u)
 

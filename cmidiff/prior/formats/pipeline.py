@@ -16,11 +16,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from cmidiff.prior.card import Fields, assumed_of, schedule_of, value_range_of
+from cmidiff.prior.formats.card import Fields, assumed_of, schedule_of, value_range_of
+from cmidiff.prior.formats.patch import PatchUNet
+from cmidiff.prior.formats.scheduler import Noise, read_scheduler
+from cmidiff.prior.formats.weights import fill, read_tensors
 from cmidiff.prior.network import PARAMETRISATIONS, Loaded, Parametrisation
-from cmidiff.prior.patch import PatchUNet
-from cmidiff.prior.scheduler import Noise, read_scheduler
-from cmidiff.prior.weights import fill, read_tensors
 from cmidiff.schedule import Schedule
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from cmidiff.prior.checkpointed import Checkpointed
-from cmidiff.prior.weights import fill
+from cmidiff.prior.formats.weights import fill
 
 BLOCK = 2
 SEGMENT = 3  # convolutions that are computed again together

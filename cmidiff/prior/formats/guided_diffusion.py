@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmidiff.prior.adm import ADMConfig, ADMUNet
-from cmidiff.prior.card import Fields, schedule_of, value_range_of
+from cmidiff.prior.formats.adm import ADMConfig, ADMUNet
+from cmidiff.prior.formats.card import Fields, schedule_of, value_range_of
+from cmidiff.prior.formats.weights import fill, shapes_of
 from cmidiff.prior.network import PARAMETRISATIONS, Loaded
-from cmidiff.prior.weights import fill, shapes_of
 from cmidiff.schedule import DDPM, Schedule
 
 ARCHITECTURE = ("num_res_blocks", "channel_mult", "attention_resolutions", "resblock_updown", "class_cond")

@@ -18,11 +18,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from cmidiff.prior.card import Fields
 from cmidiff.prior.checkpointed import Checkpointed
 from cmidiff.prior.decoder import Decoder
+from cmidiff.prior.formats.card import Fields
+from cmidiff.prior.formats.offload import offload as offload_weights
 from cmidiff.prior.network import NetworkPrior
-from cmidiff.prior.offload import offload as offload_weights
 
 Kind = Literal["AutoencoderKL", "VQModel"]
 KINDS: dict[str, Kind] = {"AutoencoderKL": "AutoencoderKL", "VQModel": "VQModel"}
