@@ -631,6 +631,13 @@ def test_a_noisy_jpeg_of_medium_quality_is_noisy() -> None:
     assert read_problem(Path("photo.jpg"), "denoise").noise_std == problem.noise_std
 
 
+def test_the_pixels_of_a_halved_chroma_do_not_hide_strong_noise() -> None:
+    written_photograph("photo.jpg", noise=0.12, side=96, quality=90)
+    problem = read_problem(Path("photo.jpg"))
+    assert problem.name == "denoise"
+    assert problem.noise_std == pytest.approx(0.12, rel=0.15)
+
+
 def test_a_compressed_photograph_of_ink_and_one_that_was_turned_are_recognised() -> None:
     written_photograph("photo.jpg", side=96, quality=30)
     with Image.open("photo.jpg") as opened:

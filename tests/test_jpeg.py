@@ -256,3 +256,19 @@ def test_noise_shared_by_all_channels_is_that_of_luma_and_other_tables_are_refus
     assert estimate_jpeg_noise(decoded[0], tables) == pytest.approx(0.08, rel=0.1)
     with pytest.raises(ValueError, match="the tables do not describe the image"):
         estimate_jpeg_noise(decoded[0, :, 1:, 3:], tables)
+
+
+@pytest.mark.parametrize("sampling", [(1, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("quality", [90, 95])
+def test_texture_shared_by_all_channels_of_a_colour_image_is_no_noise(sampling: tuple[int, int], quality: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0.3, 0.7, 192, dtype=torch.float64)
+    colours = torch.stack([ramp + 0 * ramp[:, None], ramp[:, None] + 0 * ramp, 0.5 + 0 * ramp[:, None] * ramp])
+    texture = 0.06 * torch.randn(1, 192, 192, generator=generator, dtype=torch.float64)
+    noise = torch.randn(3, 192, 192, generator=generator, dtype=torch.float64)
+    for sigma in (0.0, 0.04):
+        decoded, file = compress((colours + texture + sigma * noise)[None], quality, sampling)
+        tables = read_tables(Image.open(file))
+        assert tables is not None
+        found = estimate_jpeg_noise(decoded[0], tables)
+        assert found < 0.02 if sigma == 0 else found == pytest.approx(sigma, rel=0.15)
