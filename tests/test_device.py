@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import Physics
 from torch import Tensor, nn
 
 from cmidiff import physics as named
 from cmidiff.draws import SeededDraws
-from cmidiff.information import CMI, Estimator
+from cmidiff.information import CMI, Contraction, Estimator
 from cmidiff.krylov import conjugate_gradient
 from cmidiff.loop import sample
 from cmidiff.measurement import Measurement
@@ -27,6 +27,7 @@ from tests.device import NAME, Device, OnDevice, moved
 
 SHAPE, ROWS, NOISE, STEPS = (3, 4, 4), 2, 0.1, 3
 PHYSICS = {"inpaint-random": {"hidden": 0.5}, "deblur-gaussian": {"kernel_size": 3, "std": 0.8}, "own": {}}
+NONLINEAR = {"hdr": {}, "phase-retrieval": {}, "nonlinear-blur": {"kernel_size": 3}}
 
 
 class Tiny(nn.Module):
@@ -49,13 +50,11 @@ def prior_of(on_device: bool) -> NetworkPrior:
     return NetworkPrior(network.requires_grad_(False), "v", learned_variance=True, second_moments=moments)
 
 
-def physics_of(name: str) -> LinearPhysics:
-    options: dict[str, Any] = {"noise_std": NOISE} | PHYSICS[name]
+def physics_of(name: str) -> Physics:
+    options: dict[str, Any] = {"noise_std": NOISE} | (PHYSICS | NONLINEAR)[name]
     if name == "own":
         return named.from_callable(lambda x: x[..., 1:] - x[..., :-1], SHAPE, **options)
-    found = named.TASKS[name](SHAPE, **options)
-    assert isinstance(found, LinearPhysics)
-    return found
+    return named.TASKS[name](SHAPE, **options)
 
 
 @functools.cache
@@ -125,6 +124,26 @@ def test_cmi_runs_on_a_device(estimator: Estimator, name: str) -> None:
 def test_every_covariance_runs_on_a_device(covariance: str) -> None:
     """In the move of CA-DPS and inside of CMI."""
     check(CADPS(covariance), SAMPLERS.make("ancestral"), CMI(0.3, covariance=covariance), "own")
+
+
+@pytest.mark.parametrize("how", ["double-backward", "finite-difference", "second-difference"])
+def test_every_contraction_runs_on_a_device(how: Contraction) -> None:
+    """In CMI, and in the move of CA-DPS with ``complete`` and a draw."""
+    solver = CADPS("isotropic", complete=True, contraction=how, spread=1.0)
+    check(solver, SAMPLERS.make("ancestral"), CMI(0.3, contraction=how), "own")
+
+
+@pytest.mark.parametrize("solver", ["dps", "daps", "sitcom", "red-diff"])
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_measurements_that_are_not_linear_run_on_a_device(name: str, solver: str) -> None:
+    """The derivatives of Fourier transforms are not those of the CPU on this device without hardware: there it is only
+    seen that nothing is refused."""
+    made = SOLVERS.make(solver, SHORT.get(solver))
+    if name == "hdr":
+        check(made, made.sampler, None, name)
+    else:
+        for strict in (False, True):
+            assert bool(traces(made, made.sampler, None, name, strict=strict)[0].isfinite().all())
 
 
 def test_the_device_refuses_what_it_must() -> None:

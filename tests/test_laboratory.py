@@ -326,6 +326,9 @@ def test_a_finished_section_is_kept_until_its_settings_change(tmp_path: Path, mo
     (second,) = validate(tmp_path, Settings(seed=1, workers=7))
     (third,) = validate(tmp_path, Settings(seed=2))
     assert ([kept for _, _, kept in (first, second, third)], calls) == ([False, True, False], [1, 2])
+    monkeypatch.setattr(runner, "__version__", "9.9")
+    ((_, _, kept),) = validate(tmp_path, Settings(seed=2))
+    assert not kept, "figures of another version"
     assert second[1].tables["numbers"].rows == [[0.1234567, "a", None]]
     assert (tmp_path / "fake-numbers.csv").read_text().splitlines() == ["n,name,nothing", "0.1234567,a,"]
     assert "| n | name | nothing |\n| --- | --- | --- |\n| 0.123 | a | - |" in (tmp_path / "fake.md").read_text()

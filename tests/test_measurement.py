@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from deepinv.physics import DecomposablePhysics
+from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
 from torch import Tensor
 
 from cmidiff import physics as named
@@ -138,6 +138,29 @@ def test_singular_physics_without_a_declared_decomposition(dtype, noise):
         theirs = z @ power(matrix, noise, exponent).mT
         tolerance = (1e-9 if double else 2e-4) if exponent == -1.0 else (1e-7 if double else 2e-3)
         torch.testing.assert_close(ours.to(F64), theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_counts_as_not_measured_is_decided_for_each_image(declared):
+    """Singular values of one image may be rounding errors beside those of another."""
+    gains, y, shape = torch.tensor([1.0, 1e-9], dtype=F64).reshape(2, 1, 1, 1), randn(2, 1, 4, 4), (1, 4, 4)
+
+    def measured(rows: slice) -> Measurement:
+        values = gains[rows] * torch.logspace(0, -1, 16, dtype=F64).reshape(1, *shape)
+        physics = DecomposablePhysics(mask=values, img_size=shape)  # pyright: ignore[reportArgumentType]
+        noise = GaussianNoise(0.0)
+        plain = LinearPhysics(A=physics.A, A_adjoint=physics.A_adjoint, img_size=shape, noise_model=noise)  # pyright: ignore[reportArgumentType]
+        return Measurement(y[rows], physics if declared else plain, 0.0, shape, shape)
+
+    both = measured(slice(2))
+    for row in range(2):
+        alone = measured(slice(row, row + 1))
+        for value in ("solve", "whiten"):
+            ours, own = (getattr(m, value)(m.y, R2)[-1 if m is alone else row] for m in (both, alone))
+            torch.testing.assert_close(ours, own, rtol=1e-6, atol=1e-9 * float(own.abs().max()))
+        ours, own = (m.filter(m.y, lambda w2: (w2 > 0).to(w2))[-1 if m is alone else row] for m in (both, alone))
+        torch.testing.assert_close(ours, own)
+        torch.testing.assert_close(own, y[row])
 
 
 @pytest.mark.parametrize("noise", [1e-2, 0.3])

@@ -270,12 +270,17 @@ def test_a_killed_search_loses_one_trial_at_most(tmp_path: Path) -> None:
     assert trials(tmp_path / "killed.db") == trials(tmp_path / "straight.db")
 
 
-def test_a_study_of_another_search_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_a_study_of_another_search_is_refused_with_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tune(search(trials=1), prior(), tmp_path / "study.db")
     with pytest.raises(OtherSearch, match=r"steps 6, now 7; seed 3, now 4"):
         tune(search(steps=7, seed=4), prior(), tmp_path / "study.db")
     more = tune(search(trials=2), prior(), tmp_path / "study.db")
     assert more.trials == 2
+    monkeypatch.setattr("cmidiff.tuning.study.__version__", "9.9")
+    with pytest.raises(OtherSearch, match=r"cmidiff .*, now '9\.9'"):
+        tune(search(trials=2), prior(), tmp_path / "study.db")
     (tmp_path / "text.db").write_text("no database" * 100)
     with pytest.raises(OtherSearch, match="cannot be used as a study"):
         tune(search(), prior(), tmp_path / "text.db")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cmidiff import files
+from cmidiff import __version__, files
 from cmidiff.laboratory import difference, gradient, levy, particles, posterior, symmetry, trajectory
 from cmidiff.laboratory.findings import Findings
 from cmidiff.laboratory.settings import Settings
@@ -31,8 +31,8 @@ class Section:
     depends: tuple[str, ...] = ("seed", "quick")
 
     def key(self, settings: Settings) -> dict[str, str]:
-        """The settings that its figures depend on."""
-        return {name: str(getattr(settings, name)) for name in self.depends}
+        """What its figures depend on: settings, and the version."""
+        return {name: str(getattr(settings, name)) for name in self.depends} | {"cmidiff": __version__}
 
 
 SECTIONS: dict[str, Section] = {
@@ -62,7 +62,7 @@ def validate(
         overwrite: whether files of another origin are replaced.
 
     Yields:
-        name, findings, and whether they were read from a finished run of the same settings.
+        name, findings, and whether they were read from a finished run of the same settings and version.
     """
     for name in only:
         if name not in SECTIONS:

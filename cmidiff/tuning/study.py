@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cmidiff import __version__
 from cmidiff.prior.base import Denoiser
 from cmidiff.statistics import Estimate, estimate
 from cmidiff.tuning.problem import METRICS, SAMPLES, Images, Problem, measure_images, restore_problem, score_images
@@ -90,7 +91,7 @@ class Search:
         return len(self.images) // 2
 
     def identity(self) -> dict[str, Any]:
-        """What makes two searches the same; the number of trials and the device do not."""
+        """What makes two searches the same: also the version, and not the number of trials and the device."""
         truth = self.images.truth.mul(255).round().to(torch.uint8).numpy().tobytes()
         return {
             "images": hashlib.sha256(truth).hexdigest()[:16],
@@ -105,6 +106,7 @@ class Search:
             "metric": self.metric,
             "group": self.group,
             "seed": self.seed,
+            "cmidiff": __version__,
         }
 
     def problems(self, held_out: bool) -> list[Problem]:
