@@ -19,7 +19,7 @@ LAYERS = (
     ("physics",),
     ("metrics", "whitening", "moments", "statistics"),
     ("prior",),
-    ("canvas",),
+    ("canvas", "loading"),
     ("measurement",),
     ("step",),
     ("covariance", "samplers", "intake"),
@@ -69,10 +69,14 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    """``import cmidiff`` loads no heavy library: it costs nothing beyond torch, nor torch itself."""
-    heavy = "torch deepinv diffusers numpy typer"
-    code = f"import sys, cmidiff; print([m for m in '{heavy}'.split() if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    """``import cmidiff`` costs nothing, ``restore`` little beyond deepinv, and a command's help has no torch."""
+    for code, heavy in (
+        ("import cmidiff", "torch deepinv diffusers numpy typer"),
+        ("import cmidiff.app.cli", "torch deepinv diffusers scipy"),
+        ("from cmidiff import restore", "scipy.stats pandas matplotlib diffusers torchmetrics typer rich"),
+    ):
+        check = f"import sys; {code}; print([m for m in '{heavy}'.split() if m in sys.modules])"
+        assert subprocess.check_output([sys.executable, "-c", check], text=True).strip() == "[]", code
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -27,9 +27,9 @@ from cmidiff.app.cli import app
 from cmidiff.app.options import LOADING_OPTIONS
 from cmidiff.app.settings import check_prior
 from cmidiff.app.web.server import serving
+from cmidiff.loading import Loading
 from cmidiff.physics import TASKS
 from cmidiff.prior.hub import LATENT_PRIORS
-from cmidiff.prior.loading import Loading
 from cmidiff.registry import SOLVERS
 from tests import latents
 from tests.hub import Hub

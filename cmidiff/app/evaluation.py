@@ -22,8 +22,8 @@ from cmidiff.evaluate.engine import Engine, Local, Ray
 from cmidiff.evaluate.records import Status
 from cmidiff.evaluate.run import Event, Options, evaluate, list_sources
 from cmidiff.evaluate.setup import resolve
+from cmidiff.loading import Loading
 from cmidiff.prior.known import info_of
-from cmidiff.prior.loading import Loading
 from cmidiff.registry import PRIORS
 
 ENGINES = ["local", "ray"]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, BadParameter, Option
 
-from cmidiff.prior.loading import Loading
+from cmidiff.loading import Loading
 from cmidiff.registry import SOLVERS, TASKS
 
 MOST = 10**6  # of what is counted: samples, trials, steps

@@ -12,11 +12,11 @@ from deepinv.physics import LinearPhysics
 from cmidiff.app.problem import JPEG, Problem
 from cmidiff.config import unknown
 from cmidiff.information import CMI
+from cmidiff.loading import Loading
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.formats.weights import SUFFIXES
 from cmidiff.prior.hub import HUB, hub_name, hub_repository
 from cmidiff.prior.known import info_of
-from cmidiff.prior.loading import Loading
 from cmidiff.registry import PRIORS, SOLVERS, describe
 from cmidiff.solvers import CADPS, DPIR, DPS, Solver
 from cmidiff.step import Sampler

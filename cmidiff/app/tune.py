@@ -13,8 +13,8 @@ from rich.table import Table
 
 from cmidiff import __version__
 from cmidiff.app.show import progress
+from cmidiff.loading import Loading
 from cmidiff.prior.base import Denoiser
-from cmidiff.prior.loading import Loading
 from cmidiff.statistics import estimate
 from cmidiff.tuning import METRICS, Outcome, Preset, Report, Search, tune
 

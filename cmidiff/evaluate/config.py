@@ -37,7 +37,7 @@ from pydantic_core import PydanticCustomError
 
 from cmidiff.config import STRICT, File, Several, build, check_options, read_toml
 from cmidiff.evaluate.records import Cell
-from cmidiff.prior.loading import Loading
+from cmidiff.loading import Loading
 from cmidiff.tuning.preset import Preset, load_preset
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -142,7 +142,7 @@ class Config:
         images: folder or tar archive.
         name: of the benchmark, for the report.
         prior: name or folder.
-        prior_options: how it is loaded: its precision, the prompt of a latent prior (`cmidiff.prior.loading.Loading`).
+        prior_options: how it is loaded: its precision, the prompt of a latent prior (`cmidiff.loading.Loading`).
         size: side in pixels: the square in the middle of each image is shrunk to it; None: images as they are.
         offset, limit: which images, by their sorted names; no limit takes all.
         tasks, solvers, settings: see the classes.

@@ -28,7 +28,7 @@ import statistics
 from functools import cache
 
 import torch
-from scipy.stats import gamma
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from cmidiff.physics.check import check_images
@@ -126,7 +126,7 @@ def _threshold() -> float:
     """The quantile ``tau`` of the energy of a patch of white noise of variance 1, nearly a gamma distribution."""
     matrix = _gradient()
     rank, trace = int(torch.linalg.matrix_rank(matrix)), float(matrix.trace())
-    return float(gamma.ppf(CONFIDENCE, rank / 2, scale=2 * trace / rank))
+    return float(2 * trace / rank * gammaincinv(rank / 2, CONFIDENCE))
 
 
 def _kept_variance(below: Tensor, above: Tensor, sigma: float) -> float:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmidiff.app.speed import Speed
+from cmidiff.loading import Loading
 from cmidiff.prior.base import Denoiser
 from cmidiff.prior.formats.latent_pipeline import is_latent
 from cmidiff.prior.hub import HUB, LATENT_PRIORS, fetch_from_hub, folder_of, hub_name
 from cmidiff.prior.known import info_of
-from cmidiff.prior.loading import Loading
 from cmidiff.registry import PRIORS
 
 DEFAULT = "photo"

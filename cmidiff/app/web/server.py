@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cmidiff.app.web.controls import Limits
-from cmidiff.prior.loading import Loading
+from cmidiff.loading import Loading
 
 QUEUE = 200  # events that may wait, runs not counted
 
