@@ -265,6 +265,7 @@ def test_the_search_goes_on_beyond_an_end_and_stops_where_the_solver_refuses(bes
     bounded = search(loss, values, lambda value: 0.1 <= value <= 10)
     assert bounded == min(max(best, 0.1), 10)
     assert search(lambda value: value, values, lambda value: True) == pytest.approx(0.1 / RATIO**FURTHER)
+    assert search(lambda value: 1 + 0.01 * value, values, lambda value: True) == pytest.approx(0.1 / RATIO)  # a plateau
 
 
 def test_the_section_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,6 +62,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """Options of solvers whose defaults are for runs of many more steps: a chain needs moves, and jumps must fit in."""
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 RATIO, FURTHER = 3.0, 5  # of one step size to the next beyond an end of these, and how often at most
+GAIN = 0.05  # relative fall of the loss below which a step size no longer matters
 GUIDED = ("dps", "pigdm", "cadps", "cadps-exact")  # solvers that CMI is tried on
 PARTICLES = 2  # times as many particles as samples
 FLOOR = "exact samples"
@@ -111,7 +112,8 @@ class Method:
 
 
 def search(loss: Callable[[float], float], values: Sequence[float], accepts: Callable[[float], bool]) -> float:
-    """The value of the smallest loss; while it is at an end, the next one beyond is tried, too."""
+    """The value of the smallest loss; while it is at an end, the next one beyond is tried, too, until that gains less
+    than `GAIN`."""
     losses = {value: loss(value) for value in values}
     for _ in range(FURTHER):
         best = min(losses, key=losses.__getitem__)
@@ -119,6 +121,8 @@ def search(loss: Callable[[float], float], values: Sequence[float], accepts: Cal
         if min(losses) < best < max(losses) or not accepts(further):
             break
         losses[further] = loss(further)
+        if losses[further] > losses[best] - GAIN * abs(losses[best]):
+            break
     return min(losses, key=losses.__getitem__)
 
 
