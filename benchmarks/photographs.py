@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from cmidiff import load_prior, measure, restore
+from cmidiff.app.clues import doubt_width
 from cmidiff.app.compressed import sigma_denoiser
-from cmidiff.app.photograph import doubt_width
 from cmidiff.metrics import lpips, psnr, ssim
 from cmidiff.physics import (
     Tables,

@@ -23,7 +23,8 @@ from typer.testing import CliRunner, Result
 import cmidiff as package
 from cmidiff.app import demo, options, problem, settings, speed
 from cmidiff.app.cli import app
-from cmidiff.app.photograph import find_noise, read_problem
+from cmidiff.app.clues import find_noise
+from cmidiff.app.photograph import read_problem
 from cmidiff.app.repair import keep_unpainted
 from cmidiff.images import encode_image, read_image
 from cmidiff.moments import SecondMoments
