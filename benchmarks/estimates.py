@@ -1,9 +1,10 @@
-"""How well the noise level and the blur width of a photograph are estimated (docs/estimates.md).
+"""How well the noise level and the blur width of a photograph are estimated, and what the border of a blur is worth.
 
 Noise: white noise is added to every image; 8-bit images are rounded and cut off at 0 and 1. Blur: the images are
-blurred by a Gaussian, their surroundings are cut off, and noise of known level is added.
+blurred by a Gaussian, their surroundings are cut off, and noise of known level is added. Border: a blurred frame of
+96x96 of the first six images is restored by `DPIR` with eight levels under each model of what lies beyond it.
 
-    python benchmarks/estimates.py FOLDER            # of images of 256x256, or a tar archive
+    python benchmarks/estimates.py FOLDER --kind kodak            # of images of 256x256, or a tar archive
 """
 
 from __future__ import annotations
@@ -15,21 +16,36 @@ import torch
 import typer
 from torch import Tensor
 
-from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
+from cmidiff import load_prior, restore
+from cmidiff.metrics import psnr
+from cmidiff.physics import (
+    ValidBlur,
+    canvas_shape,
+    estimate_blur_width,
+    estimate_noise,
+    from_kernel,
+    measure,
+    parse_kernel,
+)
 from cmidiff.sources import list_sources, read_source
 
 LEVELS = (0, 2, 5, 10, 15, 25, 50)  # of 255
 WIDTHS = (0.8, 1.5, 2.5, 4.0)  # pixels
 NOISES = (0.002, 0.01, 0.02)
+KERNELS = ("gaussian:1.5", "gaussian:3", "motion:15,30")
+BORDERS = ("circular", "reflect", "replicate", "valid")
+FRAME = 96  # pixels
 
 
 def main(
     images: Annotated[Path, typer.Argument(help="A folder or tar archive of images.")],
     size: Annotated[int, typer.Option(help="Side of the square that is taken of each, pixels.")] = 256,
     limit: Annotated[int, typer.Option(help="How many images.")] = 12,
+    kind: Annotated[str, typer.Option(help="Beginning of the names of the images.")] = "",
 ) -> None:
-    pixels = [read_source(source, size) for source in list_sources(images)[:limit]]
-    batch = torch.stack(pixels).permute(0, 3, 1, 2).double() / 255
+    """Print the three tables."""
+    sources = [source for source in list_sources(images) if Path(source.name).name.startswith(kind)]
+    batch = torch.stack([read_source(source, size) for source in sources[:limit]]).double()
     print("noise of 255 | 8 bits: bias, RMS error | not cut off: bias, RMS error | median of wavelets, 8 bits")
     for level in LEVELS:
         noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(level), dtype=batch.dtype)
@@ -53,6 +69,25 @@ def main(
             error = estimate_blur_width(y, noise_std) / width - 1
             median, most = error.abs().quantile(torch.tensor([0.5, 0.9], dtype=error.dtype)).tolist()
             print(f"{width} {noise_std} {median:.2f} {most:.2f} {float(error.mean()):+.2f}")
+    print("kernel | PSNR of the blurred frame and by border, dB")
+    prior, middle = load_prior("photo"), (batch.shape[2] - FRAME) // 2
+    for name in KERNELS:
+        kernel, found = parse_kernel(name), dict.fromkeys(("blurred", *BORDERS), 0.0)
+        outer = canvas_shape(kernel, (3, FRAME, FRAME))
+        reach = [(side - FRAME) // 2 for side in outer[1:]]
+        for i, image in enumerate(batch[:6].float()):
+            top, left = middle - reach[0], middle - reach[1]
+            scene = image[None, :, top : top + outer[1], left : left + outer[2]]
+            y = measure(scene, from_kernel(kernel, outer, padding="valid", noise_std=0.01), seed=i)
+            truth = image[None, :, middle : middle + FRAME, middle : middle + FRAME]
+            found["blurred"] += float(psnr(y.clamp(0, 1), truth)) / 6
+            for border in BORDERS:
+                shape = outer if border == "valid" else (3, FRAME, FRAME)
+                physics = from_kernel(kernel, shape, padding=border, noise_std=0.01)
+                estimate = restore(y, physics, prior, solver="dpir", steps=8).estimate
+                shown = physics.crop(estimate) if isinstance(physics, ValidBlur) else estimate
+                found[border] += float(psnr(shown.clamp(0, 1), truth)) / 6
+        print(name, *(f"{border} {value:.2f}" for border, value in found.items()))
 
 
 def _error(error: Tensor) -> str:

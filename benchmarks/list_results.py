@@ -1,9 +1,9 @@
 """List every figure and table of figures in the README and the docs, with its command, commit and age (`make results`).
 
 A table of figures has a decimal number; those of options, under "Settings", are left out. Its command is the nearest
-one in its section of the page, above it first, and else the nearest one above that section. Commands are code that
-begins with `python benchmarks/`, `make demo`, or `cmidiff` and a word that measures something. The commit of a table is
-the last one that changed one of its lines, by `git blame`; that of an image the last one of its file.
+one in its section of the page, above it first, and else the first one of the sections around that. Commands are code
+that begins with `python benchmarks/`, `make demo`, or `cmidiff` and a word that measures something. The commit of a
+table is the last one that changed one of its lines, by `git blame`; that of an image the last one of its file.
 
     python benchmarks/list_results.py            # or make results; --missing lists those without a command alone
 """
@@ -49,20 +49,26 @@ class Result:
 def find_results(text: str) -> list[Result]:
     """The tables of figures and the images of a page."""
     lines = text.splitlines()
-    headings = [(i, line.lstrip("#").strip()) for i, line in enumerate(lines) if re.match(r"#+ ", line)]
+    headings = [
+        (i, len(found[1]), found[2].strip()) for i, line in enumerate(lines) if (found := re.match(r"(#+) (.*)", line))
+    ]
     commands = [(i, found[1].strip()) for i, line in enumerate(lines) if (found := COMMAND.search(line))]
     spans = [(first, last, "") for first, last in _tables(lines)]
     spans += [(i, i, found[2]) for i, line in enumerate(lines) for found in IMAGE.finditer(line)]
     results = []
     for first, last, image in sorted(spans):
-        start, title = max((h for h in headings if h[0] <= first), default=(0, ""))
-        end = min((i for i, _ in headings if i > first), default=len(lines))
+        start, level, title = max((h for h in headings if h[0] <= first), default=(0, 0, ""))
+        end = min((i for i, *_ in headings if i > first), default=len(lines))
         if title == "Settings":
             continue
         above = [c for c in commands if start <= c[0] < first]
         below = [c for c in commands if last <= c[0] < end]
-        before = [c for c in commands if c[0] < start]
-        near = (above[-1:] or below[:1] or before[-1:] or [(0, "")])[0]
+        around = []
+        for i, outer, _ in reversed([h for h in headings if h[0] < start]):
+            if outer < level:
+                level, stop = outer, min(j for j, *_ in headings if j > i)
+                around += [c for c in commands if i <= c[0] < stop][:1]
+        near = (above[-1:] or below[:1] or around[:1] or [(0, "")])[0]
         results.append(Result(first + 1, last + 1, title, image, near[1]))
     return results
 

@@ -55,7 +55,7 @@ def test_results_and_their_commands(tool: Any) -> None:
         (5, 7, "Page", "", "cmidiff evaluate --out a"),
         (17, 19, "Below", "", "python benchmarks/spread.py IMAGES"),
         (21, 21, "Below", "curve.svg", "python benchmarks/spread.py IMAGES"),
-        (31, 31, "Nothing of its own", "other.png", "python benchmarks/spread.py IMAGES"),
+        (31, 31, "Nothing of its own", "other.png", "cmidiff evaluate --out a"),
     ]
 
 
