@@ -48,12 +48,24 @@ def main(
     """Print the three tables."""
     sources = [source for source in list_sources(images) if Path(source.name).name.startswith(kind)]
     batch = torch.stack([read_source(source, size) for source in sources[:limit]]).double()
+    print_noise(batch)
+    print_widths(batch)
+    print_borders(batch)
+
+
+def print_noise(batch: Tensor) -> None:
+    """Errors of the noise level of images (N, 3, H, W) in [0, 1]."""
     print("noise of 255 | 8 bits: bias, RMS error | not cut off: bias, RMS error | median of wavelets, 8 bits")
     for level in LEVELS:
         noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(level), dtype=batch.dtype)
         y = batch + level / 255 * noise
         stored = (255 * y).round().clamp(0, 255) / 255
         print(level, *(_error(255 * s - level) for s in (estimate_noise(stored), estimate_noise(y), wavelets(stored))))
+
+
+def print_widths(batch: Tensor) -> None:
+    """Errors of the width of a blur."""
+    size = batch.shape[2]
     print("blur width | noise | median, 90% quantile of the relative error | bias")
     for width in WIDTHS:
         kernel = parse_kernel(f"gaussian:{width}")
@@ -71,6 +83,10 @@ def main(
             error = estimate_blur_width(y, noise_std) / width - 1
             median, most = error.abs().quantile(torch.tensor([0.5, 0.9], dtype=error.dtype)).tolist()
             print(f"{width} {noise_std} {median:.2f} {most:.2f} {float(error.mean()):+.2f}")
+
+
+def print_borders(batch: Tensor) -> None:
+    """PSNR of deblurred frames by the model of their border."""
     print("kernel | PSNR of the blurred frame and by border, dB")
     prior, middle = load_prior("photo"), (batch.shape[2] - FRAME) // 2
     warnings.simplefilter("ignore", RestorationWarning)  # a wrong border does not explain the measurement

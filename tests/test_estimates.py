@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from torch import Tensor
 from cmidiff.app.photograph import read_problem
 from cmidiff.images import read_image, write_image
 from cmidiff.physics import canvas_shape, estimate_blur_width, estimate_noise, from_kernel, measure, parse_kernel
+
+ASSETS = Path(__file__).resolve().parent.parent / "cmidiff" / "assets"
 
 PLANE = Path(__file__).resolve().parent.parent / "cmidiff" / "assets" / "plane.png"
 
@@ -154,3 +158,20 @@ def test_no_noise_is_that_of_rounding_or_what_a_blurred_image_shows(tmp_path: Pa
     doubted = read_problem(tmp_path / "noisy.png", kernel=kernel, noise_std=0.005)
     assert doubted.noise_std == 0.005
     assert "noisier than stated" in doubted.notes[-1]
+
+
+def test_the_benchmark_of_estimates_reads_images_and_finds_their_noise(
+    load_benchmark: Callable[[str], Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool = load_benchmark("estimates")
+    monkeypatch.setattr(tool, "print_borders", lambda batch: None)  # it restores 72 frames
+    with Image.open(ASSETS / "plane.png") as file:
+        file.convert("RGB").resize((128, 128)).save(tmp_path / "a-plane.png")
+    tool.main(tmp_path, size=128, kind="a-")
+    lines = capsys.readouterr().out.splitlines()
+    errors = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in lines[1 : 1 + len(tool.LEVELS)]}
+    assert abs(errors["10"][2]) < 1  # not cut off: within 1/255
+    assert len(lines) == 2 + len(tool.LEVELS) + len(tool.WIDTHS) * len(tool.NOISES)
