@@ -159,6 +159,9 @@ class Checked:
 
     Booleans, numbers with their `Bound`, texts, `Literal`, functions and tuples of these are checked. Any other
     annotation is left to the ``__post_init__`` of the class, which comes after.
+
+    Raises:
+        ValueError: a value of another kind or out of its range, or NaN.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:

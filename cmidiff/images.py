@@ -353,7 +353,11 @@ def to_gray(values: Tensor) -> Tensor:
 
 
 def square(image: Image, size: int | None) -> Tensor:
-    """The middle square of an image, shrunk to ``size`` pixels: (3, size, size); None: the whole, (3, H, W)."""
+    """The middle square of an image, shrunk to ``size`` pixels: (3, size, size); None: the whole, (3, H, W).
+
+    Raises:
+        ValueError: the image is smaller; the message lacks its subject.
+    """
     if size is None:
         return image.values.expand(3, -1, -1)
     whole = to_pil(image.values).convert("RGB")

@@ -15,7 +15,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Loading:
-    """Options of a prior; see `cmidiff.load_prior`."""
+    """Options of a prior; see `cmidiff.load_prior`.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
 
     prompt: str = ""
     negative_prompt: str = ""

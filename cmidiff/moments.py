@@ -48,6 +48,9 @@ class SecondMoments:
 
         Args:
             shape: (C, H, W), any H and W; signals of other dimensions must have the shape of the table.
+
+        Raises:
+            ValueError: the table does not serve this shape.
         """
         table = self.variances
         if tuple(shape) == tuple(table.shape):
@@ -83,6 +86,9 @@ class SecondMoments:
             images: tensors (C, H, W) with H = W, or signals of any one shape, in the units of the prior.
             per_channel: one mean for each channel, and variances that treat both image axes alike (images); otherwise
                 a mean for each entry.
+
+        Raises:
+            ValueError: no image, or images of different shapes.
         """
         stack = [image.double().cpu() for image in images]
         if not stack or len({tuple(image.shape) for image in stack}) != 1:
@@ -106,7 +112,12 @@ class SecondMoments:
 
     @classmethod
     def load(cls, path: Path) -> SecondMoments:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it holds something else.
+        """
         if not path.is_file():
             raise FileNotFoundError(f"there is no file of second moments at {path}")
         try:

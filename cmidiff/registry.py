@@ -98,11 +98,18 @@ class Registry(Mapping[str, Callable[..., Any]]):
             name: as registered.
             options: JSON values by field, as ``{"scale": 1.0}``. ``{"start": 6.0, "end": 2.0}`` is a `Ramp`;
                 ``{"name": "exact", "iterations": 8}`` a covariance.
+
+        Raises:
+            ValueError, TypeError: an unknown name or option (the known ones are listed), or a value that is refused.
         """
         return configure(self[name](), options or {}, f"{self.kind} {name!r}")
 
     def read(self, table: Mapping[str, Any]) -> Any:
-        """The thing that a table with its name and options describes, as `spell` returns it."""
+        """The thing that a table with its name and options describes, as `spell` returns it.
+
+        Raises:
+            ValueError, TypeError: no name, or what `make` refuses.
+        """
         if "name" not in table:
             raise ValueError(f"a {self.kind} needs a name, one of {', '.join(self)}; received {dict(table)}")
         return self.make(str(table["name"]), {k: v for k, v in table.items() if k != "name"})
@@ -130,7 +137,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return min(spelled, key=lambda found: found[0])[1]
 
     def resolve(self, choice: Any) -> Any:
-        """The thing itself of a name, a class or a thing."""
+        """The thing itself of a name, a class or a thing.
+
+        Raises:
+            ValueError: an unknown name.
+        """
         if isinstance(choice, str):
             return self.make(choice)
         return choice() if isinstance(choice, type) else choice
@@ -143,6 +154,9 @@ def configure(thing: Any, options: Mapping[str, Any], where: str) -> Any:
         thing: a solver, a sampler, a covariance or CMI.
         options: JSON values by field, as in `Registry.make`.
         where: what has the options, for messages.
+
+    Raises:
+        ValueError: an unknown option, or a value that is refused.
     """
     if not options:
         return thing

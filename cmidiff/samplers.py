@@ -179,6 +179,9 @@ class ProbabilityFlow(Checked):
         churn_range: the levels ``sigma / alpha`` that are churned.
         churn_noise: standard deviation of that noise, relative (EDM takes 1.003).
 
+    Raises:
+        ValueError: ``order`` is neither 1 nor 2, or a negative number.
+
     Source: Karras, Aittala, Aila, Laine, 2022, https://arxiv.org/abs/2206.00364 (Algorithms 1 and 2)
     """
 

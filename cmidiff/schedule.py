@@ -246,6 +246,9 @@ class Limited:
     Args:
         inner: the whole schedule.
         lowest, highest: levels, ``0 < lowest < highest``.
+
+    Raises:
+        ValueError: levels that are no range.
     """
 
     inner: Schedule

@@ -41,6 +41,9 @@ class Analytic(Covariance):
     Args:
         table: pairs ``(sigma_t / alpha_t, r^2)``, noise levels ascending; None: measured on samples of the prior
             when it is first used (`Analytic.measure`).
+
+    Raises:
+        ValueError: a table that is not ascending and positive.
     """
 
     table: tuple[tuple[float, float], ...] | None = None

@@ -149,7 +149,12 @@ class Iterated(Bound):
 
 
 def make_covariance(choice: Covariance | str | type[Covariance], owner: str) -> Covariance:
-    """The covariance of a name; an object is returned as it is."""
+    """The covariance of a name; an object is returned as it is.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a covariance.
+    """
     made = COVARIANCES.resolve(choice)
     if not isinstance(made, Covariance):
         raise TypeError(

@@ -32,6 +32,9 @@ class Convert(Covariance):
 
     Args:
         floor: lower bound of the variance as a multiple of ``r_t^2`` (see `isotropic_variance`).
+
+    Raises:
+        ValueError: in the first step, a prior without such a head.
     """
 
     floor: Share = 0.1

@@ -35,6 +35,9 @@ class Diagonal(Covariance):
         window: side of the square of pixels over which the diagonal is averaged, odd; 1 for none. Signals that are no
             images are not averaged.
         floor: lower bound of the variance as a multiple of ``r_t^2`` (see `isotropic_variance`).
+
+    Raises:
+        ValueError: fewer than one probe, an even window, or a floor that is not in (0, 1].
     """
 
     probes: int = 2

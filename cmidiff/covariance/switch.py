@@ -23,6 +23,9 @@ class Hybrid(Covariance):
     Args:
         high, low: covariances, as objects, classes or names.
         switch: the noise level.
+
+    Raises:
+        ValueError, TypeError: an option that has no meaning.
     """
 
     high: Covariance = field(default_factory=SecondMoments)

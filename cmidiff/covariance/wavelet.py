@@ -35,6 +35,9 @@ class Wavelet(Covariance):
         probes: random probes, averaged; each is one evaluation of the denoiser.
         window: side of the square of coefficients over which a band is averaged, odd; 1 for none.
         floor: lower bound of the variance as a multiple of ``r_t^2`` (see `isotropic_variance`).
+
+    Raises:
+        ValueError: fewer than one level or probe, an even window, or a floor that is not in (0, 1].
     """
 
     levels: int = 3

@@ -154,6 +154,9 @@ class Config:
         samples: K posterior samples for each unit.
         noise_std: standard deviation of the measurement noise, for images in [0, 1]. A task may have its own.
         lpips: network of LPIPS.
+
+    Raises:
+        ValueError: a value that is refused.
     """
 
     images: File | None = None

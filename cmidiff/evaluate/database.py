@@ -106,6 +106,9 @@ class Results:
 
     Args:
         folder: of the run.
+
+    Raises:
+        RunError: no run there, or one of another schema.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -188,6 +191,9 @@ class Writer(Results):
 
     Args:
         folder: of the run; created with its database if there is none.
+
+    Raises:
+        RunError: another process writes this run, or the database has another schema.
     """
 
     def _connect(self) -> sqlite3.Connection:

@@ -38,6 +38,9 @@ class Reconstructor(models.Reconstructor):
 
     Shapes:
         ``y`` (B, ...) as the physics measures it; the result has the shape of the images, (B, C, H, W).
+
+    Raises:
+        ValueError, TypeError: on call, as `cmidiff.restore`.
     """
 
     def __init__(

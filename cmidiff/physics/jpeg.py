@@ -107,7 +107,11 @@ def turn_tables(tables: Tables, orientation: int, sides: tuple[int, int]) -> Tab
 
 
 def tables_of(quality: int, *, sampling: tuple[int, int] = (2, 2), offset: tuple[int, int] = (0, 0)) -> Tables:
-    """The tables that the software of the Independent JPEG Group uses at ``quality``, 1 to 100."""
+    """The tables that the software of the Independent JPEG Group uses at ``quality``, 1 to 100.
+
+    Raises:
+        ValueError: for another quality.
+    """
     if not 1 <= quality <= 100:
         raise ValueError(f"The quality of a JPEG must lie in 1 to 100; got {quality!r}. Cameras use 90 to 98.")
     luma, chroma = _standard_tables(quality)
@@ -159,6 +163,9 @@ class Quantisation:
     Args:
         y: the decoded images, ``(B, 1 or 3, H, W)`` in [0, 1], as decoded: not resized, rotated or recoloured.
         tables: how they were compressed.
+
+    Raises:
+        ValueError: if the images are smaller than a block.
     """
 
     def __init__(self, y: Tensor, tables: Tables) -> None:

@@ -122,7 +122,11 @@ def super_resolution(shape: Shape, *, factor: int = 4, **build: Unpack[Build]) -
 
 
 def colorize(shape: Shape, **build: Unpack[Build]) -> LinearPhysics:
-    """Only the grey image is measured (weights 0.299, 0.587, 0.114); ``y`` is ``(B, 1, H, W)``."""
+    """Only the grey image is measured (weights 0.299, 0.587, 0.114); ``y`` is ``(B, 1, H, W)``.
+
+    Raises:
+        ValueError: also for an image without three channels.
+    """
     image = check_shape(shape)
     if image[0] != 3:
         raise ValueError(f"colorize needs images of 3 channels; got {image[0]}. Pass a colour image.")
@@ -186,6 +190,9 @@ class Task:
         parameters: the task's keyword arguments, JSON values; those left out have their defaults. With ``"poisson"``,
             the gain of a ``deepinv.physics.PoissonNoise``, that is the noise, and ``noise_std`` has no meaning.
         tensors: what was drawn or given, under ``"mask"``, ``"kernel"`` or ``"signs"``; it is used and the seed is not.
+
+    Raises:
+        ValueError: for an unknown name or parameter (the nearest names are suggested), or a missing tensor.
     """
 
     name: str
@@ -206,7 +213,11 @@ class Task:
 
     @classmethod
     def draw(cls, name: str, shape: Shape, parameters: Mapping[str, Any] | None = None) -> "Task":
-        """The named task for images of ``shape``, with every default written out and everything random drawn."""
+        """The named task for images of ``shape``, with every default written out and everything random drawn.
+
+        Raises:
+            ValueError: for what ``Task`` or the named function refuses.
+        """
         if name not in TASKS:
             raise ValueError(unknown("task", name, TASKS))
         chosen = {**_parameters(name), **(parameters or {})}
@@ -223,7 +234,11 @@ class Task:
         return task
 
     def build(self, shape: Shape, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> Physics:
-        """The physics for images of ``shape`` ``(C, H, W)``."""
+        """The physics for images of ``shape`` ``(C, H, W)``.
+
+        Raises:
+            ValueError: if a stored tensor belongs to images of another size, or for what the named function refuses.
+        """
         physics = self._build(check_shape(shape), dtype, device)
         if POISSON in self.parameters:
             gain = torch.tensor(check_gain(self.parameters[POISSON]), dtype=dtype, device=device)

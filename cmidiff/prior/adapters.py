@@ -164,6 +164,9 @@ def from_azula(
         smooth: whether its second derivatives mean something; False for piecewise linear networks.
         name: for messages and records.
         decoder: as in `from_callable`, for denoisers of latents.
+
+    Raises:
+        TypeError: it is no such denoiser.
     """
     schedule = getattr(denoiser, "schedule", None)
     if not (callable(denoiser) and callable(schedule)):

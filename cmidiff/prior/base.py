@@ -218,7 +218,11 @@ FACTS = tuple(name for name, value in vars(Denoiser).items() if isinstance(value
 
 
 def check_prior(prior: object) -> None:
-    """Check that an object is a prior."""
+    """Check that an object is a prior.
+
+    Raises:
+        TypeError: it cannot be called, or lacks facts.
+    """
     nothing = object()  # facts are looked up without being computed: a fingerprint reads all weights
     names = (*FACTS, "smooth_at", "decode", "encode", "evaluations", "to")
     missing = [name for name in names if inspect.getattr_static(prior, name, nothing) is nothing]

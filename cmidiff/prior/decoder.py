@@ -37,6 +37,10 @@ class Decoder:
         image_channels: ``C``; for signals of one dimension, their length.
         network: the decoder as a network, for memory, devices and fingerprints; None for functions.
         encoder: the encoder likewise.
+
+    Raises:
+        TypeError: ``decode`` or ``encode`` cannot be called.
+        ValueError: a number below 1.
     """
 
     decode: Map
@@ -65,7 +69,11 @@ class Decoder:
         return (self.image_channels, *(side * self.factor for side in latent[1:]))
 
     def encoded(self, image: Tensor) -> Tensor:
-        """The latents of images (B, C, H, W)."""
+        """The latents of images (B, C, H, W).
+
+        Raises:
+            ValueError: there is no encoder.
+        """
         if self.encode is None:
             raise ValueError("the prior has a decoder and no encoder: pass Decoder(decode, encode=...)")
         return self.encode(image)

@@ -105,6 +105,10 @@ def from_deepinv(model: nn.Module, max_sigma: float, *, min_sigma: float = 0.0, 
         max_sigma, min_sigma: the noise that it was trained on, in units of images in [0, 1]. deepinv states it in its
             list of weights: 50/255 for DRUNet, 2/255 for DnCNN.
         facts: see `from_denoiser`; ``name`` is by default that of its class.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: see `from_denoiser`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a denoiser of deepinv.models, received {type(model).__name__}")
@@ -113,7 +117,11 @@ def from_deepinv(model: nn.Module, max_sigma: float, *, min_sigma: float = 0.0, 
 
 
 def affine(value_range: tuple[float, float] | None) -> tuple[float, float]:
-    """``(gain, offset)`` of the map from ``value_range`` to (-1, 1); the identity without a range."""
+    """``(gain, offset)`` of the map from ``value_range`` to (-1, 1); the identity without a range.
+
+    Raises:
+        ValueError: no range.
+    """
     if value_range is None:
         return 1.0, 0.0
     low, high = value_range
@@ -124,7 +132,11 @@ def affine(value_range: tuple[float, float] | None) -> tuple[float, float]:
 
 
 def levels_between(min_sigma: float, max_sigma: float, value_range: tuple[float, float] | None) -> Schedule:
-    """The schedule of a denoiser, in units of the prior."""
+    """The schedule of a denoiser, in units of the prior.
+
+    Raises:
+        ValueError: levels that are no range.
+    """
     if not (math.isfinite(max_sigma) and 0 <= min_sigma < max_sigma):
         raise ValueError(
             f"need 0 <= min_sigma < max_sigma < infinity, received {min_sigma} and {max_sigma}: pass the standard "

@@ -148,7 +148,11 @@ def _load_latent(
 def load_network(
     name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **options: Any
 ) -> NetworkPrior:
-    """`load_prior` of a prior that is one network, with the same options."""
+    """`load_prior` of a prior that is one network, with the same options.
+
+    Raises:
+        ValueError: it is made of several.
+    """
     prior = load_prior(name_or_path, device, dtype, **options)
     if not isinstance(prior, NetworkPrior):
         raise ValueError(f"the prior {name_or_path} is made of several networks, one is needed: use one of its parts")

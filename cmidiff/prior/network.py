@@ -263,7 +263,11 @@ class NetworkPrior(nn.Module, Prior):
         return push_prior(self, repository, private=private, token=token)
 
     def with_label(self, label: int) -> NetworkPrior:
-        """The same prior for another class, from 0; the network is shared."""
+        """The same prior for another class, from 0; the network is shared.
+
+        Raises:
+            ValueError: there is no such class, or there are none.
+        """
         other = copy.copy(self)
         other.label = _checked_label(label, self.classes, self.name)
         return other

@@ -42,6 +42,9 @@ def fitted(prior: Denoiser, shape: tuple[int, ...], tile: int | Literal["auto"] 
         tile: side of the tiles in pixels of the image, which overlap by a quarter. None: the signal as a whole.
             ``auto``: tiles of `AUTO` times the training size where a side is more than `FAR` times that. A prior whose
             training size is not known is left as it is.
+
+    Raises:
+        ValueError: for a tile that cannot be.
     """
     if tile is None:
         return prior
@@ -70,6 +73,9 @@ class Tiled(WrappedPrior):
         chunk: tiles evaluated at once; memory is proportional to it.
 
     A signal that one tile covers is given to ``inner`` as it is.
+
+    Raises:
+        ValueError: for a tile or an overlap that cannot be.
     """
 
     inner: Denoiser

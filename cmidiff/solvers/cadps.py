@@ -66,6 +66,9 @@ class CADPS(EvenLevels, PosteriorMean):
         contraction: how ``complete`` differentiates, see `cmidiff.information.contract`; None for its default.
         grid: ``even``, noise levels even in the logarithm, or ``schedule``, the grid of the prior (see
             `cmidiff.solvers.grid`).
+
+    Raises:
+        ValueError, TypeError: an option that has no meaning.
     """
 
     covariance: Covariance | str = "hybrid"

@@ -57,6 +57,9 @@ class DAPS(PosteriorMean):
             [-1, 1]. None for the last one: 0.1, and less where the measurement has less noise (see
             `cmidiff.solvers.grid.last_level`).
         scale: 1 is the method, 0 the unconditional sampler; a factor on the log-likelihood.
+
+    Raises:
+        ValueError: an option that has no meaning.
     """
 
     kind: ClassVar[str] = "posterior draw"

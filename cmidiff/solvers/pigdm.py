@@ -44,6 +44,9 @@ class PiGDM(EvenLevels):
         guard: with ``weight="likelihood"``, shorten a move that overshoots, as in `CADPS`; the paper has no guard.
         through_clip: evaluate and differentiate the clipped ``x_hat``, as in k-diffusion codes.
         grid: as in `CADPS`; ``schedule`` is the paper's, and that of the literal weights and of ``through_clip``.
+
+    Raises:
+        ValueError: an option that has no meaning.
     """
 
     scale: NotNegative = 1.0

@@ -44,6 +44,9 @@ class PnPDM(Solver):
             `cmidiff.solvers.grid.last_level`).
         inner_steps: evaluations of the denoiser for each draw of ``x``.
         inner_end: noise level ``sigma / alpha`` of the last of them, for images in [-1, 1]; at most ``rho / 10``.
+
+    Raises:
+        ValueError: an option that has no meaning.
     """
 
     start_level: float = 10.0

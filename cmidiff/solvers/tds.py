@@ -40,6 +40,9 @@ class TDS(Particles):
         scale: power of the likelihood: 1 is the posterior, 0 the unconditional sampler.
         even: spread the noise of each step evenly among the particles, which halves the error of the modes' weights
             (see `cmidiff.solvers.particles.stratified`). The paper draws it independently.
+
+    Raises:
+        ValueError: an option that has no meaning.
     """
 
     covariance: Covariance | str = "isotropic"

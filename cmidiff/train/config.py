@@ -65,6 +65,9 @@ class TrainConfig:
         checkpoint_seconds: time between checkpoints.
         validation_seconds: time between validations.
         validation_images: how many images of the archive are used.
+
+    Raises:
+        ValueError: a value that cannot be trained with.
     """
 
     name: str

@@ -103,7 +103,12 @@ def load_preset(path: str | Path) -> Preset:
 
 
 def save_preset(path: str | Path, preset: Preset) -> None:
-    """Write a preset; every option of the solver, CMI and sampler is written out."""
+    """Write a preset; every option of the solver, CMI and sampler is written out.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a field that no file can hold: a function, or an object that is no part of this library.
+    """
     tables: dict[str, Any] = {"format": FORMAT, "steps": preset.steps}
     tables["solver"] = SOLVERS.spell(preset.solver, whole=True)
     if preset.cmi is not None:

@@ -49,6 +49,9 @@ class Priors:
             are on this machine are offered.
         device: where they compute.
         loading: how they are loaded; options of latent priors do not reach others where several are offered.
+
+    Raises:
+        ValueError, OSError: one that is named cannot be loaded.
     """
 
     def __init__(self, names: Sequence[str], device: str, loading: Loading | None = None) -> None:
