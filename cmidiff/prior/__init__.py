@@ -12,8 +12,6 @@ checkpointed                 less memory for a gradient; memory, fitting: how mu
 A file that is missing is a `FileNotFoundError`. One that is damaged, unsafe or does not fit is a `ValueError`.
 """
 
-import sys
-
 from cmidiff.prior.adapters import from_azula as from_azula
 from cmidiff.prior.adapters import from_callable as from_callable
 from cmidiff.prior.base import Denoiser as Denoiser
@@ -34,8 +32,3 @@ from cmidiff.prior.mixture import GaussianMixture as GaussianMixture
 from cmidiff.prior.network import NetworkPrior as NetworkPrior
 from cmidiff.prior.wrapped import WrappedPrior as WrappedPrior
 from cmidiff.registry import PRIORS as PRIORS
-
-for _name in ("adm", "autoencoder", "card", "conditional", "ffdnet", "guided_diffusion", "latent_pipeline", "offload"):
-    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.formats.{_name}"]  # their paths before version 0.2
-for _name in ("patch", "pipeline", "scheduler", "text", "weights"):
-    sys.modules[f"{__name__}.{_name}"] = sys.modules[f"{__name__}.formats.{_name}"]
